@@ -1,0 +1,1 @@
+"""The queue in Redis: the function library, its typed door, events, the embedded server."""

@@ -1,0 +1,259 @@
+"""The broker's typed door to the queue's functions (see ``docs/queue.md`` for each one).
+
+Every method is one atomic call. Errors: ``NotFound``, ``Conflict``, ``QueueFull`` for refusals, ``Unavailable`` while
+Redis is away. Nothing else in the broker calls a function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from broker.errors import Conflict, NotFound, QueueFull, Unavailable
+
+Value = str | bytes | int | float | bool
+Pairs = dict[str, bytes]
+
+
+class Caller(Protocol):
+    """Runs one function; ``broker.queue.connection.Connection`` is the real one."""
+
+    async def fcall(self, function: str, prefix: str, args: Sequence[bytes | str]) -> Any:
+        """Call ``function`` with one key and flat arguments; raises ``Unavailable`` when Redis is away."""
+
+
+@dataclass(slots=True)
+class NewJob:
+    """What a submit hands to the queue; ``None`` leaves the function's default."""
+
+    job_id: str
+    payload: bytes
+    spec: bytes
+    job_class: str
+    atoms: Sequence[str]
+    job_type: str = "comfyui"
+    priority: int = 0
+    kind: Sequence[str] = ()
+    vram_mb: int = 0
+    max_attempts: int = 3
+    timeout_s: float | None = None
+    delay_ms: int | None = None
+    start_at: int | None = None
+    expires_ms: int | None = None
+    idempotency_key: str | None = None
+    body_digest: str | None = None
+    depends_on: Sequence[str] = ()
+    on_parent_failure: str = "fail"
+    group: str | None = None
+
+    def pairs(self) -> list[tuple[str, Value | None]]:
+        """The job's section of ``emq_submit``."""
+        return [
+            ("job", self.job_id), ("job_type", self.job_type), ("priority", self.priority),
+            ("class", self.job_class), ("kind", "\n".join(self.kind)), ("atoms", "\n".join(self.atoms)),
+            ("vram_mb", self.vram_mb), ("payload", self.payload), ("spec", self.spec),
+            ("max_attempts", self.max_attempts), ("timeout_s", self.timeout_s), ("delay_ms", self.delay_ms),
+            ("start_at", self.start_at), ("expires_ms", self.expires_ms), ("idem", self.idempotency_key),
+            ("body", self.body_digest), ("depends_on", "\n".join(self.depends_on)),
+            ("on_parent_failure", self.on_parent_failure), ("group", self.group),
+        ]  # fmt: skip
+
+
+@dataclass(slots=True)
+class Answer:
+    """A function's answer: the outcome word, its pairs, and the answer of a fused claim."""
+
+    outcome: str
+    pairs: Pairs = field(default_factory=dict)
+    rows: list[Answer] = field(default_factory=list)
+    next: Answer | None = None
+
+    def text(self, name: str, default: str = "") -> str:
+        """A pair as text."""
+        value = self.pairs.get(name)
+        return default if value is None else value.decode()
+
+    def number(self, name: str, default: int = 0) -> int:
+        """A pair as an integer (an empty one is the default)."""
+        value = self.pairs.get(name)
+        return int(float(value)) if value else default
+
+    def flag(self, name: str) -> bool:
+        """A pair as a boolean."""
+        return self.pairs.get(name) == b"1"
+
+    def lines(self, name: str) -> list[str]:
+        """A pair as a list."""
+        text = self.text(name)
+        return text.split("\n") if text else []
+
+
+def parse(raw: Any) -> Answer:
+    """Read ``[outcome, name, value, …]``; a value that is an array is a nested answer."""
+    answer = Answer(raw[0].decode())
+    rest = raw[1:]
+    for i in range(0, len(rest) - 1, 2):
+        name, value = rest[i].decode(), rest[i + 1]
+        if not isinstance(value, list):
+            answer.pairs[name] = value
+        elif name == "next":
+            answer.next = parse(value)
+        else:
+            answer.rows.append(parse(value))
+    return answer
+
+
+def flatten(pairs: Iterable[tuple[str, Value | None]]) -> list[bytes | str]:
+    """Name/value pairs as a function's flat arguments; ``None`` is left out."""
+    out: list[bytes | str] = []
+    for name, value in pairs:
+        if value is None:
+            continue
+        out.append(name)
+        if isinstance(value, bool):
+            out.append("1" if value else "0")
+        else:
+            out.append(value if isinstance(value, bytes | str) else str(value))
+    return out
+
+
+class Queue:
+    """One pool's queue."""
+
+    def __init__(self, caller: Caller, pool: str = "default") -> None:
+        self._caller = caller
+        self.pool = pool
+        self.prefix = f"emq:{{{pool}}}:"
+
+    async def call(self, function: str, pairs: Iterable[tuple[str, Value | None]] = ()) -> Answer:
+        """Call ``emq_<function>`` and read its answer."""
+        return parse(await self._caller.fcall(f"emq_{function}", self.prefix, flatten(pairs)))
+
+    async def _must(self, function: str, what: str, **args: Value | None) -> Answer:
+        """Call, and raise what a refusal means for ``what``."""
+        answer = await self.call(function, args.items())
+        return require(answer, what)
+
+    # -- adding and ending work ---------------------------------------------------------------------------------------
+
+    async def submit(self, tenant: str, jobs: Sequence[NewJob]) -> list[Answer]:
+        """Submit jobs in one atomic call; one answer a job, refusals included (see :func:`require`)."""
+        pairs: list[tuple[str, Value | None]] = [("tenant", tenant)]
+        for job in jobs:
+            pairs.extend(job.pairs())
+        raw = await self._caller.fcall("emq_submit", self.prefix, flatten(pairs))
+        return [parse(row) for row in raw]
+
+    async def cancel(self, job_id: str, tenant: str = "", reason: str = "") -> Answer:
+        """Cancel; a running job stays ``processing`` until its worker has stopped it."""
+        return await self._must("cancel", f"job {job_id}", job=job_id, tenant=tenant, reason=reason)
+
+    async def retry(self, job_id: str, tenant: str = "") -> Answer:
+        """Start a new round of a finished job."""
+        return await self._must("retry", f"job {job_id}", job=job_id, tenant=tenant)
+
+    async def set_priority(
+        self, job_id: str, tenant: str = "", *, priority: int | None = None, front: bool = False
+    ) -> Answer:
+        """Move a waiting job."""
+        return await self._must(
+            "priority", f"job {job_id}", job=job_id, tenant=tenant, priority=priority, front=front or None
+        )
+
+    async def cancel_group(self, tenant: str, group: str, reason: str = "", limit: int = 100) -> Answer:
+        """Cancel up to ``limit`` jobs of a group; ``more`` says that some are left."""
+        return await self._must(
+            "cancel_group", f"group {group}", tenant=tenant, group=group, reason=reason, limit=limit
+        )
+
+    # -- workers ------------------------------------------------------------------------------------------------------
+
+    async def worker_call(self, function: str, pairs: Mapping[str, Value | None]) -> Answer:
+        """A worker's call, for the gateway: the outcome is the gateway's to translate."""
+        return await self.call(function, pairs.items())
+
+    async def pause(self, scope: str, target: str, on: bool) -> Answer:
+        """Pause or resume ``pool``, a ``tenant`` or a ``worker``."""
+        return await self._must("pause", f"{scope} {target}", scope=scope, id=target, on=on)
+
+    async def drain(self, worker: str, on: bool = True) -> Answer:
+        """Let a worker finish what it has and take nothing new."""
+        return await self._must("drain", f"worker {worker}", worker=worker, on=on)
+
+    async def sweep(self, limit: int = 100) -> Answer:
+        """The janitor's round: lapsed leases, due jobs, expiry, retention."""
+        return await self.call("sweep", [("limit", limit)])
+
+    async def configure(self, **config: Value | None) -> Answer:
+        """Write the settings the functions read; answers the deployment's id."""
+        return await self.call("configure", config.items())
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    async def job(self, job_id: str, tenant: str = "") -> Answer:
+        """A job's record with its position."""
+        return await self._must("job", f"job {job_id}", job=job_id, tenant=tenant)
+
+    async def payload(self, job_id: str, tenant: str = "") -> Answer:
+        """A job's ``payload`` and ``spec``."""
+        return await self._must("payload", f"job {job_id}", job=job_id, tenant=tenant)
+
+    async def list_jobs(
+        self, tenant: str = "", status: Sequence[str] = (), limit: int = 50, before: str = ""
+    ) -> Answer:
+        """Newest first; ``rows`` are records, ``next`` (a pair) continues."""
+        return await self.call(
+            "list", [("tenant", tenant), ("status", "\n".join(status)), ("limit", limit), ("before", before)]
+        )
+
+    async def stats(self, tenant: str = "") -> Answer:
+        """Counts, totals, depth by priority, workers."""
+        return await self.call("stats", [("tenant", tenant)])
+
+    async def workers(self, worker: str = "") -> Answer:
+        """The fleet's records, one row a worker."""
+        return await self.call("workers", [("worker", worker)])
+
+    async def fleet(self) -> Answer:
+        """The live capability profiles, one row a profile."""
+        return await self.call("fleet")
+
+    async def group(self, tenant: str, group: str) -> Answer:
+        """A group's counts."""
+        return await self._must("group", f"group {group}", tenant=tenant, group=group)
+
+    async def watch(self, job_id: str, tenant: str = "") -> Answer:
+        """Say for 15 s that somebody watches the job's previews."""
+        return await self._must("watch", f"job {job_id}", job=job_id, tenant=tenant)
+
+    async def lease(self, job_id: str, attempt: int, token: str) -> Answer:
+        """Check an upload's ticket."""
+        return await self._must("lease", f"job {job_id}", job=job_id, attempt=attempt, token=token)
+
+    async def library(self) -> int:
+        """The version of the loaded functions."""
+        return (await self.call("version")).number("library")
+
+
+def require(answer: Answer, what: str) -> Answer:
+    """Return a good answer; raise what a refusal means."""
+    outcome = answer.outcome
+    if outcome == "not_found":
+        raise NotFound(f"There is no {what}.", what=what)
+    if outcome == "conflict":
+        state = answer.text("status")
+        raise Conflict(
+            f"{what.capitalize()} is {state}.", reason=answer.text("reason", "state"), status=state
+        )
+    if outcome == "stale_lease":
+        raise Conflict(f"The lease on {what} is no longer held.", reason="stale_lease")
+    if outcome == "queue_full":
+        raise QueueFull(
+            "The queue is full; try again later.",
+            scope=answer.text("scope"),
+            retry_after_s=max(1, answer.number("retry_after_ms", 1000) // 1000),
+        )
+    if outcome in ("loading", "unavailable"):
+        raise Unavailable("The queue is not ready; try again.")
+    return answer

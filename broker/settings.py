@@ -1,0 +1,198 @@
+"""A broker's settings, read from the environment.
+
+The names of the deployment that EMQ replaces (``REDIS_HOST`` …, ``LOG_LEVEL``) keep working; the rest are ``EMQ_…``.
+``docs/configuration.md`` describes each one, and a test keeps the two equal.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import AliasChoices, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def default_data_dir() -> Path:
+    """Where a broker without ``EMQ_DATA`` keeps its data; a worker without settings looks here too."""
+    base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(base) / "emq"
+
+
+def _env(*names: str) -> AliasChoices:
+    return AliasChoices(*names)
+
+
+class Settings(BaseSettings):
+    """Everything a broker replica can be told. Seconds, megabytes and counts as the names say."""
+
+    model_config = SettingsConfigDict(populate_by_name=True, extra="ignore", frozen=True)
+
+    host: str = Field("127.0.0.1", validation_alias=_env("EMQ_HOST"), description="Address to listen on.")
+    port: int = Field(
+        8000, validation_alias=_env("EMQ_PORT"), description="Port to listen on; 0 takes a free one."
+    )
+    data: Path = Field(
+        default_factory=default_data_dir,
+        validation_alias=_env("EMQ_DATA"),
+        description="Data folder: the embedded Valkey, outputs, the secret.",
+    )
+    pool: str = Field(
+        "default",
+        pattern=r"^[A-Za-z0-9_-]{1,64}$",
+        validation_alias=_env("EMQ_POOL"),
+        description="Name of the queue.",
+    )
+    log_level: str = Field(
+        "INFO", validation_alias=_env("LOG_LEVEL"), description="DEBUG, INFO, WARNING or ERROR."
+    )
+    log_format: Literal["console", "json"] = Field(
+        "console", validation_alias=_env("EMQ_LOG_FORMAT"), description="How log lines look."
+    )
+
+    redis_url: str | None = Field(
+        None,
+        validation_alias=_env("EMQ_REDIS_URL"),
+        description="redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://; wins over REDIS_HOST.",
+    )
+    redis_host: str | None = Field(
+        None, validation_alias=_env("REDIS_HOST"), description="Host of the Redis server."
+    )
+    redis_port: int = Field(
+        6379, validation_alias=_env("REDIS_PORT"), description="Port of the Redis server."
+    )
+    redis_db: int = Field(0, ge=0, validation_alias=_env("REDIS_DB"), description="Database number.")
+    redis_password: str | None = Field(
+        None, repr=False, validation_alias=_env("REDIS_PASSWORD"), description="Password of the Redis server."
+    )
+    allow_volatile: bool = Field(
+        False,
+        validation_alias=_env("EMQ_ALLOW_VOLATILE"),
+        description="Accept a Redis server without append-only file.",
+    )
+    appendfsync: Literal["always", "everysec"] = Field(
+        "always", validation_alias=_env("EMQ_APPENDFSYNC"), description="Durability of the embedded Valkey."
+    )
+
+    public_url: str | None = Field(
+        None, validation_alias=_env("EMQ_PUBLIC_URL"), description="The broker's URL as clients see it."
+    )
+    worker_url: str | None = Field(
+        None, validation_alias=_env("EMQ_WORKER_URL"), description="The broker's URL as workers see it."
+    )
+    origins: str = Field(
+        "",
+        validation_alias=_env("EMQ_ORIGINS"),
+        description="Comma-separated origins that browsers may connect from.",
+    )
+    secret: str | None = Field(
+        None,
+        repr=False,
+        validation_alias=_env("EMQ_SECRET"),
+        description="Comma-separated signing secrets; the first signs. Unset: made once in the data folder.",
+    )
+
+    lease_s: float = Field(30.0, gt=0, validation_alias=_env("EMQ_LEASE_S"), description="A worker's lease.")
+    reap_s: float = Field(
+        1.0, gt=0, validation_alias=_env("EMQ_REAP_S"), description="Pause between two sweeps."
+    )
+    hang_s: float = Field(
+        600.0,
+        gt=0,
+        validation_alias=_env("EMQ_HANG_S"),
+        description="How long a worker may be silent behind a live lease.",
+    )
+    stall_s: float = Field(
+        600.0,
+        gt=0,
+        validation_alias=_env("EMQ_STALL_S"),
+        description="A job without any event for this long is stalled.",
+    )
+    backoff_s: float = Field(
+        2.0,
+        ge=0,
+        le=5,
+        validation_alias=_env("EMQ_BACKOFF_S"),
+        description="First pause before a retry; it doubles.",
+    )
+    affinity_max_wait_s: float = Field(
+        60.0,
+        ge=0,
+        validation_alias=_env("EMQ_AFFINITY_MAX_WAIT_S"),
+        description="How long loaded models may be preferred over a job that waits.",
+    )
+    aging_s: float = Field(
+        0.0,
+        ge=0,
+        validation_alias=_env("EMQ_AGING_S"),
+        description="Waiting jobs rise one priority in this time; 0: off.",
+    )
+    max_finishing: int = Field(
+        4,
+        ge=1,
+        le=64,
+        validation_alias=_env("EMQ_MAX_FINISHING"),
+        description="Jobs of one worker still uploading.",
+    )
+    max_queued: int = Field(
+        1_000_000,
+        ge=0,
+        validation_alias=_env("EMQ_MAX_QUEUED"),
+        description="Waiting jobs of the pool; 0: no limit.",
+    )
+    ttl_completed_s: float = Field(
+        86_400.0,
+        gt=0,
+        validation_alias=_env("EMQ_TTL_COMPLETED_S"),
+        description="Life of a completed job's record.",
+    )
+    ttl_failed_s: float = Field(
+        604_800.0,
+        gt=0,
+        validation_alias=_env("EMQ_TTL_FAILED_S"),
+        description="Life of a failed job's record.",
+    )
+    ttl_cancelled_s: float = Field(
+        86_400.0,
+        gt=0,
+        validation_alias=_env("EMQ_TTL_CANCELLED_S"),
+        description="Life of a cancelled job's record.",
+    )
+    max_finished: int = Field(
+        1_000_000,
+        ge=0,
+        validation_alias=_env("EMQ_MAX_FINISHED"),
+        description="Finished jobs kept a status; 0: no limit.",
+    )
+    idempotency_ttl_s: float = Field(
+        86_400.0,
+        gt=0,
+        validation_alias=_env("EMQ_IDEMPOTENCY_TTL_S"),
+        description="Life of an idempotency key.",
+    )
+
+    max_message_mb: float = Field(
+        16.0, gt=0, validation_alias=_env("EMQ_MAX_MESSAGE_MB"), description="Largest WebSocket message."
+    )
+    max_payload_kb: int = Field(
+        1024, gt=0, validation_alias=_env("EMQ_MAX_PAYLOAD_KB"), description="Largest payload of a job."
+    )
+    max_metadata_kb: int = Field(
+        16, gt=0, validation_alias=_env("EMQ_MAX_METADATA_KB"), description="Largest metadata of a job."
+    )
+    max_result_kb: int = Field(
+        256,
+        gt=0,
+        validation_alias=_env("EMQ_MAX_RESULT_KB"),
+        description="Largest result a worker may report.",
+    )
+    max_output_mb: int = Field(
+        4096, gt=0, validation_alias=_env("EMQ_MAX_OUTPUT_MB"), description="Largest output file."
+    )
+    input_urls: str = Field(
+        "public",
+        pattern=r"^(off|public|any|allow:.+)$",
+        validation_alias=_env("EMQ_INPUT_URLS"),
+        description="Where workers may fetch input files from: off, public, any, allow:host,host.",
+    )
