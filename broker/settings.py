@@ -30,9 +30,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(populate_by_name=True, extra="ignore", frozen=True)
 
     host: str = Field("127.0.0.1", validation_alias=_env("EMQ_HOST"), description="Address to listen on.")
-    port: int = Field(
-        8000, validation_alias=_env("EMQ_PORT"), description="Port to listen on; 0 takes a free one."
-    )
+    port: int = Field(8000, validation_alias=_env("EMQ_PORT"), description="Port to listen on; 0 takes a free one.")
     data: Path = Field(
         default_factory=default_data_dir,
         validation_alias=_env("EMQ_DATA"),
@@ -44,9 +42,7 @@ class Settings(BaseSettings):
         validation_alias=_env("EMQ_POOL"),
         description="Name of the queue.",
     )
-    log_level: str = Field(
-        "INFO", validation_alias=_env("LOG_LEVEL"), description="DEBUG, INFO, WARNING or ERROR."
-    )
+    log_level: str = Field("INFO", validation_alias=_env("LOG_LEVEL"), description="DEBUG, INFO, WARNING or ERROR.")
     log_format: Literal["console", "json"] = Field(
         "console", validation_alias=_env("EMQ_LOG_FORMAT"), description="How log lines look."
     )
@@ -56,12 +52,8 @@ class Settings(BaseSettings):
         validation_alias=_env("EMQ_REDIS_URL"),
         description="redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://; wins over REDIS_HOST.",
     )
-    redis_host: str | None = Field(
-        None, validation_alias=_env("REDIS_HOST"), description="Host of the Redis server."
-    )
-    redis_port: int = Field(
-        6379, validation_alias=_env("REDIS_PORT"), description="Port of the Redis server."
-    )
+    redis_host: str | None = Field(None, validation_alias=_env("REDIS_HOST"), description="Host of the Redis server.")
+    redis_port: int = Field(6379, validation_alias=_env("REDIS_PORT"), description="Port of the Redis server.")
     redis_db: int = Field(0, ge=0, validation_alias=_env("REDIS_DB"), description="Database number.")
     redis_password: str | None = Field(
         None, repr=False, validation_alias=_env("REDIS_PASSWORD"), description="Password of the Redis server."
@@ -94,9 +86,7 @@ class Settings(BaseSettings):
     )
 
     lease_s: float = Field(30.0, gt=0, validation_alias=_env("EMQ_LEASE_S"), description="A worker's lease.")
-    reap_s: float = Field(
-        1.0, gt=0, validation_alias=_env("EMQ_REAP_S"), description="Pause between two sweeps."
-    )
+    reap_s: float = Field(1.0, gt=0, validation_alias=_env("EMQ_REAP_S"), description="Pause between two sweeps.")
     hang_s: float = Field(
         600.0,
         gt=0,

@@ -243,9 +243,7 @@ def require(answer: Answer, what: str) -> Answer:
         raise NotFound(f"There is no {what}.", what=what)
     if outcome == "conflict":
         state = answer.text("status")
-        raise Conflict(
-            f"{what.capitalize()} is {state}.", reason=answer.text("reason", "state"), status=state
-        )
+        raise Conflict(f"{what.capitalize()} is {state}.", reason=answer.text("reason", "state"), status=state)
     if outcome == "stale_lease":
         raise Conflict(f"The lease on {what} is no longer held.", reason="stale_lease")
     if outcome == "queue_full":
