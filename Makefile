@@ -1,0 +1,51 @@
+# EMQ's tasks. Everything lives in .venv; nothing is installed system-wide but the Debian packages that tests need.
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format bench lock packages clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# What the tests use besides Python: a second Redis implementation, a proxy, a browser, a Lua linter.
+PACKAGES := redis-server nginx chromium lua-check
+ARGS ?=
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## Make .venv with the broker and the development tools
+
+$(STAMP): pyproject.toml .ci/constraints.txt
+	@.ci/python $(PYTHON) $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt --editable . --group dev
+	@touch $@
+
+demo: $(STAMP) ## Broker, Valkey and a real ComfyUI make a picture (ARGS=--once ends after it; COMFYUI=/path uses yours)
+	$(BIN)/python -m broker demo $(ARGS)
+
+test: lint ## Lint, then every test (ARGS="tests/queue -k claim" runs pytest with these arguments instead)
+	$(BIN)/python .ci/tests.py $(ARGS)
+
+lint: $(STAMP) packages ## ruff, mypy --strict, luacheck
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/mypy --python-version 3.10 install.py comfyui_emq_node
+	luacheck --quiet broker/queue/functions
+
+format: $(STAMP) ## Format the code and apply safe fixes
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP) ## Measure EMQ against ComfyUI alone (ARGS goes to the benchmark)
+	$(BIN)/python -m bench $(ARGS)
+
+lock: $(STAMP) ## Write the installed versions to .ci/constraints.txt
+	$(BIN)/python -m pip freeze --exclude-editable > .ci/constraints.txt
+
+packages: ## Install the Debian packages that tests need (as root), or name the missing ones
+	@.ci/packages $(PACKAGES)
+
+clean: ## Remove .venv, caches and the demo's pictures
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis demo
