@@ -1,0 +1,274 @@
+"""The worker gateway's messages: what a worker behind NAT says over ``/ws/worker``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints
+
+from .base import Id, Incoming, Message, Name, Reply
+
+Token = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[\x21-\x7e]+$")]
+"""A lease or claim token; opaque."""
+WorkerState = Literal["idle", "busy", "draining", "unhealthy"]
+
+
+class Gpu(Incoming):
+    """One GPU as registered."""
+
+    name: Name = "unknown"
+    vram_mb: int = Field(0, ge=0)
+
+
+class GpuLoad(Incoming):
+    """One GPU as of now."""
+
+    vram_free_mb: float | None = None
+    utilisation: float | None = None
+
+
+class Capabilities(Incoming):
+    """What a worker can do."""
+
+    version: Name | None = None
+    comfyui_version: Name | None = None
+    supported_job_types: list[Name] = Field(default_factory=lambda: ["comfyui"], max_length=64)
+    node_classes: list[Name] = Field(default_factory=list, max_length=50_000)
+    models: dict[Name, list[Name]] = Field(default_factory=dict, description="Folder → file names.")
+    model_inputs: dict[Name, dict[Name, Name]] | None = Field(None, description="Class → input → folder.")
+    gpus: list[Gpu] = Field(default_factory=list, max_length=64)
+    tags: list[Name] = Field(default_factory=list, max_length=64)
+    slots: int = Field(1, ge=1, le=64, description="Prompts executing at once.")
+
+
+class ClaimFields(Incoming):
+    """What a message that also claims the next job carries."""
+
+    claim: bool = False
+    claim_token: Token | None = None
+    loaded_models: list[Name] = Field(default_factory=list, max_length=1024)
+
+
+class RegisterWorker(Message):
+    """Join the fleet; a second process with the same ``worker_id`` supersedes the first."""
+
+    type: Literal["register_worker"] = "register_worker"
+    worker_id: Id
+    machine_id: Id | None = None
+    capabilities: Capabilities = Field(default_factory=Capabilities)
+    status: WorkerState = "idle"
+
+
+class WorkerStatus(Message):
+    """Anything of ``capabilities`` that changed."""
+
+    type: Literal["worker_status"] = "worker_status"
+    worker_id: Id | None = None
+    capabilities: dict[str, Any] = Field(default_factory=dict)
+    status: WorkerState | None = None
+
+
+class ClaimJob(Message):
+    """Take a named job, or the best one for this worker."""
+
+    type: Literal["claim_job"] = "claim_job"
+    worker_id: Id | None = None
+    claim_token: Token | None = None
+    job_id: Id | None = None
+    loaded_models: list[Name] = Field(default_factory=list, max_length=1024)
+
+
+class HeldLease(Incoming):
+    """A job a worker still has."""
+
+    job_id: Id
+    lease: Token
+
+
+class WorkerHeartbeat(Message):
+    """Alive, and with these jobs."""
+
+    type: Literal["worker_heartbeat"] = "worker_heartbeat"
+    worker_id: Id | None = None
+    status: WorkerState = "idle"
+    jobs: list[HeldLease] = Field(default_factory=list, max_length=256)
+    loaded_models: list[Name] = Field(default_factory=list, max_length=1024)
+    gpus: list[GpuLoad] = Field(default_factory=list, max_length=64)
+
+
+class _Leased(Message):
+    worker_id: Id | None = None
+    job_id: Id
+    lease: Token
+
+
+class NodeProgress(Incoming):
+    """The node that executes."""
+
+    id: Id
+    class_type: Name | None = None
+    value: float | None = None
+    max: float | None = None
+
+
+class WorkerProgress(_Leased):
+    """Progress; the first one starts the job."""
+
+    type: Literal["update_job_progress"] = "update_job_progress"
+    progress: float = Field(ge=0, le=100)
+    node: NodeProgress | None = None
+    nodes_done: int | None = Field(None, ge=0)
+    nodes_total: int | None = Field(None, ge=0)
+    eta_s: float | None = Field(None, ge=0)
+    message: Annotated[str, StringConstraints(max_length=512)] | None = None
+
+
+class JobExecuted(_Leased, ClaimFields):
+    """The GPU is free; outputs are still uploading."""
+
+    type: Literal["job_executed"] = "job_executed"
+    timings: dict[str, Any] = Field(default_factory=dict)
+
+
+class WorkerComplete(_Leased, ClaimFields):
+    """The job is done; repeated with the same lease it has no second effect."""
+
+    type: Literal["complete_job"] = "complete_job"
+    result: dict[str, Any] = Field(default_factory=dict)
+
+
+class WorkerFailure(Incoming):
+    """Why an attempt failed."""
+
+    code: Annotated[str, StringConstraints(min_length=1, max_length=64)] = "node_error"
+    message: str = ""
+    node_id: Id | None = None
+    node_type: Name | None = None
+    details: Any = None
+
+
+class WorkerFail(_Leased, ClaimFields):
+    """The attempt failed, or (``hand_back``) this worker cannot run the job."""
+
+    type: Literal["fail_job"] = "fail_job"
+    error: WorkerFailure
+    hand_back: bool = False
+
+
+class ReleaseJob(_Leased):
+    """Give a job back that has not started."""
+
+    type: Literal["release_job"] = "release_job"
+    reason: Annotated[str, StringConstraints(max_length=512)] = ""
+
+
+WORKER_MESSAGES: tuple[type[Message], ...] = (
+    RegisterWorker, WorkerStatus, ClaimJob, WorkerHeartbeat, WorkerProgress, JobExecuted, WorkerComplete, WorkerFail,
+    ReleaseJob,
+)  # fmt: skip
+
+
+class WorkerRegistered(Reply):
+    """Part of the fleet."""
+
+    type: Literal["worker_registered"] = "worker_registered"
+    worker_id: str
+    instance: str
+    lease_s: float
+
+
+class Superseded(Reply):
+    """Another process registered with this ``worker_id``: stop."""
+
+    type: Literal["superseded"] = "superseded"
+    worker_id: str
+
+
+class JobAvailable(Reply):
+    """A hint to an idle worker."""
+
+    type: Literal["job_available"] = "job_available"
+    job_id: str | None = None
+    job_type: str | None = None
+    priority: int | None = None
+
+
+class Uploads(Incoming):
+    """Where outputs go."""
+
+    url_prefix: str
+    authorization: str
+    max_bytes: int
+
+
+class JobAssigned(Reply):
+    """A claimed job."""
+
+    type: Literal["job_assigned"] = "job_assigned"
+    job_id: str
+    attempt: int
+    lease: str
+    lease_s: float
+    job_type: str
+    priority: int
+    payload: dict[str, Any]
+    timeout_s: float | None = None
+    uploads: Uploads
+
+
+class JobVerdict(Incoming):
+    """A held job, as the queue sees it."""
+
+    job_id: str
+    state: Literal["ok", "cancel", "lost"]
+    reason: str | None = None
+
+
+class HeartbeatAck(Reply):
+    """What the queue wants of this worker."""
+
+    type: Literal["worker_heartbeat_ack"] = "worker_heartbeat_ack"
+    worker_id: str
+    jobs: Any = None
+    work: bool = False
+    pause: bool = False
+    drain: bool = False
+
+
+class JobExecutedAck(Reply):
+    """The reply to ``job_executed``."""
+
+    type: Literal["job_executed_ack"] = "job_executed_ack"
+    job_id: str
+
+
+class CompleteJobAck(Reply):
+    """The reply to ``complete_job``."""
+
+    type: Literal["complete_job_ack"] = "complete_job_ack"
+    job_id: str
+    status: str | None = None
+
+
+class JobFailedAck(Reply):
+    """The reply to ``fail_job``."""
+
+    type: Literal["job_failed_ack"] = "job_failed_ack"
+    job_id: str
+    status: str | None = None
+    will_retry: bool | None = None
+
+
+class CancelOrder(Reply):
+    """The broker tells the worker to stop a job."""
+
+    type: Literal["cancel_job"] = "cancel_job"
+    job_id: str
+    lease: str | None = None
+    reason: str | None = None
+
+
+GATEWAY_REPLIES: tuple[type[Reply], ...] = (
+    WorkerRegistered, Superseded, JobAvailable, JobAssigned, HeartbeatAck, JobExecutedAck, CompleteJobAck,
+    JobFailedAck, CancelOrder,
+)  # fmt: skip
