@@ -1,0 +1,209 @@
+"""The main job: what EMQ costs on top of a ComfyUI that is used directly.
+
+Every round starts fresh processes with empty folders; the ways are interleaved, and medians over the rounds compared.
+Stamps are taken inside ComfyUI's prompt thread (``bench/probe``), the same for every way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import tempfile
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from bench.stack import broker, comfyui, until
+
+Prompt = dict[str, Any]
+
+
+def prompts(count: int, start: int = 0) -> list[Prompt]:
+    """Trivial prompts, none of which ComfyUI can answer from its cache."""
+    return [
+        {
+            "1": {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": start + n}},
+            "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
+        }
+        for n in range(count)
+    ]
+
+
+async def stamps(http: aiohttp.ClientSession, url: str) -> dict[str, list[float]]:
+    """The probe's stamps since the last call."""
+    async with http.get(url + "/emq_probe") as answer:
+        return dict(await answer.json())
+
+
+async def drained(http: aiohttp.ClientSession, url: str, count: int) -> dict[str, list[float]]:
+    """Wait for ``count`` executions and give their stamps."""
+    seen: dict[str, list[float]] = {"starts": [], "ends": []}
+
+    async def done() -> bool:
+        for name, values in (await stamps(http, url)).items():
+            seen[name] += values
+        return len(seen["ends"]) >= count
+
+    await until(done, f"{count} executions", 120)
+    return seen
+
+
+def rate(seen: dict[str, list[float]]) -> float:
+    """Executions per second, from the first start to the last."""
+    starts = seen["starts"]
+    return (len(starts) - 1) / (starts[-1] - starts[0])
+
+
+def gap_ms(seen: dict[str, list[float]]) -> float:
+    """Median time from one prompt's end to the next one's start."""
+    pairs = zip(seen["ends"], seen["starts"][1:], strict=False)
+    return statistics.median((start - end) * 1000 for end, start in pairs)
+
+
+async def through_comfyui(http: aiohttp.ClientSession, url: str, work: list[Prompt]) -> dict[str, list[float]]:
+    """One prompt after another over ComfyUI's own HTTP and WebSocket: the next is posted when one has ended."""
+    client = uuid.uuid4().hex
+    async with http.ws_connect(f"{url}/ws?clientId={client}") as socket:
+        for prompt in work:
+            async with http.post(url + "/prompt", json={"prompt": prompt, "client_id": client}) as answer:
+                prompt_id = (await answer.json())["prompt_id"]
+            async for message in socket:
+                if message.type is not aiohttp.WSMsgType.TEXT:
+                    continue
+                event = json.loads(message.data)
+                data = event["data"]
+                if event["type"] == "executing" and data["node"] is None and data["prompt_id"] == prompt_id:
+                    break
+    return await drained(http, url, len(work))
+
+
+async def in_process(http: aiohttp.ClientSession, url: str, work: list[Prompt]) -> dict[str, list[float]]:
+    """All prompts put into ComfyUI's own queue at once, in process: nothing can be faster."""
+    async with http.post(url + "/emq_probe", json=work) as answer:
+        answer.raise_for_status()
+    return await drained(http, url, len(work))
+
+
+async def through_emq(
+    http: aiohttp.ClientSession, broker_url: str, url: str, work: list[Prompt]
+) -> dict[str, list[float]]:
+    """All jobs submitted in one message over the broker's WebSocket, drained by the worker inside ComfyUI."""
+    jobs = [{"payload": {"workflow": prompt}, "subscribe": False} for prompt in work]
+    async with http.ws_connect(broker_url + "/ws", max_msg_size=0) as socket:
+        await socket.send_json({"type": "submit_jobs", "message_id": "bench", "jobs": jobs})
+        answer = await socket.receive_json()
+        assert answer["type"] == "jobs_accepted", answer
+        return await drained(http, url, len(work))
+
+
+async def latencies_ms(http: aiohttp.ClientSession, broker_url: str, url: str, count: int) -> list[float]:
+    """From sending a submit on an idle system to the start of its execution."""
+    out = []
+    async with http.ws_connect(broker_url + "/ws") as socket:
+        for prompt in prompts(count, start=1 << 20):
+            sent = time.time()
+            await socket.send_json({"type": "submit_job", "payload": {"workflow": prompt}})
+            while (await socket.receive_json())["type"] != "complete_job":
+                pass
+            out.append(((await drained(http, url, 1))["starts"][0] - sent) * 1000)
+            await asyncio.sleep(0.1)
+    return out
+
+
+def cpu_s(pid: int) -> float:
+    """CPU time a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def pss_mb(pid: int) -> float:
+    """Memory of a process, shared pages counted in part."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) / 1024
+    raise LookupError("no Pss line")
+
+
+async def idle(pid: int, seconds: float) -> tuple[float, float]:
+    """Idle CPU in percent of a core, and memory in MB."""
+    await asyncio.sleep(3)
+    before = cpu_s(pid)
+    await asyncio.sleep(seconds)
+    return (cpu_s(pid) - before) / seconds * 100, pss_mb(pid)
+
+
+async def registered(http: aiohttp.ClientSession, broker_url: str) -> bool:
+    """Whether a worker is idle at the broker."""
+    async with http.get(broker_url + "/api/workers") as answer:
+        workers = (await answer.json())["workers"]
+    return any(worker["status"] == "idle" for worker in workers)
+
+
+async def one_round(args: argparse.Namespace, results: dict[str, list[float]]) -> None:
+    """Measure every way once, each on fresh processes."""
+    work = prompts(args.count)
+    timeout = aiohttp.ClientTimeout(total=None)
+    async with aiohttp.ClientSession(timeout=timeout) as http:
+        for name, way in (("native", through_comfyui), ("in process", in_process)):
+            with tempfile.TemporaryDirectory() as tmp:
+                async with comfyui(Path(tmp), http, worker=False) as (url, child):
+                    if name == "native":
+                        cpu, memory = await idle(child.pid, args.idle)
+                        results["idle cpu, alone"].append(cpu)
+                        results["memory, alone"].append(memory)
+                    seen = await way(http, url, work)
+                    results[f"rate, {name}"].append(rate(seen))
+                    results[f"gap, {name}"].append(gap_ms(seen))
+        with tempfile.TemporaryDirectory() as tmp:
+            folder = Path(tmp)
+            async with broker(folder, http) as broker_url, comfyui(folder, http, worker=True) as (url, child):
+                await until(lambda: registered(http, broker_url), "the worker registers")
+                cpu, memory = await idle(child.pid, args.idle)
+                results["idle cpu, EMQ"].append(cpu)
+                results["memory, EMQ"].append(memory)
+                seen = await through_emq(http, broker_url, url, work)
+                results["rate, EMQ"].append(rate(seen))
+                results["gap, EMQ"].append(gap_ms(seen))
+                await asyncio.sleep(2)
+                results["latency"] += await latencies_ms(http, broker_url, url, args.latency)
+
+
+def report(results: dict[str, list[float]]) -> None:
+    """Print medians and ratios, with the rounds behind them."""
+    mid = {name: statistics.median(values) for name, values in results.items()}
+    for name in sorted(results):
+        if name != "latency":
+            print(f"  {name:20} {mid[name]:9.2f}   rounds: {', '.join(f'{v:.2f}' for v in results[name])}")
+    latency = sorted(results["latency"])
+    p99 = latency[min(len(latency) - 1, int(len(latency) * 0.99))]
+    print(f"1 jobs/s, EMQ / ComfyUI's HTTP+WebSocket one by one   {mid['rate, EMQ'] / mid['rate, native']:.2f}")
+    print(f"2 gap, EMQ - in process (ms at the median)           {mid['gap, EMQ'] - mid['gap, in process']:+.2f}")
+    print(f"3 submit to execution start, idle (ms)               p50 {statistics.median(latency):.1f}  p99 {p99:.1f}")
+    print(f"4 idle CPU added (% of a core)                       {mid['idle cpu, EMQ'] - mid['idle cpu, alone']:+.2f}")
+    print(f"4 memory added to ComfyUI (MB, PSS)                  {mid['memory, EMQ'] - mid['memory, alone']:+.1f}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(prog="bench main-job", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--count", type=int, default=200, help="prompts a way and round")
+    parser.add_argument("--latency", type=int, default=40, help="single submits a round")
+    parser.add_argument("--idle", type=float, default=20, help="seconds of idling a measurement")
+    args = parser.parse_args(argv)
+    results: dict[str, list[float]] = {
+        f"{figure}, {way}": [] for figure in ("rate", "gap") for way in ("native", "in process", "EMQ")
+    }
+    results |= {f"{figure}, {way}": [] for figure in ("idle cpu", "memory") for way in ("alone", "EMQ")}
+    results["latency"] = []
+    for number in range(args.rounds):
+        print(f"round {number + 1} of {args.rounds}", flush=True)
+        asyncio.run(one_round(args, results))
+    report(results)
+    return 0

@@ -1,0 +1,62 @@
+"""A node pack for benchmarks: stamps executions where they happen, and queues prompts in process.
+
+``GET /emq_probe`` answers ``{"starts": [...], "ends": [...]}`` (seconds by ``time.time``, taken in ComfyUI's prompt
+thread) and forgets them; ``POST /emq_probe`` with a list of prompts puts all of them at once through ComfyUI's own
+prompt handler, with no client in between.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import Any
+
+from aiohttp import web
+from server import PromptServer
+
+NODE_CLASS_MAPPINGS: dict[str, Any] = {}
+SERVER = PromptServer.instance
+STAMPS: dict[str, list[float]] = {"execution_start": [], "execution_success": []}
+
+
+class _Request:
+    """What ComfyUI's prompt handler reads of a request."""
+
+    def __init__(self, body: dict[str, Any]) -> None:
+        self._body = body
+        self.headers: dict[str, str] = {}
+
+    async def json(self) -> dict[str, Any]:
+        return self._body
+
+
+def _tap() -> None:
+    send_sync = SERVER.send_sync
+
+    def stamped(event: Any, data: Any, sid: str | None = None) -> None:
+        if event in STAMPS:
+            STAMPS[event].append(time.time())
+        send_sync(event, data, sid)
+
+    SERVER.send_sync = stamped
+
+
+@SERVER.routes.get("/emq_probe")
+async def read(request: web.Request) -> web.Response:
+    """Answer the stamps and forget them."""
+    starts, ends = STAMPS["execution_start"][:], STAMPS["execution_success"][:]
+    for stamps in STAMPS.values():
+        stamps.clear()
+    return web.json_response({"starts": starts, "ends": ends})
+
+
+@SERVER.routes.post("/emq_probe")
+async def put(request: web.Request) -> web.Response:
+    """Put all prompts into ComfyUI's own queue."""
+    handler = next(r.handler for r in SERVER.routes if getattr(r, "path", "") == "/prompt" and r.method == "POST")
+    for prompt in await request.json():
+        await handler(_Request({"prompt": prompt, "prompt_id": str(uuid.uuid4()), "client_id": "emq-probe"}))
+    return web.json_response({})
+
+
+_tap()
