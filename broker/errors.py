@@ -105,5 +105,11 @@ class Unavailable(EmqError):
     http_status = 503
 
 
+class StorageFull(Unavailable):
+    """The disk under the object store is full: nothing was kept."""
+
+    http_status = 507
+
+
 class ConfigurationError(Exception):
     """EMQ refuses to start; the message says what to change."""

@@ -1,0 +1,1 @@
+"""Files: the object store, what a file is, signed URLs, names."""
