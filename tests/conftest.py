@@ -1,10 +1,23 @@
-"""What all tests share."""
+"""What all tests share: real servers, a pool of one's own, and the rule that nothing is left behind."""
 
 from __future__ import annotations
 
+import secrets
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+import redis
+
+from tests.support.leaks import leaks
+from tests.support.servers import RedisServer, ServerMissing, redis7_binary, valkey_binary
+
+if TYPE_CHECKING:
+    from broker.queue.connection import Connection
+    from broker.queue.queue import Queue
 
 
 class _RootIsNoPackage:
@@ -17,3 +30,92 @@ class _RootIsNoPackage:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(_RootIsNoPackage())
+
+
+def _serve(name: str, binary: str) -> Iterator[RedisServer]:
+    # A Unix socket's path has at most 107 characters, so pytest's own longer folders will not do.
+    folder = Path(tempfile.mkdtemp(prefix=f"emq-{name}-"))
+    server = RedisServer(name, binary, folder).start()
+    yield server
+    server.kill()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def valkey_server() -> Iterator[RedisServer]:
+    """The Valkey that EMQ starts by itself; one a test session."""
+    yield from _serve("valkey", valkey_binary())
+
+
+@pytest.fixture(scope="session")
+def redis7_server() -> Iterator[RedisServer]:
+    """Debian's Redis 7; one a test session. Missing, it fails the test: two servers are promised, so two are tested."""
+    try:
+        binary = redis7_binary()
+    except ServerMissing as missing:
+        pytest.fail(str(missing), pytrace=False)
+    yield from _serve("redis7", binary)
+
+
+@pytest.fixture(params=["valkey", "redis7"])
+def redis_server(request: pytest.FixtureRequest) -> RedisServer:
+    """Each of the two servers in turn."""
+    server: RedisServer = request.getfixturevalue(f"{request.param}_server")
+    return server
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer) -> str:
+    """URL of each of the two servers in turn (``valkey_url`` for tests that one server is enough for)."""
+    return redis_server.url
+
+
+@pytest.fixture
+def valkey_url(valkey_server: RedisServer) -> str:
+    """URL of the Valkey alone."""
+    return valkey_server.url
+
+
+@pytest.fixture
+def pool() -> str:
+    """A pool name that nothing else uses."""
+    return f"t-{secrets.token_hex(6)}"
+
+
+@pytest.fixture
+def redis_client(redis_url: str) -> Iterator[redis.Redis]:
+    """A plain client, for looking behind the queue's back."""
+    with redis.Redis.from_url(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+async def connection(redis_url: str) -> AsyncIterator[Connection]:
+    """The broker's connection, the functions loaded."""
+    from broker.queue.connection import Connection
+
+    connection = Connection(redis_url)
+    await connection.load("emq:{default}:")
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+def no_leaks(redis_client: redis.Redis, pool: str) -> Iterator[None]:
+    """Fails a test that leaves a key without TTL that is not an index of something alive; removes the pool."""
+    prefix = f"emq:{{{pool}}}:"
+    yield
+    left = leaks(redis_client, prefix)
+    for key in redis_client.scan_iter(match=f"{prefix}*", count=1000):
+        redis_client.unlink(key)
+    assert not left, f"keys without TTL are left behind: {left}"
+
+
+@pytest.fixture
+async def queue(connection: Connection, pool: str, no_leaks: None) -> Queue:
+    """A fresh pool's queue, configured."""
+    from broker.queue.queue import Queue
+
+    queue = Queue(connection, pool)
+    await queue.configure()
+    return queue

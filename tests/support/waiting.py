@@ -1,0 +1,30 @@
+"""Waiting for a condition, never for a time."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+async def wait_until(predicate: Callable[[], T | Awaitable[T]], timeout: float = 10.0, what: str = "") -> T:  # noqa: ASYNC109
+    """Ask ``predicate`` (plain or async) until it answers something true, and return that.
+
+    Fails after ``timeout`` seconds, saying ``what`` did not happen and what the last answer was.
+    """
+    end = time.monotonic() + timeout
+    pause = 0.001
+    while True:
+        answer = predicate()
+        if inspect.isawaitable(answer):
+            answer = await answer
+        if answer:
+            return answer
+        if time.monotonic() > end:
+            raise AssertionError(f"Not within {timeout:g} s: {what or predicate}; last answer: {answer!r}")
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, 0.05)

@@ -1,0 +1,44 @@
+"""The tests' own tools do what they say."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+import redis
+
+from tests.support.leaks import leaks
+from tests.support.servers import RedisServer
+from tests.support.waiting import wait_until
+
+
+async def test_wait_until_gives_what_came_and_says_what_did_not() -> None:
+    seen: list[int] = []
+    asyncio.get_running_loop().call_later(0.02, seen.append, 7)
+    assert await wait_until(lambda: seen, 2) == [7]
+    started = time.monotonic()
+    with pytest.raises(AssertionError, match="the moon rises"):
+        await wait_until(lambda: None, 0.05, "the moon rises")
+    assert time.monotonic() - started < 1
+
+
+def test_a_server_keeps_its_data_over_a_kill(redis_server: RedisServer, redis_client: redis.Redis, pool: str) -> None:
+    redis_client.set(pool, "kept", px=60_000)
+    redis_server.kill()
+    redis_server.start()
+    assert redis_client.get(pool) == b"kept"
+
+
+def test_keys_left_behind_are_found(redis_client: redis.Redis, pool: str) -> None:
+    prefix = f"emq:{{{pool}}}:"
+    job = {"done": "completed", "waiting": "pending"}
+    for name, status in job.items():
+        redis_client.hset(f"{prefix}j:{name}", "status", status)
+        redis_client.set(f"{prefix}b:{name}", "payload")
+    redis_client.set(f"{prefix}q:a:b", "job")
+    redis_client.set(f"{prefix}strange", "1")
+    redis_client.set(f"{prefix}watch:x", "1", px=60_000)
+    redis_client.zadd(f"{prefix}workers", {"w": 1})
+    assert leaks(redis_client, prefix) == ["b:done", "j:done", "q:a:b", "strange"]
+    redis_client.delete(*redis_client.keys(f"{prefix}*"))
