@@ -1,0 +1,1 @@
+"""What a submit means: validation, requirements, explanations, records."""

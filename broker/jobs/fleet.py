@@ -1,0 +1,110 @@
+"""What the live workers can do, read from the queue and kept for a few seconds."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from broker.queue.queue import Answer, Queue
+
+MAX_AGE_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """One set of capabilities and what a class is matched against (see ``docs/queue.md``: atoms)."""
+
+    profile_id: str
+    atoms: frozenset[str]
+    vram_mb: int
+    node_classes: frozenset[str]
+    models: dict[str, list[str]]
+    model_inputs: dict[str, dict[str, str]] | None
+
+
+@dataclass(slots=True)
+class FleetView:
+    """All live profiles together."""
+
+    profiles: list[Profile] = field(default_factory=list)
+    taken_at: float = 0.0
+    _known: frozenset[str] | None = None
+    _folders: dict[str, set[str]] | None = None
+
+    @property
+    def atoms(self) -> frozenset[str]:
+        """Every atom that some worker has."""
+        if self._known is None:
+            self._known = frozenset().union(*(p.atoms for p in self.profiles))
+        return self._known
+
+    def folders(self, file: str) -> set[str]:
+        """The model folders in which some worker has ``file``."""
+        if self._folders is None:
+            self._folders = {}
+            for profile in self.profiles:
+                for folder, files in profile.models.items():
+                    for name in files:
+                        self._folders.setdefault(name, set()).add(folder)
+        return self._folders.get(file, set())
+
+    def model_inputs(self, class_type: str) -> dict[str, str] | None:
+        """Which inputs of a class name files of which folder; ``None`` when no worker that has it says so."""
+        for profile in self.profiles:
+            if profile.model_inputs is not None and class_type in profile.node_classes:
+                return profile.model_inputs.get(class_type, {})
+        return None
+
+
+def slashes(name: str) -> str:
+    """A model file's name with ``/`` between folders, whatever system wrote it."""
+    return name.replace("\\", "/")
+
+
+def _strings(value: Any) -> Iterable[str]:
+    return (item for item in value if isinstance(item, str)) if isinstance(value, list) else ()
+
+
+def parse_profile(profile_id: str, text: str) -> Profile:
+    """A profile from its JSON (the fields of ``emq_register``)."""
+    data = json.loads(text)
+    models = {folder: [slashes(n) for n in _strings(names)] for folder, names in (data.get("models") or {}).items()}
+    classes = frozenset(_strings(data.get("node_classes")))
+    atoms = {f"t:{name}" for name in _strings(data.get("job_types"))} | {f"n:{name}" for name in classes}
+    atoms |= {f"g:{name}" for name in _strings(data.get("tags"))}
+    for folder, names in models.items():
+        atoms.update(f"m:{name}" for name in names)
+        atoms.update(f"m:{folder}/{name}" for name in names)
+    inputs = data.get("model_inputs") or None
+    return Profile(profile_id, frozenset(atoms), int(data.get("vram_mb") or 0), classes, models, inputs)
+
+
+class Fleet:
+    """The cached view; a profile's JSON is parsed once, when it first appears."""
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+        self._view = FleetView(taken_at=float("-inf"))
+        self._parsed: dict[str, Profile] = {}
+        self._lock = asyncio.Lock()
+
+    async def view(self, max_age_s: float = MAX_AGE_S) -> FleetView:
+        """The fleet, at most ``max_age_s`` old; raises ``Unavailable`` while Redis is away."""
+        wanted = time.monotonic() - max_age_s
+        if self._view.taken_at >= wanted:
+            return self._view
+        async with self._lock:
+            if self._view.taken_at < wanted:
+                now = time.monotonic()
+                answer = await self._queue.fleet()
+                self._view = FleetView([self._profile(row) for row in answer.rows if row.number("workers", 1)], now)
+                self._parsed = {profile.profile_id: profile for profile in self._view.profiles}
+        return self._view
+
+    def _profile(self, row: Answer) -> Profile:
+        profile_id = row.text("profile") or row.outcome
+        return self._parsed.get(profile_id) or parse_profile(profile_id, row.text("json"))

@@ -1,0 +1,311 @@
+"""A submit's way: sizes, fields, graph, requirements, then one atomic call of the queue.
+
+The checks run in that order: whatever else is wrong with it, a payload over the limit is answered as that.
+"""
+
+from __future__ import annotations
+
+import secrets
+import zlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from blake3 import blake3
+from pydantic import ValidationError
+
+from broker.errors import BadMessage, Conflict, EmqError, InvalidWorkflow, NotFound, PayloadTooLarge
+from broker.jobs import strict
+from broker.jobs.estimates import estimated_start
+from broker.jobs.fleet import Fleet, FleetView
+from broker.jobs.requirements import Requirement, complete
+from broker.jobs.waiting import explain, from_atoms
+from broker.jobs.workflow import Graph, check, check_inputs, normalise
+from broker.protocol.base import JobStatus, now_ms
+from broker.protocol.messages import InputFile, JobAccepted, SubmitJob
+from broker.protocol.records import WaitingFor
+from broker.queue.queue import Answer, NewJob, Queue, require
+from broker.settings import Settings
+
+NOT_IN_BODY = frozenset({"message_id", "timestamp", "type", "subscribe", "strict", "dry_run", "idempotency_key"})
+"""Fields that do not change which job a submit means: a repeated one may differ in them."""
+_REMEMBERED_CLASSES = 4096
+
+
+@dataclass(slots=True)
+class Draft:
+    """A submit that passed every check."""
+
+    submit: SubmitJob
+    job: NewJob
+    need: Requirement
+
+
+def new_job_id() -> str:
+    """128 random bits: an id cannot be guessed."""
+    return secrets.token_hex(16)
+
+
+def message_errors(exc: ValidationError) -> BadMessage:
+    """What pydantic found, as one sentence about the first problem and all of them in ``details.errors``."""
+    found = [
+        {"field": ".".join(str(part) for part in error["loc"])[:200], "problem": error["msg"]}
+        for error in exc.errors(include_url=False, include_context=False, include_input=False)[:20]
+    ]
+    first = found[0]
+    where = f"{first['field']}: " if first["field"] else ""
+    return BadMessage(f"{where}{first['problem'].removeprefix('Value error, ')}.", errors=found)
+
+
+def encode_payload(payload: dict[str, Any]) -> bytes:
+    """The bytes the queue keeps: JSON, or zlib of it when that is smaller (the first byte tells)."""
+    plain = strict.dumps(payload).encode()
+    packed = zlib.compress(plain, 1)
+    return packed if len(packed) < len(plain) else plain
+
+
+def decode_payload(stored: bytes) -> Any:
+    """The payload from the queue's bytes."""
+    return strict.parse(stored if stored[:1] == b"{" else zlib.decompress(stored))
+
+
+class Submitter:
+    """Takes submits for one pool."""
+
+    def __init__(self, queue: Queue, fleet: Fleet, settings: Settings) -> None:
+        self._queue = queue
+        self._fleet = fleet
+        self._max_payload = settings.max_payload_kb * 1024
+        self._max_metadata = settings.max_metadata_kb * 1024
+        self._classes: OrderedDict[str, Requirement] = OrderedDict()
+
+    async def submit(self, tenant: str, message: dict[str, Any], job_id: str | None = None) -> JobAccepted:
+        """Submit one job; it is durable when this returns. ``job_id`` may be drawn by the caller.
+
+        Raises every error of protocol's submit_job, ``Unavailable`` when nothing was accepted.
+        """
+        draft = self._draft(message, await self._fleet.view(), job_id)
+        if draft.submit.dry_run:
+            return await self._rehearse(tenant, draft)
+        if draft.submit.strict:
+            await self._refuse_waiting(draft)
+        [answer] = await self._queue.submit(tenant, [draft.job])
+        return await self._accepted(draft, answer)
+
+    async def submit_many(
+        self, tenant: str, messages: Sequence[dict[str, Any]], group: str | None, job_ids: Sequence[str] | None = None
+    ) -> list[JobAccepted | EmqError]:
+        """Submit up to 1,000 jobs in one atomic call; one outcome a job, in order."""
+        view = await self._fleet.view()
+        outcomes: list[JobAccepted | EmqError | None] = [None] * len(messages)
+        drafts: dict[int, Draft] = {}
+        for i, message in enumerate(messages):
+            try:
+                named = message if group is None or message.get("group") is not None else {**message, "group": group}
+                draft = self._draft(named, view, job_ids[i] if job_ids else None)
+                if draft.submit.dry_run:
+                    outcomes[i] = await self._rehearse(tenant, draft)
+                    continue
+                if draft.submit.strict:
+                    await self._refuse_waiting(draft)
+                drafts[i] = draft
+            except EmqError as exc:
+                outcomes[i] = exc
+        if drafts:
+            answers = await self._queue.submit(tenant, [draft.job for draft in drafts.values()])
+            for (i, draft), answer in zip(drafts.items(), answers, strict=True):
+                outcomes[i] = await self._outcome(draft, answer)
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    async def requirement_of(self, class_id: str, job_type: str, payload: Answer, given: dict[str, Any]) -> Requirement:
+        """The requirement of a job that is waiting, from memory or worked out again from its payload."""
+        need = self._classes.get(class_id)
+        if need is None:
+            stored = decode_payload(payload.pairs.get("payload", b"{}"))
+            graph = stored.get("workflow") if isinstance(stored, dict) else None
+            need = complete(job_type, given, graph, await self._fleet.view())
+            self._remember(class_id, need)
+        return need
+
+    def check_size(self, message: dict[str, Any]) -> None:
+        """Raises ``PayloadTooLarge`` for a payload over ``EMQ_MAX_PAYLOAD_KB``."""
+        size = strict.size(message.get("payload"))
+        if size > self._max_payload:
+            raise PayloadTooLarge(
+                f"The payload has {size} bytes; at most {self._max_payload} are accepted. "
+                "Send input files as assets or URLs.",
+                size=size,
+                limit=self._max_payload,
+            )
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _draft(self, message: dict[str, Any], view: FleetView, job_id: str | None) -> Draft:
+        self.check_size(message)
+        try:
+            submit = SubmitJob.model_validate(message)
+        except ValidationError as exc:
+            raise message_errors(exc) from None
+        self._check_metadata(submit.metadata)
+        payload, graph = self._payload(submit)
+        need = complete(submit.job_type, submit.requirements.model_dump(), graph, view)
+        self._remember(need.class_id, need)
+        return Draft(submit, self._new_job(submit, payload, need, job_id or new_job_id()), need)
+
+    def _check_metadata(self, metadata: Any) -> None:
+        size = strict.size(metadata)
+        if size > self._max_metadata:
+            raise PayloadTooLarge(
+                f"metadata has {size} bytes; at most {self._max_metadata} are accepted.",
+                size=size,
+                limit=self._max_metadata,
+            )
+
+    def _payload(self, submit: SubmitJob) -> tuple[dict[str, Any], Graph | None]:
+        if "template" in submit.payload and not isinstance(submit.payload["template"], dict):
+            raise NotFound(f"There is no workflow template {str(submit.payload['template'])[:128]!r}.")
+        comfyui = submit.job_type == "comfyui"
+        payload = normalise(submit.payload, graph_required=comfyui)
+        if not comfyui and "workflow" not in payload:
+            return payload, None
+        graph = check(payload["workflow"])
+        if payload.get("inputs") is not None:
+            payload = {**payload, "inputs": _inputs(payload["inputs"], graph)}
+        return payload, graph
+
+    def _new_job(self, submit: SubmitJob, payload: dict[str, Any], need: Requirement, job_id: str) -> NewJob:
+        keyed = submit.idempotency_key is not None
+        return NewJob(
+            job_id=job_id,
+            payload=encode_payload(payload),
+            spec=_spec(submit),
+            job_class=need.class_id,
+            atoms=need.atoms,
+            kind=need.kind,
+            vram_mb=need.vram_mb,
+            job_type=submit.job_type,
+            priority=submit.priority,
+            max_attempts=submit.max_attempts,
+            timeout_s=submit.timeout_s,
+            delay_ms=round(submit.delay_s * 1000) or None,
+            start_at=submit.start_at,
+            expires_ms=None if submit.expires_s is None else max(1, round(submit.expires_s * 1000)),
+            idempotency_key=_digest(submit.idempotency_key.encode()) if submit.idempotency_key else None,
+            body_digest=_body_digest(submit) if keyed else None,
+            depends_on=list(dict.fromkeys(submit.depends_on)),
+            on_parent_failure=submit.on_parent_failure,
+            group=submit.group,
+        )
+
+    def _remember(self, class_id: str, need: Requirement) -> None:
+        self._classes[class_id] = need
+        self._classes.move_to_end(class_id)
+        if len(self._classes) > _REMEMBERED_CLASSES:
+            self._classes.popitem(last=False)
+
+    async def _refuse_waiting(self, draft: Draft) -> None:
+        reasons = explain(draft.need, await self._fleet.view(max_age_s=0.5))
+        if reasons:
+            raise InvalidWorkflow(
+                f"No live worker could run this: {reasons[0].message}",
+                node_errors={},
+                reason="strict",
+                waiting_for=[reason.model_dump() for reason in reasons],
+            )
+
+    async def _rehearse(self, tenant: str, draft: Draft) -> JobAccepted:
+        """Answer as a submit would, submitting nothing."""
+        for parent in draft.job.depends_on:
+            await self._queue.job(parent, tenant)
+        reasons = explain(draft.need, await self._fleet.view(max_age_s=0.5))
+        if draft.submit.strict:
+            await self._refuse_waiting(draft)
+        status = JobStatus.PENDING
+        if draft.job.depends_on:
+            status = JobStatus.BLOCKED
+        elif draft.job.delay_ms or (draft.job.start_at or 0) > now_ms():
+            status = JobStatus.SCHEDULED
+        return JobAccepted(
+            message_id=draft.submit.message_id,
+            status=status,
+            waiting_for=reasons,
+            requirements=draft.need.public(),
+            dry_run=True,
+        )
+
+    async def _outcome(self, draft: Draft, answer: Answer) -> JobAccepted | EmqError:
+        try:
+            return await self._accepted(draft, answer)
+        except EmqError as exc:
+            return exc
+
+    async def _accepted(self, draft: Draft, answer: Answer) -> JobAccepted:
+        _require_submitted(answer)
+        duplicate = answer.outcome == "duplicate"
+        position = answer.number("position") or None
+        return JobAccepted(
+            message_id=draft.submit.message_id,
+            job_id=answer.text("job_id"),
+            status=JobStatus(answer.text("status", "pending")),
+            position=position,
+            estimated_start=estimated_start(draft.need.class_id, position),
+            notified_workers=answer.number("notified"),
+            duplicate=duplicate,
+            waiting_for=[] if duplicate else await self._waiting(draft.need, answer.lines("missing")),
+            requirements=None if duplicate else draft.need.public(),
+        )
+
+    async def _waiting(self, need: Requirement, missing: list[str]) -> list[WaitingFor]:
+        if not missing:
+            return []
+        try:
+            view = await self._fleet.view(max_age_s=1.0)
+        except EmqError:
+            view = FleetView()  # the job is accepted already: say what is known
+        return (explain(need, view) if view.profiles else []) or from_atoms(missing, need, view)
+
+
+def _require_submitted(answer: Answer) -> None:
+    what = f"job {answer.text('job_id')}"
+    if answer.outcome == "conflict":
+        raise Conflict(
+            "This idempotency_key was used for another body; use a new key for a new job.",
+            reason="idempotency_key",
+            job_id=answer.text("job_id"),
+        )
+    require(answer, what)
+
+
+def _inputs(inputs: Any, graph: Graph) -> dict[str, dict[str, Any]]:
+    if not isinstance(inputs, dict):
+        raise BadMessage("payload.inputs must map node_id.input_name to a source.")
+    result: dict[str, dict[str, Any]] = {}
+    for key, value in inputs.items():
+        try:
+            result[key] = InputFile.model_validate(value).model_dump(exclude_none=True)
+        except ValidationError as exc:
+            error = message_errors(exc)
+            raise BadMessage(f"payload.inputs[{key[:160]!r}]: {error.message}", **error.details) from None
+    check_inputs(result, graph)
+    return result
+
+
+def _spec(submit: SubmitJob) -> bytes:
+    """What the record keeps beside its fields; small, for every waiting job has one."""
+    given = {k: v for k, v in submit.requirements.model_dump().items() if v}
+    fields = {
+        "requirements": given,
+        "metadata": submit.metadata,
+        "webhook_url": submit.webhook_url,
+        "depends_on": submit.depends_on,
+    }
+    return strict.dumps({k: v for k, v in fields.items() if not (v is None or v == {} or v == [])}).encode()
+
+
+def _digest(data: bytes) -> str:
+    return blake3(data).hexdigest()[:32]
+
+
+def _body_digest(submit: SubmitJob) -> str:
+    return _digest(strict.canonical(submit.model_dump(mode="json", exclude=set(NOT_IN_BODY))))

@@ -1,0 +1,70 @@
+"""Why no live worker could run a job, in words a person understands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+from broker.jobs.fleet import FleetView
+from broker.jobs.requirements import Requirement
+from broker.protocol.records import WaitingCode, WaitingFor
+
+MAX_REASONS = 32
+_MAX_SUGGESTIONS = 4
+"""Nearest matches are looked up for so many names of one job: each costs up to a few ms in a big fleet."""
+
+_CODES: dict[str, tuple[WaitingCode, str]] = {
+    "m": ("no_worker_has_model", "No live worker has the model file {}."),
+    "n": ("no_worker_has_node_class", "No live worker has the node class {}."),
+    "g": ("no_worker_has_tag", "No live worker has the tag {}."),
+    "t": ("no_worker_has_job_type", "No live worker takes jobs of type {}."),
+}
+
+
+def explain(need: Requirement, fleet: FleetView) -> list[WaitingFor]:
+    """The reasons why ``need`` runs nowhere; empty when some live worker could run it."""
+    if not fleet.profiles:
+        return [WaitingFor(code="no_worker", message="No worker is connected.")]
+    wanted = frozenset(need.atoms)
+    if any(wanted <= p.atoms and p.vram_mb >= need.vram_mb for p in fleet.profiles):
+        return []
+    reasons = from_atoms(sorted(wanted - fleet.atoms), need, fleet)
+    best = max(p.vram_mb for p in fleet.profiles)
+    if need.vram_mb > best:
+        text = f"The job needs {need.vram_mb} MB of VRAM; the largest worker has {best} MB."
+        reasons.append(WaitingFor(code="not_enough_vram", detail=str(need.vram_mb), message=text))
+    return reasons or [_no_single(need, fleet)]
+
+
+def from_atoms(missing: Iterable[str], need: Requirement, fleet: FleetView) -> list[WaitingFor]:
+    """One reason for each atom that no worker has; ``*`` is no worker at all, ``+`` no single one."""
+    reasons: list[WaitingFor] = []
+    for atom in list(missing)[:MAX_REASONS]:
+        if atom == "*":
+            reasons.append(WaitingFor(code="no_worker", message="No worker is connected."))
+        elif atom == "+":
+            reasons.append(_no_single(need, fleet))
+        elif atom[:1] in _CODES:
+            code, text = _CODES[atom[0]]
+            name = need.files.get(atom, atom[2:])
+            near = _nearest(atom, fleet) if len(reasons) < _MAX_SUGGESTIONS else None
+            hint = f" Did you mean {near}?" if near else ""
+            reasons.append(WaitingFor(code=code, detail=name, suggestion=near, message=text.format(name) + hint))
+    return reasons
+
+
+def _nearest(atom: str, fleet: FleetView) -> str | None:
+    prefix = atom[:2]
+    candidates = [known for known in fleet.atoms if known.startswith(prefix) and abs(len(known) - len(atom)) <= 8]
+    matches = get_close_matches(atom, candidates[:2000], n=1, cutoff=0.75)
+    return matches[0][2:] if matches else None
+
+
+def _no_single(need: Requirement, fleet: FleetView) -> WaitingFor:
+    wanted = frozenset(need.atoms)
+    closest = min(fleet.profiles, key=lambda p: (len(wanted - p.atoms), -p.vram_mb), default=None)
+    lacking = sorted(need.files.get(a, a[2:]) for a in wanted - closest.atoms)[:5] if closest else []
+    if closest and closest.vram_mb < need.vram_mb:
+        lacking.append(f"{need.vram_mb} MB of VRAM")
+    text = "Each thing the job needs is somewhere, but no single worker has all of it."
+    return WaitingFor(code="no_single_worker", detail=", ".join(lacking) or None, message=text)
