@@ -122,7 +122,7 @@ def _model() -> Tensors:
         "joint_blocks.0.x_block.attn.qkv.weight": _filled((3 * WIDTH, WIDTH), value),
         "joint_blocks.0.x_block.attn.proj.weight": _filled((WIDTH, WIDTH), output),
         "joint_blocks.0.x_block.adaLN_modulation.1.bias": _filled(
-            (6 * WIDTH,), {i: 1.0 for i in range(2 * WIDTH, 3 * WIDTH)}
+            (6 * WIDTH,), dict.fromkeys(range(2 * WIDTH, 3 * WIDTH), 1.0)
         ),
     }
     for name, shape in _blank_layers():
@@ -152,7 +152,7 @@ SMOOTH = tuple(a * b / 16 for a in (1, 2, 1) for b in (1, 2, 1))
 
 
 def _smoothing(outputs: int, inputs: int, mix: dict[tuple[int, int], float]) -> tuple[tuple[int, ...], bytes]:
-    """A 3×3 convolution that blurs, mixing channels as ``mix[output, input]`` says."""
+    """A 3x3 convolution that blurs, mixing channels as ``mix[output, input]`` says."""
     values = {
         (output * inputs + source) * 9 + tap: weight * smooth
         for (output, source), weight in mix.items()
