@@ -1,0 +1,63 @@
+"""What EMQ asks of a Redis server before it trusts it with jobs."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Protocol
+
+from broker.errors import ConfigurationError
+
+REDIS = (7, 0)
+VALKEY = (7, 2)
+
+
+class Source(Protocol):
+    """Gives ``INFO`` of every primary; ``broker.queue.connection.Connection`` is the real one."""
+
+    async def info(self) -> list[dict[str, Any]]:
+        """One dictionary a primary."""
+
+
+async def check_server(source: Source, *, allow_volatile: bool = False) -> str:
+    """Look at every primary and answer name and version of the first.
+
+    Everything is read from ``INFO``: managed services refuse ``CONFIG``. Raises ``ConfigurationError`` saying what to
+    change, ``Unavailable`` when Redis is away.
+    """
+    names = []
+    for info in await source.info():
+        names.append(_version(info))
+        _policy(info)
+        _persistence(info, allow_volatile)
+    return names[0]
+
+
+def _version(info: dict[str, Any]) -> str:
+    # Valkey calls itself Redis 7.2.4 in redis_version, whatever its own version.
+    valkey = info.get("valkey_version")
+    name, text, least = ("Valkey", valkey, VALKEY) if valkey else ("Redis", info.get("redis_version", ""), REDIS)
+    numbers = tuple(int(n) for n in re.findall(r"\d+", str(text))[:2])
+    if numbers < least:
+        raise ConfigurationError(
+            f"The server is {name} {text}; EMQ needs Redis 7.0 or Valkey 7.2 or newer. "
+            "Upgrade it, or unset EMQ_REDIS_URL and REDIS_HOST to use the embedded Valkey."
+        )
+    return f"{name} {text}"
+
+
+def _policy(info: dict[str, Any]) -> None:
+    policy = str(info.get("maxmemory_policy", "noeviction"))
+    if policy != "noeviction":
+        raise ConfigurationError(
+            f"Redis' maxmemory-policy is {policy}: it would throw jobs away when memory is short. "
+            "Set it to noeviction (CONFIG SET maxmemory-policy noeviction, and in redis.conf)."
+        )
+
+
+def _persistence(info: dict[str, Any], allow_volatile: bool) -> None:
+    if str(info.get("aof_enabled", "0")) != "1" and not allow_volatile:
+        raise ConfigurationError(
+            "Redis keeps no append-only file, so a restart would lose accepted jobs. "
+            "Set appendonly yes (CONFIG SET appendonly yes, and in redis.conf), or accept the loss with "
+            "EMQ_ALLOW_VOLATILE=1."
+        )
