@@ -1,8 +1,9 @@
 """The object store: files that jobs need and leave, behind one module (the only one that imports obstore).
 
-A file is two objects: its bytes under ``<key>~<random>`` and a small JSON document under ``<key>`` that names them with
-size, hash, content type and label. Writing the document is the one step that makes a file appear or replaces it, so
-nobody ever sees half a file, on a local disk as in a bucket. Bytes stream both ways; nothing is held whole in memory.
+A file is two objects: its bytes under a random name and, in the same folder, a small JSON document under the file's key
+that names them with size, hash, content type and label. Writing the document is the one step that makes a file appear
+or replaces it, so nobody ever sees half a file, on a local disk as in a bucket. Bytes stream both ways; nothing is held
+whole in memory.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -68,32 +69,37 @@ class FileStore:
 
     async def put(
         self,
-        key: str,
+        folder: str,
+        name: str | None,
         chunks: AsyncIterator[bytes],
+        *,
         label: str,
         expected: Expected,
         before_commit: Callable[[], Awaitable[object]] | None = None,
-    ) -> StoredFile:
-        """Store a stream, replacing what is under ``key`` in one step.
+    ) -> tuple[StoredFile, bool]:
+        """Store a stream as ``folder/name`` (``None``: named by its hash), replacing what is there in one step.
 
-        ``before_commit`` runs when all bytes are there; what it raises throws them away. Errors: ``PayloadTooLarge``,
-        ``Conflict`` (``reason`` ``hash_mismatch`` or ``size_mismatch``), ``StorageFull``, ``Unavailable``.
+        Answers the file and whether it is new; equal bytes already there stay. ``before_commit`` runs when all bytes
+        have come; what it raises throws them away. Errors: ``PayloadTooLarge``, ``Conflict`` (``reason``
+        ``hash_mismatch`` or ``size_mismatch``), ``StorageFull``, ``Unavailable``.
         """
-        data = f"{_checked(key)}~{secrets.token_hex(8)}"
+        data = f"{_checked(folder)}/~{secrets.token_hex(12)}"
         meter = _Meter(chunks, expected)
         await self._write(data, meter)
+        unused = [data]
         try:
             if before_commit is not None:
                 await before_commit()
-            file = StoredFile(key, data, meter.size, meter.hash, types.sniff(meter.head), display_name(label))
+            key = _checked(f"{folder}/{name or meter.hash.removeprefix('blake3:')}")
             old = await self._document(key)
+            if old is not None and old.hash == meter.hash:
+                return old, False
+            file = StoredFile(key, data, meter.size, meter.hash, types.sniff(meter.head), display_name(label))
             await self._write_document(file)
-        except BaseException:
-            await self._delete([data])
-            raise
-        if old is not None and old.data != data:
-            await self._delete([old.data])
-        return file
+            unused = [old.data] if old else []
+            return file, True
+        finally:
+            await self._delete(unused)
 
     async def stat(self, key: str) -> StoredFile:
         """What is known of a file; raises ``NotFound``."""
@@ -102,7 +108,7 @@ class FileStore:
             raise NotFound("There is no such file.")
         return file
 
-    async def read(self, file: StoredFile, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+    async def read(self, file: StoredFile, start: int = 0, end: int | None = None) -> AsyncGenerator[bytes, None]:
         """Stream bytes ``start`` to ``end`` (exclusive); raises ``NotFound`` when they were deleted meanwhile."""
         stop = file.size if end is None else min(end, file.size)
         if start >= stop:
@@ -165,7 +171,11 @@ class FileStore:
             file = StoredFile(key=key, **fields)
         except (NotFound, ValueError, TypeError):
             return None
-        return file if file.data.startswith(f"{key}~") and is_key(file.data.replace("~", "-")) else None
+        return (
+            file
+            if file.data.startswith(f"{key.rpartition('/')[0]}/~") and is_key(file.data.replace("~", "-"))
+            else None
+        )
 
     async def _delete(self, keys: list[str]) -> None:
         for key in keys:

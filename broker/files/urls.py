@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import time
 from collections.abc import Callable, Mapping
 from urllib.parse import quote, urlencode
@@ -62,5 +63,5 @@ def is_signed(query: Mapping[str, str]) -> bool:
 
 
 def _signature(key: bytes, path: str, tenant: str, expires: str) -> str:
-    message = "\n".join(("GET", path, tenant, expires)).encode("utf-8", "surrogatepass")
+    message = json.dumps(["GET", path, tenant, expires]).encode()  # unambiguous, whatever the fields hold
     return hmac.digest(key, message, hashlib.sha256).hex()

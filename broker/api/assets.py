@@ -1,0 +1,106 @@
+"""Input files over HTTP: content-addressed by blake3, so that a file travels once for each tenant."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import BodyPartReader, web
+
+from broker.api.serving import serve_file
+from broker.api.tickets import FileAccess
+from broker.api.uploads import body, expected_file, parse_hash
+from broker.errors import BadMessage
+from broker.files.outputs import tenant_folder
+from broker.files.store import CHUNK, Expected, FileStore, StoredFile
+
+MAX_PARTS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class AssetRoutes:
+    """The routes of input files; ``max_bytes`` is the largest one."""
+
+    store: FileStore
+    access: FileAccess
+    max_bytes: int
+
+    def add_to(self, app: web.Application) -> None:
+        """Register the routes."""
+        app.router.add_put("/api/assets/{hash}", self.put)
+        app.router.add_get("/api/assets/{hash}", self.get)
+        app.router.add_post("/api/assets", self.post)
+
+    async def put(self, request: web.Request) -> web.Response:
+        """Store a file under its hash: 201 when it is new, 200 when it is known, 409 when the content has another."""
+        tenant = await self.access.writer(request)
+        wanted = parse_hash(request.match_info["hash"])
+        announced = expected_file(request, self.max_bytes)
+        expected = Expected(announced.limit, announced.size, wanted)
+        label = request.query.get("filename", "file")
+        file, new = await self.store.put(
+            tenant_folder(tenant), None, body(request.content), label=label, expected=expected
+        )
+        return web.json_response(_described(file), status=201 if new else 200)
+
+    async def get(self, request: web.Request) -> web.StreamResponse:
+        """Answer a file that this tenant has uploaded."""
+        tenant = await self.access.reader(request)
+        digest = parse_hash(request.match_info["hash"]).removeprefix("blake3:")
+        file = await self.store.stat(f"{tenant_folder(tenant)}/{digest}")
+        return await serve_file(request, self.store, file)
+
+    async def post(self, request: web.Request) -> web.Response:
+        """Store the files of a multipart form; the answer describes each one, in order, under ``assets``."""
+        tenant = await self.access.writer(request)
+        if not request.content_type.startswith("multipart/"):
+            raise BadMessage("Send the files as multipart/form-data, or PUT one to /api/assets/<blake3>.")
+        expected_file(request, self.max_bytes * MAX_PARTS)
+        files: list[StoredFile] = []
+        any_new = False
+        async for part in _file_parts(request):
+            if len(files) == MAX_PARTS:
+                raise BadMessage(f"A form may have at most {MAX_PARTS} files; the first {MAX_PARTS} were kept.")
+            file, new = await self.store.put(
+                tenant_folder(tenant),
+                None,
+                _chunks(part),
+                label=part.filename or "file",
+                expected=Expected(self.max_bytes),
+            )
+            files.append(file)
+            any_new = any_new or new
+        if not files:
+            raise BadMessage("The form has no file.")
+        answer = {**_described(files[0]), "assets": [_described(file) for file in files]}
+        return web.json_response(answer, status=201 if any_new else 200)
+
+
+async def _file_parts(request: web.Request) -> AsyncIterator[BodyPartReader]:
+    """The parts of a form that have a file name."""
+    try:
+        reader = await request.multipart()
+        while (part := await reader.next()) is not None:
+            if isinstance(part, BodyPartReader) and part.filename is not None:
+                yield part
+    except ValueError as error:
+        raise BadMessage("The multipart form is malformed.") from error
+
+
+async def _chunks(part: BodyPartReader) -> AsyncIterator[bytes]:
+    try:
+        while chunk := await part.read_chunk(CHUNK):
+            yield bytes(chunk)
+    except (ValueError, web.RequestPayloadError, ConnectionError) as error:
+        raise BadMessage("The multipart form ended early or is malformed.") from error
+
+
+def _described(file: StoredFile) -> dict[str, Any]:
+    return {
+        "asset": file.hash,
+        "hash": file.hash,
+        "size": file.size,
+        "content_type": file.content_type,
+        "filename": file.label,
+    }

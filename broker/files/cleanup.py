@@ -1,0 +1,72 @@
+"""Removal of the files of jobs whose record has ended its life."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
+
+from broker.errors import EmqError, NotFound
+from broker.files.store import FileStore
+
+log = logging.getLogger(__name__)
+ROUND_LIMIT = 20_000
+
+
+class Records(Protocol):
+    """The one question that is asked of the queue."""
+
+    async def job(self, job_id: str, tenant: str = "") -> object:
+        """A job's record; raises ``NotFound``."""
+
+
+class Cleaner:
+    """Walks the job folders in order, a bounded number a round, and goes on where it stopped.
+
+    A folder goes when its job has no record and nothing in it was written for ``min_age_s`` seconds. The age, the
+    shortest life of a record, keeps a broker that was started on an empty or wrong Redis from removing fresh files.
+    """
+
+    def __init__(self, store: FileStore, records: Records, min_age_s: float) -> None:
+        self._store = store
+        self._records = records
+        self._min_age = timedelta(seconds=min_age_s)
+        self._after = ""
+
+    async def run(self, pause_s: float = 3600.0) -> None:
+        """Clean for ever."""
+        while True:
+            try:
+                removed = await self.round()
+                if removed:
+                    log.info("removed the files of %s expired jobs", removed)
+            except EmqError as error:
+                log.warning("cleaning the object store: %s", error.message)
+            await asyncio.sleep(pause_s)
+
+    async def round(self, limit: int = ROUND_LIMIT) -> int:
+        """One bounded walk; answers how many job folders were removed."""
+        removed = 0
+        for folder in await self._next_folders(limit):
+            if await self._is_over(folder):
+                await self._store.delete_folder(folder)
+                removed += 1
+        return removed
+
+    async def _next_folders(self, limit: int) -> list[str]:
+        found: list[str] = []
+        for tenant in await self._store.folders():
+            later = [folder for folder in await self._store.folders(tenant) if folder > self._after]
+            found = heapq.nsmallest(limit, found + later)
+        self._after = found[-1] if len(found) == limit else ""
+        return found
+
+    async def _is_over(self, folder: str) -> bool:
+        try:
+            await self._records.job(folder.rpartition("/")[2])
+        except NotFound:
+            written = await self._store.last_modified(folder)
+            return written is None or datetime.now(UTC) - written > self._min_age
+        return False

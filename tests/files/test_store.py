@@ -1,0 +1,203 @@
+"""The object store shows whole files only, whatever happens while they arrive."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from blake3 import blake3
+
+from broker.errors import Conflict, NotFound, PayloadTooLarge, StorageFull
+from broker.files.store import Expected, FileStore, open_store
+
+ANY = Expected(limit=1 << 30)
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
+
+
+def files_below(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+async def content(store: FileStore, key: str, *span: int) -> bytes:
+    return b"".join([chunk async for chunk in store.read(await store.stat(key), *span)])
+
+
+async def test_a_file_comes_back_with_its_size_hash_type_and_label(store, stream):
+    file, new = await store.put("t/j/1", "0", stream(PNG[:5], PNG[5:]), label="cat.png", expected=ANY)
+    assert new
+    assert (file.key, file.size, file.content_type, file.label) == ("t/j/1/0", len(PNG), "image/png", "cat.png")
+    assert file.hash == f"blake3:{blake3(PNG).hexdigest()}"
+    assert await store.stat("t/j/1/0") == file
+    assert await content(store, "t/j/1/0") == PNG
+    assert await content(store, "t/j/1/0", 2, 6) == PNG[2:6]
+    assert await content(store, "t/j/1/0", 100, 10_000) == PNG[100:]
+
+
+async def test_an_empty_file_is_a_file(store, stream):
+    file, _ = await store.put("t/j/1", "0", stream(), label="x", expected=ANY)
+    assert file.size == 0
+    assert await content(store, file.key) == b""
+
+
+async def test_storing_again_replaces_in_one_step_and_leaves_nothing_behind(store, stream, tmp_path):
+    await store.put("t/j/1", "0", stream(b"one"), label="x", expected=ANY)
+    _, new = await store.put("t/j/1", "0", stream(b"two!"), label="x", expected=ANY)
+    assert new
+    assert await content(store, "t/j/1/0") == b"two!"
+    assert len(files_below(tmp_path)) == 2
+
+
+async def test_the_same_content_again_changes_nothing(store, stream, tmp_path):
+    first, _ = await store.put("t/j/1", "0", stream(b"one"), label="x", expected=ANY)
+    second, new = await store.put("t/j/1", "0", stream(b"one"), label="x", expected=ANY)
+    assert (second, new) == (first, False)
+    assert len(files_below(tmp_path)) == 2
+
+
+async def test_a_reader_of_a_replaced_file_keeps_what_it_reads(store, stream):
+    await store.put("t/j/1", "0", stream(b"a" * 3_000_000), label="x", expected=ANY)
+    reading = store.read(await store.stat("t/j/1/0"))
+    got = await anext(reading)
+    await store.put("t/j/1", "0", stream(b"b" * 3_000_000), label="x", expected=ANY)
+    got += b"".join([chunk async for chunk in reading])
+    assert got == b"a" * 3_000_000
+
+
+@pytest.mark.parametrize(
+    ("expected", "reason"),
+    [
+        (Expected(limit=3), None),
+        (Expected(limit=99, size=5), "size_mismatch"),
+        (Expected(limit=99, hash="blake3:" + "0" * 64), "hash_mismatch"),
+    ],
+)
+async def test_what_is_not_as_announced_leaves_nothing(store, stream, tmp_path, expected, reason):
+    with pytest.raises(Conflict if reason else PayloadTooLarge) as caught:
+        await store.put("t/j/1", "0", stream(b"four"), label="x", expected=expected)
+    assert caught.value.details.get("reason") == reason
+    assert files_below(tmp_path) == []
+
+
+async def test_a_refusal_at_the_end_keeps_the_old_file(store, stream, tmp_path):
+    await store.put("t/j/1", "0", stream(b"old"), label="x", expected=ANY)
+
+    async def refuse() -> None:
+        raise Conflict("no longer yours")
+
+    with pytest.raises(Conflict):
+        await store.put("t/j/1", "0", stream(b"new"), label="x", expected=ANY, before_commit=refuse)
+    assert await content(store, "t/j/1/0") == b"old"
+    assert len(files_below(tmp_path)) == 2
+
+
+async def test_a_cancelled_upload_leaves_nothing(store, tmp_path):
+    arrived = asyncio.Event()
+
+    async def hanging() -> AsyncIterator[bytes]:
+        yield b"x" * 12_000_000
+        arrived.set()
+        await asyncio.Event().wait()
+
+    upload = asyncio.create_task(store.put("t/j/1", "0", hanging(), label="x", expected=ANY))
+    await asyncio.wait_for(arrived.wait(), 10)
+    upload.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await upload
+    for _ in range(500):
+        if not files_below(tmp_path):
+            break
+        await asyncio.sleep(0.01)
+    assert files_below(tmp_path) == []
+
+
+async def test_a_file_named_by_its_content(store, stream):
+    digest = blake3(b"abc").hexdigest()
+    file, _ = await store.put("t", None, stream(b"abc"), label="x", expected=ANY)
+    assert file.key == f"t/{digest}"
+
+
+async def test_deleting_a_folder_takes_only_its_files(store, stream, tmp_path):
+    for job in ("j1", "j12"):
+        await store.put(f"t/{job}/1", "0", stream(b"x"), label="x", expected=ANY)
+    assert await store.folders("t") == ["t/j1", "t/j12"]
+    assert await store.delete_folder("t/j1") == 2
+    assert await store.folders("t") == ["t/j12"]
+    assert await content(store, "t/j12/1/0") == b"x"
+    await store.delete("t/j12/1/0")
+    assert files_below(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "key", ["../x", "a/../b", "/etc/passwd", "a//b", "a/.hidden", "", "a/b\0", "a/\\b", "C:/x", "~a"]
+)
+async def test_a_key_that_is_not_plain_is_no_file(store, stream, key):
+    with pytest.raises(NotFound):
+        await store.stat(key)
+    with pytest.raises(NotFound):
+        await store.put(key, "0", stream(b"x"), label="x", expected=ANY)
+
+
+async def test_links_in_the_store_are_no_files(store, stream, tmp_path):
+    await store.put("t/j/1", "0", stream(b"x"), label="x", expected=ANY)
+    root = tmp_path / "objects" / "outputs"
+    secret = tmp_path / "secret.json"
+    secret.write_text("{}")
+    (root / "t/j/1/1").symlink_to(root / "t/j/1/0")
+    (root / "t/k").symlink_to(root / "t/j")
+    for key in ("t/j/1/1", "t/k/1/0"):
+        with pytest.raises(NotFound):
+            await store.stat(key)
+    data = root / (await store.stat("t/j/1/0")).data
+    file = await store.stat("t/j/1/0")
+    data.unlink()
+    data.symlink_to(secret)
+    with pytest.raises(NotFound):
+        await anext(store.read(file))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    disk = tmp_path / "small"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("making a small disk needs the right to mount one")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+async def test_a_full_disk_is_said_clearly_and_leaves_nothing(small_disk, stream):
+    store = open_store(small_disk, "outputs")
+    with pytest.raises(StorageFull) as caught:
+        await store.put("t/j/1", "0", stream(*[b"x" * 1_000_000] * 12), label="x", expected=ANY)
+    assert caught.value.http_status == 507
+    assert files_below(small_disk) == []
+    await store.put("t/j/1", "0", stream(b"small"), label="x", expected=ANY)
+
+
+async def test_memory_stays_flat_while_a_big_file_passes(store):
+    def resident() -> int:
+        with open("/proc/self/statm") as statm:
+            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    chunk = os.urandom(1 << 20)
+    peak = 0
+
+    async def big() -> AsyncIterator[bytes]:
+        nonlocal peak
+        for _ in range(200):
+            peak = max(peak, resident())
+            yield chunk
+
+    before = resident()
+    file, _ = await store.put("t/j/1", "0", big(), label="x", expected=ANY)
+    size = 0
+    async for piece in store.read(file):
+        size += len(piece)
+        peak = max(peak, resident())
+    assert size == file.size == 200 << 20
+    assert peak - before < 64 << 20
