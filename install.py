@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -28,8 +29,8 @@ SETTINGS = "emq.json"
 SAFE_COMFYUI = (0, 28)  # older releases have published security holes
 OLDEST_PYTHON = (3, 10)
 WANTED = ("redis", "blake3")
+# Where a ComfyUI keeps its Python, relative to its folder: a manual install, Desktop, the portable Windows build.
 SEARCHED = ("venv", ".venv", "env", "../python_embeded", "../python_embedded", "../venv", "../.venv")
-"""Where a ComfyUI keeps its Python, relative to its folder: a manual install, Desktop, the portable Windows build."""
 
 ASK_PYTHON = """
 import importlib.metadata, importlib.util, json, sys
@@ -76,13 +77,6 @@ def find_comfyui(given: str) -> Path:
         if (candidate / "custom_nodes").is_dir() and (candidate / "models").is_dir():
             return candidate
     raise InstallError(f"{folder} is not a ComfyUI: it has neither main.py and comfy/ nor custom_nodes/ and models/.")
-
-
-def comfyui_version(folder: Path) -> tuple[int, ...] | None:
-    """The version in ``comfyui_version.py``; None where there is no such file (before 2025, or a base directory)."""
-    file = folder / "comfyui_version.py"
-    found = re.search(r"__version__\s*=\s*[\"'](\d+(?:\.\d+)*)", file.read_text("utf-8")) if file.is_file() else None
-    return tuple(int(part) for part in found[1].split(".")) if found else None
 
 
 def find_python(comfyui: Path, given: str | None) -> Interpreter:
@@ -246,18 +240,18 @@ def uninstall(args: argparse.Namespace) -> int:
     """Remove the pack (or the link to it) with its settings. The packages stay: another pack may use them."""
     comfyui = find_comfyui(args.comfyui)
     target = target_of(comfyui)
-    if os.path.lexists(target):
-        if not is_ours(target):
-            raise InstallError(f"{target} is not an EMQ worker; it stays.")
-        try:
-            remove(target)
-        except OSError as error:
-            raise InstallError(f"Cannot remove {target}: {error}.") from error
-        print(f"Removed {target}. The packages redis and blake3 stay. Restart ComfyUI.")
-        return 0
     if clones := cloned_packs(comfyui):
         raise InstallError(f"{clones[0]} is a clone of the whole project: remove that folder, or use ComfyUI-Manager.")
-    print(f"There is no EMQ worker in {comfyui}.")
+    if not os.path.lexists(target):
+        print(f"There is no EMQ worker in {comfyui}.")
+        return 0
+    if not is_ours(target):
+        raise InstallError(f"{target} is not an EMQ worker; it stays.")
+    try:
+        remove(target)
+    except OSError as error:
+        raise InstallError(f"Cannot remove {target}: {error}.") from error
+    print(f"Removed {target}. The packages redis and blake3 stay. Restart ComfyUI.")
     return 0
 
 
@@ -265,19 +259,16 @@ def install_requirements_here() -> int:
     """ComfyUI-Manager's way: the pack is in place already, only its packages are missing."""
     install_packages(sys.executable)
     print(f"Installed {', '.join(requirements())} with {sys.executable}.")
-    if Path(__file__).resolve().parent.parent.name != "custom_nodes":
-        print("To put the worker into a ComfyUI: python install.py COMFYUI_DIR")
+    print("If this folder is not in custom_nodes: python install.py COMFYUI_DIR puts the worker into a ComfyUI.")
     return 0
 
 
 def check(args: argparse.Namespace) -> int:
     """Print a line for everything the worker needs; 0 unless one of them fails."""
     comfyui = find_comfyui(args.comfyui)
-    failed = False
-    for level, text in findings_of(comfyui, args):
-        print(f"{level:<4} {text}", flush=True)
-        failed = failed or level == "fail"
-    return int(failed)
+    findings = list(findings_of(comfyui, args))
+    print("\n".join(f"{level:<4} {text}" for level, text in findings))
+    return int("fail" in dict(findings))
 
 
 def findings_of(comfyui: Path, args: argparse.Namespace) -> Iterator[Finding]:
@@ -286,25 +277,25 @@ def findings_of(comfyui: Path, args: argparse.Namespace) -> Iterator[Finding]:
     packs = [path for path in (target_of(comfyui), *(clone / PACK for clone in cloned_packs(comfyui))) if path.is_dir()]
     yield check_pack(comfyui, packs)
     try:
-        settings = merged_settings(read_settings(packs[0]) if packs else {}, args)
         python = find_python(comfyui, args.python)
     except InstallError as error:
         yield "fail", str(error)
         return
     yield "ok", f"Python {python}"
     yield from check_packages(python)
-    yield check_queue(python, settings)
+    if packs:
+        yield check_queue(python, packs[0], args.redis_url or args.broker_url)
 
 
 def check_comfyui(comfyui: Path) -> Finding:
-    """The version of ComfyUI."""
-    version = comfyui_version(comfyui)
-    if version is None:
-        return "warn", f"ComfyUI in {comfyui} does not tell its version; before 0.28 it has known holes"
-    name = ".".join(map(str, version))
-    if version < SAFE_COMFYUI:
-        return "warn", f"ComfyUI {name} has known security holes: update to 0.28 or newer"
-    return "ok", f"ComfyUI {name}"
+    """The version of ComfyUI. The file that tells it is absent before 2025, and from a base directory."""
+    file = comfyui / "comfyui_version.py"
+    found = re.search(r"__version__\s*=\s*[\"'](\d+(?:\.\d+)*)", file.read_text("utf-8")) if file.is_file() else None
+    if not found:
+        return "warn", f"ComfyUI in {comfyui} does not tell its version; before 0.28 it has known security holes"
+    if tuple(map(int, found[1].split("."))) < SAFE_COMFYUI:
+        return "warn", f"ComfyUI {found[1]} has known security holes: update to 0.28 or newer"
+    return "ok", f"ComfyUI {found[1]}"
 
 
 def check_pack(comfyui: Path, packs: list[Path]) -> Finding:
@@ -327,28 +318,36 @@ def check_packages(python: Interpreter) -> Iterator[Finding]:
             yield "fail", f"{name} cannot be imported ({reason}): run install.py again"
 
 
-def check_queue(python: Interpreter, settings: dict[str, str]) -> Finding:
-    """Whether the worker's broker or Redis answers: the settings file's, else the one that this environment names."""
-    broker = settings.get("EMQ_BROKER_URL") or (not settings and os.environ.get("EMQ_BROKER_URL"))
-    url = broker or settings.get("EMQ_REDIS_URL") or os.environ.get("EMQ_REDIS_URL")
-    if not url and (host := os.environ.get("REDIS_HOST")):
-        url = f"redis://{host}:{os.environ.get('REDIS_PORT', '6379')}/{os.environ.get('REDIS_DB', '0')}"
+def check_queue(python: Interpreter, pack: Path, given: str | None) -> Finding:
+    """Whether the Redis or the broker that this worker would use answers."""
+    try:
+        url = given or worker_address(pack)
+    except InstallError as error:
+        return "fail", str(error)
     if not url:
-        return "warn", "no broker or Redis is set: the worker looks for a broker's data folder on this machine"
+        return "warn", "no broker or Redis is set, and no broker has its default data folder on this machine (yet)"
     shown = re.sub(r"//[^/@]*@", "//***@", url)
     try:
-        answer = ask_broker(url) if broker else ask_redis(python, url)
+        answer = ask_broker(url) if re.match(r"(http|ws)s?://", url) else ask_redis(python, url)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         lines = str(getattr(error, "stderr", "") or error).strip().splitlines() or [type(error).__name__]
         return "fail", f"{shown} does not answer: {lines[-1]}"
     return "ok", f"{answer} answers at {shown}"
 
 
+def worker_address(pack: Path) -> str:
+    """Where this worker would look for its queue, by its own settings module; empty for nowhere."""
+    scope = runpy.run_path(str(pack / "settings.py"))
+    try:
+        settings = scope["Settings"].load(file=pack / SETTINGS)
+    except scope["SettingsError"] as error:
+        raise InstallError(str(error)) from error
+    return str(settings.redis_url or settings.broker_url or settings.local_redis_url() or "")
+
+
 def ask_broker(url: str) -> str:
     """The broker's version, from its health page."""
     base = re.sub(r"^ws", "http", url.rstrip("/"))
-    if not base.startswith(("http://", "https://")):
-        raise ValueError("the address of a broker starts with http://, https://, ws:// or wss://")
     with urllib.request.urlopen(f"{base}/health", timeout=10) as answer:  # noqa: S310 - the scheme was checked
         return f"EMQ broker {json.load(answer).get('version', '')}".strip()
 

@@ -22,7 +22,8 @@ Install = Callable[..., subprocess.CompletedProcess[str]]
 def quiet_environment() -> dict[str, str]:
     """This environment without anything that tells a worker where its queue is."""
     ours = ("EMQ_", "REDIS_", "COMFYUI")
-    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    return {**kept, "XDG_DATA_HOME": "/absent"}
 
 
 @pytest.fixture(scope="session")

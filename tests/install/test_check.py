@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.install.conftest import ROOT, Install
+from tests.install.conftest import ROOT, Install, quiet_environment
 from tests.support.servers import free_port
 
 PACK = "comfyui_emq_node"
@@ -49,6 +50,17 @@ def test_without_an_address_it_says_where_the_worker_looks(comfyui: Path, instal
     assert done.returncode == 0
     assert findings(done)[-1][0] == "warn"
     assert "data folder" in findings(done)[-1][1]
+
+
+def test_a_broker_on_this_machine_is_found_by_its_data_folder(
+    comfyui: Path, install: Install, tmp_path: Path, valkey_url: str
+) -> None:
+    assert install(comfyui).returncode == 0
+    (tmp_path / "valkey.json").write_text(json.dumps({"url": valkey_url}))
+    done = install(comfyui, "--check", env={**quiet_environment(), "EMQ_DATA": str(tmp_path)})
+    assert done.returncode == 0
+    assert findings(done)[-1][0] == "ok"
+    assert valkey_url in findings(done)[-1][1]
 
 
 def test_no_worker_fails(comfyui: Path, install: Install) -> None:
