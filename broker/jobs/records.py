@@ -9,15 +9,10 @@ from typing import Any
 from broker.protocol.base import TERMINAL, JobStatus
 from broker.queue.queue import Answer
 
-OutputUrl = Callable[[str, str, str], str]
-"""Makes a file's URL from tenant, job id and the name the server gave the file."""
+Deliver = Callable[[str, str, dict[str, Any]], dict[str, Any]]
+"""Turns a stored result of a tenant's job into what a client gets: each file with a fresh URL."""
 
 _TIMES = ("created_at", "due_at", "expires_at", "claimed_at", "started_at", "executed_at", "finished_at")
-
-
-def plain_url(tenant: str, job_id: str, name: str) -> str:
-    """An output's address without a signature: good for whoever brings a credential."""
-    return f"/api/jobs/{job_id}/outputs/{name}"
 
 
 def loads(text: str, default: Any = None) -> Any:
@@ -30,23 +25,9 @@ def loads(text: str, default: Any = None) -> Any:
         return default
 
 
-def public_result(result: Any, tenant: str, job_id: str, url: OutputUrl) -> Any:
-    """A result with freshly made output URLs; where the files lie stays inside."""
-    if not isinstance(result, dict):
-        return result
-    outputs = result.get("outputs")
-    made = [_output(item, tenant, job_id, url) for item in outputs] if isinstance(outputs, list) else []
-    return {**result, "outputs": made}
-
-
-def _output(item: Any, tenant: str, job_id: str, url: OutputUrl) -> Any:
-    if not isinstance(item, dict):
-        return item
-    shown = {key: value for key, value in item.items() if key != "key"}
-    name = item.get("name")
-    if isinstance(name, str):
-        shown["url"] = url(tenant, job_id, name)
-    return shown
+def public_result(result: Any, tenant: str, job_id: str, deliver: Deliver) -> Any:
+    """A result as a client gets it; ``outputs`` is always there."""
+    return deliver(tenant, job_id, result if isinstance(result, dict) else {})
 
 
 def _time(answer: Answer, name: str) -> int | None:
@@ -58,7 +39,7 @@ def _timeout(answer: Answer) -> float | None:
     return float(text) if text else None
 
 
-def public_job(answer: Answer, url: OutputUrl, *, result: bool = True) -> dict[str, Any]:
+def public_job(answer: Answer, deliver: Deliver, *, result: bool = True) -> dict[str, Any]:
     """The flat record of protocol's ``response_job_status`` without its type; ``result=False`` for lists."""
     job_id, tenant = answer.text("job_id"), answer.text("tenant")
     status = JobStatus(answer.text("status"))
@@ -97,7 +78,7 @@ def public_job(answer: Answer, url: OutputUrl, *, result: bool = True) -> dict[s
     if not result:
         del record["result"]
     elif status is JobStatus.COMPLETED:
-        record["result"] = public_result(loads(answer.text("result"), {"outputs": []}), tenant, job_id, url)
+        record["result"] = public_result(loads(answer.text("result")), tenant, job_id, deliver)
     return record
 
 

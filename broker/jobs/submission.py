@@ -23,7 +23,7 @@ from broker.jobs.requirements import Requirement, complete
 from broker.jobs.waiting import explain, from_atoms
 from broker.jobs.workflow import Graph, check, check_inputs, normalise
 from broker.protocol.base import JobStatus, now_ms
-from broker.protocol.messages import InputFile, JobAccepted, SubmitJob
+from broker.protocol.messages import InputFile, JobAccepted, Requirements, SubmitJob
 from broker.protocol.records import WaitingFor
 from broker.queue.queue import Answer, NewJob, Queue, require
 from broker.settings import Settings
@@ -118,14 +118,17 @@ class Submitter:
                 outcomes[i] = await self._outcome(draft, answer)
         return [outcome for outcome in outcomes if outcome is not None]
 
+    def known(self, class_id: str) -> Requirement | None:
+        """The requirement of a class, if one of its jobs came by here."""
+        return self._classes.get(class_id)
+
     async def requirement_of(self, class_id: str, job_type: str, payload: Answer, given: dict[str, Any]) -> Requirement:
-        """The requirement of a job that is waiting, from memory or worked out again from its payload."""
-        need = self._classes.get(class_id)
-        if need is None:
-            stored = decode_payload(payload.pairs.get("payload", b"{}"))
-            graph = stored.get("workflow") if isinstance(stored, dict) else None
-            need = complete(job_type, given, graph, await self._fleet.view())
-            self._remember(class_id, need)
+        """The requirement of a waiting job, worked out again from its ``payload`` and the ``given`` requirements."""
+        stored = decode_payload(payload.pairs.get("payload", b"{}"))
+        graph = stored.get("workflow") if isinstance(stored, dict) else None
+        wanted = Requirements.model_validate(given).model_dump()
+        need = complete(job_type, wanted, graph, await self._fleet.view())
+        self._remember(class_id, need)
         return need
 
     def check_size(self, message: dict[str, Any]) -> None:
@@ -300,7 +303,7 @@ def _spec(submit: SubmitJob) -> bytes:
         "webhook_url": submit.webhook_url,
         "depends_on": submit.depends_on,
     }
-    return strict.dumps({k: v for k, v in fields.items() if not (v is None or v == {} or v == [])}).encode()
+    return strict.dumps({k: v for k, v in fields.items() if v is not None and v not in ({}, [])}).encode()
 
 
 def _digest(data: bytes) -> str:

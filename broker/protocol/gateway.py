@@ -46,7 +46,14 @@ class ClaimFields(Incoming):
 
     claim: bool = False
     claim_token: Token | None = None
-    loaded_models: list[Name] = Field(default_factory=list, max_length=1024)
+    loaded_models: list[Name] | None = Field(None, max_length=1024)
+
+
+class HeldLease(Incoming):
+    """A job a worker still has."""
+
+    job_id: Id
+    lease: Token
 
 
 class RegisterWorker(Message):
@@ -57,6 +64,8 @@ class RegisterWorker(Message):
     machine_id: Id | None = None
     capabilities: Capabilities = Field(default_factory=Capabilities)
     status: WorkerState = "idle"
+    instance: Id | None = Field(None, description="The one it had before, when this process comes back.")
+    jobs: list[HeldLease] = Field(default_factory=list, max_length=256, description="What it still has from then.")
 
 
 class WorkerStatus(Message):
@@ -75,14 +84,8 @@ class ClaimJob(Message):
     worker_id: Id | None = None
     claim_token: Token | None = None
     job_id: Id | None = None
-    loaded_models: list[Name] = Field(default_factory=list, max_length=1024)
-
-
-class HeldLease(Incoming):
-    """A job a worker still has."""
-
-    job_id: Id
-    lease: Token
+    loaded_models: list[Name] | None = Field(None, max_length=1024)
+    ahead: bool = Field(False, description="While another job runs: to fetch its inputs before.")
 
 
 class WorkerHeartbeat(Message):
@@ -92,7 +95,7 @@ class WorkerHeartbeat(Message):
     worker_id: Id | None = None
     status: WorkerState = "idle"
     jobs: list[HeldLease] = Field(default_factory=list, max_length=256)
-    loaded_models: list[Name] = Field(default_factory=list, max_length=1024)
+    loaded_models: list[Name] | None = Field(None, max_length=1024)
     gpus: list[GpuLoad] = Field(default_factory=list, max_length=64)
 
 
@@ -128,6 +131,7 @@ class JobExecuted(_Leased, ClaimFields):
 
     type: Literal["job_executed"] = "job_executed"
     timings: dict[str, Any] = Field(default_factory=dict)
+    cold: bool = Field(False, description="Models were loaded for it.")
 
 
 class WorkerComplete(_Leased, ClaimFields):
@@ -135,6 +139,7 @@ class WorkerComplete(_Leased, ClaimFields):
 
     type: Literal["complete_job"] = "complete_job"
     result: dict[str, Any] = Field(default_factory=dict)
+    cold: bool = Field(False, description="Models were loaded for it.")
 
 
 class WorkerFailure(Incoming):
@@ -153,6 +158,10 @@ class WorkerFail(_Leased, ClaimFields):
     type: Literal["fail_job"] = "fail_job"
     error: WorkerFailure
     hand_back: bool = False
+    missing: list[Name] = Field(
+        default_factory=list, max_length=64, description="With hand_back: n:<node class>, m:<model file>."
+    )
+    retry: Literal["auto", "no"] = "auto"
 
 
 class ReleaseJob(_Leased):
@@ -213,6 +222,9 @@ class JobAssigned(Reply):
     priority: int
     payload: dict[str, Any]
     timeout_s: float | None = None
+    round: int = 1
+    watch: bool = Field(False, description="Somebody watches its previews.")
+    queued_ms: int | None = None
     uploads: Uploads
 
 
@@ -229,10 +241,11 @@ class HeartbeatAck(Reply):
 
     type: Literal["worker_heartbeat_ack"] = "worker_heartbeat_ack"
     worker_id: str
-    jobs: Any = None
+    jobs: list[JobVerdict] = Field(default_factory=list)
     work: bool = False
     pause: bool = False
     drain: bool = False
+    watch: list[str] = Field(default_factory=list, description="Jobs whose previews somebody watches.")
 
 
 class JobExecutedAck(Reply):
@@ -268,7 +281,21 @@ class CancelOrder(Reply):
     reason: str | None = None
 
 
+class WorkerOrder(Reply):
+    """A hint to the worker; the next heartbeat's answer repeats it."""
+
+    type: Literal["pause", "resume", "drain"]
+    worker_id: str
+
+
+class WatchJob(Reply):
+    """Somebody watches a job's previews now."""
+
+    type: Literal["watch_job"] = "watch_job"
+    job_id: str
+
+
 GATEWAY_REPLIES: tuple[type[Reply], ...] = (
     WorkerRegistered, Superseded, JobAvailable, JobAssigned, HeartbeatAck, JobExecutedAck, CompleteJobAck,
-    JobFailedAck, CancelOrder,
+    JobFailedAck, CancelOrder, WorkerOrder, WatchJob,
 )  # fmt: skip

@@ -1,0 +1,29 @@
+"""How many messages one connection may send."""
+
+from __future__ import annotations
+
+import time
+
+from broker.errors import RateLimited
+
+SERVERS_PER_S = 5000.0
+BROWSERS_PER_S = 50.0
+
+
+class TokenBucket:
+    """``rate`` tokens a second, saved up for two seconds."""
+
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+        self._tokens = self._burst = rate * 2
+        self._at = time.monotonic()
+
+    def take(self, tokens: float = 1.0) -> None:
+        """Take tokens or raise ``RateLimited`` with the time until there are some again."""
+        now = time.monotonic()
+        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
+        self._at = now
+        if self._tokens < tokens:
+            wait = (tokens - self._tokens) / self._rate
+            raise RateLimited("Too many messages on this connection.", retry_after_s=round(max(wait, 0.001), 3))
+        self._tokens -= tokens

@@ -1,0 +1,1 @@
+"""HTTP and WebSockets: what carries requests in and answers out."""

@@ -1,0 +1,245 @@
+"""One client's WebSocket: requests in order, one writer, subscriptions."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import WSMsgType, web
+
+from broker.access.identity import Identity, Scope
+from broker.access.limits import TokenBucket
+from broker.api import commands
+from broker.api.errors import dumps, frame, unexpected
+from broker.api.outbox import Outbox
+from broker.errors import BadMessage, EmqError, RateLimited
+from broker.jobs import strict
+from broker.protocol import messages as m
+from broker.protocol.base import now_ms
+
+if TYPE_CHECKING:
+    from broker.api.services import Services
+
+log = logging.getLogger(__name__)
+
+STALLED_S = 10.0
+"""A client that takes nothing for this long is cut off."""
+MAX_SUBSCRIPTIONS = 10_000
+
+Socket = web.WebSocketResponse[bool]
+
+
+class ClientSocket:
+    """Serves one connection until it closes; bad messages never close it."""
+
+    def __init__(self, ws: Socket, who: Identity, services: Services, bucket: TokenBucket) -> None:
+        self._ws = ws
+        self._who = who
+        self._services = services
+        self._ops = services.operations
+        self._bucket = bucket
+        self._outbox = Outbox()
+        self._jobs: dict[str, asyncio.Task[None]] = {}
+        self._stats: asyncio.Task[None] | None = None
+        self._special: dict[str, Callable[[dict[str, Any], str | None], Awaitable[None]]] = {
+            "submit_job": self._submit,
+            "submit_jobs": self._submit_many,
+            "subscribe_job": self._subscribe,
+            "unsubscribe_job": self._unsubscribe,
+            "subscribe_stats": self._subscribe_stats,
+        }
+
+    async def run(self, *, stats: bool = False) -> None:
+        """Read and answer until the client leaves; ``stats`` subscribes to the figures at once."""
+        writer = asyncio.create_task(self._write(), name="socket-writer")
+        try:
+            if stats:
+                self._watch_stats(True)
+            await self._read()
+        finally:
+            tasks = [writer, *self._jobs.values(), *([self._stats] if self._stats else [])]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Tell the client that this replica goes away; it may reconnect to another."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await self._ws.close(code=1001, message=b"the broker is stopping")
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    async def _read(self) -> None:
+        async for msg in self._ws:
+            if msg.type is WSMsgType.TEXT:
+                await self._handle(msg.data)
+            elif msg.type is WSMsgType.BINARY:
+                self._fail(BadMessage("Messages are JSON text frames; binary frames are not accepted."), None)
+            await self._outbox.room()
+
+    async def _handle(self, raw: bytes) -> None:
+        """Answer one message; nothing it can contain ends the connection."""
+        echo = None
+        try:
+            self._bucket.take()
+            message = self._parse(raw)
+            echo = commands.message_id(message)
+            if message.get("message_id") is not None and echo is None:
+                raise BadMessage("message_id: a string of at most 128 characters.")
+            await self._dispatch(commands.type_of(message), message, echo)
+        except EmqError as error:
+            self._fail(error, echo if echo is not None else _salvage(raw, error))
+        except Exception as exc:
+            self._fail(unexpected(exc, "a client's message"), echo)
+
+    def _parse(self, raw: bytes) -> dict[str, Any]:
+        message = strict.parse(raw)
+        if not isinstance(message, dict):
+            raise BadMessage("A message must be a JSON object with a type.")
+        return message
+
+    async def _dispatch(self, kind: str, message: dict[str, Any], echo: str | None) -> None:
+        special = self._special.get(kind)
+        if special is not None:
+            await special(message, echo)
+        else:
+            self._reply(commands.wire(await commands.run(kind, message, self._ops, self._who), echo))
+
+    # -- submitting ---------------------------------------------------------------------------------------------------
+
+    async def _submit(self, message: dict[str, Any], echo: str | None) -> None:
+        submitter = self._ops.submitter
+        submitter.check_size(message)
+        self._who.require(Scope.SUBMIT)
+        follow = message.get("subscribe") is not False and message.get("dry_run") is not True
+        self._check_room(1 if follow else 0)
+        accepted = await submitter.submit(self._who.tenant, message)
+        self._reply(commands.wire(accepted, echo))
+        if follow and accepted.job_id:
+            self._follow(accepted.job_id, until_end=True)
+
+    async def _submit_many(self, message: dict[str, Any], echo: str | None) -> None:
+        self._who.require(Scope.SUBMIT)
+        bulk = commands.read(m.SubmitJobs, message)
+        follow = [job.get("subscribe") is not False and job.get("dry_run") is not True for job in bulk.jobs]
+        self._check_room(sum(follow))
+        self._bucket.take(len(bulk.jobs) / 100)
+        outcomes = await self._ops.submitter.submit_many(self._who.tenant, bulk.jobs, bulk.group)
+        self._reply(commands.wire(m.JobsAccepted(results=commands.bulk_results(bulk, outcomes)), echo))
+        for wanted, outcome in zip(follow, outcomes, strict=True):
+            if wanted and not isinstance(outcome, EmqError) and outcome.job_id:
+                self._follow(outcome.job_id, until_end=True)
+
+    # -- subscriptions ------------------------------------------------------------------------------------------------
+
+    def _check_room(self, wanted: int) -> None:
+        if wanted and len(self._jobs) + wanted > MAX_SUBSCRIPTIONS:
+            raise RateLimited(
+                f"This connection follows {len(self._jobs)} jobs; at most {MAX_SUBSCRIPTIONS} are possible. "
+                "Unsubscribe from some, or submit with subscribe:false.",
+                retry_after_s=1,
+            )
+
+    async def _subscribe(self, message: dict[str, Any], echo: str | None) -> None:
+        self._who.require(Scope.READ)
+        msg = commands.read(m.SubscribeJob, message)
+        self._check_room(0 if msg.job_id in self._jobs else 1)
+        await self._ops.queue.job(msg.job_id, self._who.tenant)
+        await self._stop_following(msg.job_id)
+        self._reply(commands.wire(m.SubscriptionConfirmed(job_id=msg.job_id), echo))
+        self._follow(msg.job_id, after=msg.after, previews=msg.previews)
+
+    async def _unsubscribe(self, message: dict[str, Any], echo: str | None) -> None:
+        self._who.require(Scope.READ)
+        msg = commands.read(m.UnsubscribeJob, message)
+        await self._stop_following(msg.job_id)
+        self._reply(commands.wire(m.SubscriptionConfirmed(job_id=msg.job_id, subscribed=False), echo))
+
+    async def _stop_following(self, job_id: str) -> None:
+        task = self._jobs.pop(job_id, None)
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    def _follow(self, job_id: str, after: str | None = None, previews: bool = False, until_end: bool = False) -> None:
+        if job_id in self._jobs:
+            return  # a duplicate submit of a job that is followed already
+        task = asyncio.create_task(self._pump(job_id, after, previews, until_end), name=f"events-{job_id[:12]}")
+        self._jobs[job_id] = task
+        task.add_done_callback(lambda done: self._ended(job_id, done))
+
+    def _ended(self, job_id: str, task: asyncio.Task[None]) -> None:
+        if self._jobs.get(job_id) is task:
+            del self._jobs[job_id]
+        if not task.cancelled() and (exc := task.exception()) is not None:
+            error = exc if isinstance(exc, EmqError) else unexpected(exc, "a subscription")  # type: ignore[arg-type]
+            self._fail(error, None, job_id=job_id)
+
+    async def _pump(self, job_id: str, after: str | None, previews: bool, until_end: bool) -> None:
+        events = self._services.streams.follow(job_id, self._who.tenant, after, previews=previews, until_end=until_end)
+        async with contextlib.aclosing(events):
+            async for item in events:
+                await self._outbox.room()
+                if item.preview is not None:
+                    self._outbox.put_preview(job_id, item.preview)
+                elif item.latest_only:
+                    self._outbox.put_latest("progress", job_id, dumps(item.message))
+                else:
+                    self._outbox.put(dumps(item.message))
+
+    async def _subscribe_stats(self, message: dict[str, Any], echo: str | None) -> None:
+        self._who.require(Scope.READ)
+        msg = commands.read(m.SubscribeStats, message)
+        self._reply(commands.wire(m.SubscriptionConfirmed(enabled=msg.enabled, subscribed=msg.enabled), echo))
+        self._watch_stats(msg.enabled)
+
+    def _watch_stats(self, on: bool) -> None:
+        if self._stats is not None:
+            self._stats.cancel()
+            self._stats = None
+        if on:
+            self._stats = asyncio.create_task(self._pump_stats(), name="socket-stats")
+
+    async def _pump_stats(self) -> None:
+        async with contextlib.aclosing(self._services.figures.watch(self._who.sees)) as feed:
+            async for stats in feed:
+                text = dumps({"type": "stats_broadcast", "stats": stats, "timestamp": now_ms()})
+                self._outbox.put_latest("stats", "", text)
+
+    # -- writing ------------------------------------------------------------------------------------------------------
+
+    def _reply(self, message: dict[str, Any]) -> None:
+        self._outbox.put(dumps(message))
+
+    def _fail(self, error: EmqError, echo: str | None, **fields: Any) -> None:
+        self._reply({**frame(error, echo), **fields})
+
+    async def _write(self) -> None:
+        try:
+            while True:
+                data = await self._outbox.get()
+                async with asyncio.timeout(STALLED_S):
+                    if isinstance(data, str):
+                        await self._ws.send_str(data)
+                    else:
+                        await self._ws.send_bytes(data)
+        except TimeoutError:
+            log.info("A client took nothing for %s s: cut off", STALLED_S)
+            self._abort()
+        except (ConnectionError, RuntimeError):
+            self._abort()  # the client has gone; the reading side ends too
+
+    def _abort(self) -> None:
+        """Cut the connection: a close frame would wait behind what the client does not take."""
+        request = self._ws._req  # aiohttp shows the transport of a socket nowhere else
+        if request is not None and request.transport is not None:
+            request.transport.abort()
+
+
+def _salvage(raw: bytes, error: EmqError) -> str | None:
+    """The ``message_id`` of a message that only the stricter rules refuse."""
+    return commands.message_id(strict.lenient(raw)) if error.code == "bad_json" else None

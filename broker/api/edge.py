@@ -1,0 +1,56 @@
+"""What every request passes: security headers, the origin check, the identity, errors turned into responses."""
+
+from __future__ import annotations
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from broker.access.identity import IDENTITY, identify
+from broker.access.origin import OriginGuard
+from broker.api import errors
+from broker.errors import BadMessage, EmqError
+
+CSP = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; media-src 'self'; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": CSP,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+GUARD = web.AppKey("guard", OriginGuard)
+
+
+async def add_headers(request: web.BaseRequest, response: web.StreamResponse) -> None:
+    """Put the security headers on a response; a handler's own ones stay."""
+    for name, value in HEADERS.items():
+        response.headers.setdefault(name, value)
+
+
+@web.middleware
+async def errors_to_responses(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer every error in one form."""
+    try:
+        return await handler(request)
+    except EmqError as error:
+        return errors.response(error)
+    except web.HTTPException as exc:
+        return errors.from_http(exc)
+    except ConnectionError:
+        raise
+    except Exception as exc:
+        return errors.response(errors.unexpected(exc, f"{request.method} {request.path}"[:200]))
+
+
+@web.middleware
+async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuse foreign pages, then find out who asks."""
+    request.config_dict[GUARD].check(request)
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise BadMessage("Send the body without Content-Encoding.")
+    request[IDENTITY] = await identify(request)
+    return await handler(request)

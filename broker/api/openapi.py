@@ -1,0 +1,136 @@
+"""``/openapi.json``: the HTTP interface, generated from the models of the wire contract."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from broker.api.services import services
+from broker.protocol import messages as m
+from broker.protocol import records as r
+
+REF = "#/components/schemas/{model}"
+ERRORS = {
+    400: "The request is not what the contract says.",
+    401: "No credential, or one that is not valid.",
+    403: "The credential or the origin does not allow this.",
+    404: "There is no such thing, or it is another tenant's.",
+    409: "The thing is in a state that does not allow this.",
+    413: "Too large.",
+    429: "Too many requests, or the queue is full.",
+    503: "Redis is away; nothing was accepted.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One method of one path; ``media`` is the answer's type when it is not JSON."""
+
+    method: str
+    path: str
+    summary: str
+    body: type[BaseModel] | None = None
+    answer: type[BaseModel] | None = None
+    status: int = 200
+    query: tuple[str, ...] = ()
+    media: str = "application/json"
+
+
+OPERATIONS: tuple[Operation, ...] = (
+    Operation("post", "/api/jobs", 'Submit a job, or many with {"jobs": […]}', m.SubmitJob, m.JobAccepted, 201),
+    Operation("get", "/api/jobs", "The newest jobs", None, m.JobList, query=("status", "limit", "cursor")),
+    Operation("get", "/api/jobs/{job_id}", "A job", None, r.Job),
+    Operation("post", "/api/jobs/{job_id}/cancel", "Cancel a job", m.CancelJob, m.Ack),
+    Operation("post", "/api/jobs/{job_id}/retry", "Start a new round of an ended job", m.ForceRetryJob, m.Ack),
+    Operation("post", "/api/jobs/{job_id}/priority", "Move a waiting job", m.SetPriority, m.Ack),
+    Operation("get", "/api/jobs/{job_id}/events", "A job's events", query=("after",), media="text/event-stream"),
+    Operation("get", "/api/jobs/{job_id}/preview", "The latest preview; 204: none", media="image/*"),
+    Operation("get", "/api/jobs/{job_id}/outputs/{name}", "An output file", media="application/octet-stream"),
+    Operation("get", "/api/groups/{group}", "A group's figures", None, m.GroupStatus),
+    Operation("post", "/api/groups/{group}/cancel", "Cancel a group", m.CancelGroup, m.Ack),
+    Operation("get", "/api/workers", "The fleet"),
+    Operation("get", "/api/workers/{worker_id}", "A worker", None, r.Worker),
+    Operation("post", "/api/workers/{worker_id}/pause", "Hand a worker no more jobs", None, m.Ack),
+    Operation("post", "/api/workers/{worker_id}/resume", "Undo a worker's pause and drain", None, m.Ack),
+    Operation("post", "/api/workers/{worker_id}/drain", "Let a worker finish what it has", None, m.Ack),
+    Operation("post", "/api/pause", "Pause the pool, a tenant or a worker", m.Pause, m.Ack),
+    Operation("post", "/api/resume", "Undo a pause", m.Resume, m.Ack),
+    Operation("put", "/api/assets/{hash}", "Store an input file under its blake3 hash"),
+    Operation("get", "/api/assets/{hash}", "An input file", media="application/octet-stream"),
+    Operation("post", "/api/assets", "Store the files of a multipart form"),
+    Operation("get", "/stats", "The queue's figures", None, r.Stats),
+    Operation("get", "/health", "Whether the queue works", None, r.Health),
+    Operation("get", "/health/live", "Whether this process lives"),
+)
+
+
+def add_to(app: web.Application) -> None:
+    """Register the route."""
+    app.router.add_get("/openapi.json", show)
+
+
+async def show(request: web.Request) -> web.Response:
+    """The document."""
+    return web.json_response(document(services(request).version))
+
+
+def document(version: str) -> dict[str, Any]:
+    """The OpenAPI 3.1 document."""
+    paths: dict[str, Any] = {}
+    for operation in OPERATIONS:
+        paths.setdefault(operation.path, {})[operation.method] = _operation(operation)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "EMQ", "version": version, "license": {"name": "MIT", "identifier": "MIT"}},
+        "paths": paths,
+        "components": {
+            "schemas": _schemas(),
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{"key": []}, {}],
+    }
+
+
+def _schemas() -> dict[str, Any]:
+    bodies = {op.body for op in OPERATIONS if op.body}
+    answers = {op.answer for op in OPERATIONS if op.answer} | {r.ErrorBody}
+    _, first = models_json_schema([(body, "validation") for body in sorted(bodies, key=_name)], ref_template=REF)
+    _, second = models_json_schema([(model, "serialization") for model in sorted(answers, key=_name)], ref_template=REF)
+    return {**first["$defs"], **second["$defs"]}
+
+
+def _name(model: type[BaseModel]) -> str:
+    return model.__name__
+
+
+def _ref(model: type[BaseModel]) -> dict[str, str]:
+    return {"$ref": REF.format(model=model.__name__)}
+
+
+def _operation(op: Operation) -> dict[str, Any]:
+    content = {op.media: {"schema": _ref(op.answer) if op.answer else {}}}
+    result: dict[str, Any] = {
+        "summary": op.summary,
+        "operationId": re.sub(r"\W+", "_", f"{op.method}{op.path}").strip("_"),
+        "responses": {str(op.status): {"description": "Done.", "content": content}},
+    }
+    for status, text in ERRORS.items():
+        body = {"application/json": {"schema": _ref(r.ErrorBody)}}
+        result["responses"][str(status)] = {"description": text, "content": body}
+    if op.status == 201:
+        result["responses"]["200"] = {"description": "Known already.", "content": content}
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in re.findall(r"{(\w+)}", op.path)
+    ]
+    parameters += [{"name": name, "in": "query", "required": False, "schema": {}} for name in op.query]
+    if parameters:
+        result["parameters"] = parameters
+    if op.body:
+        result["requestBody"] = {"content": {"application/json": {"schema": _ref(op.body)}}}
+    return result

@@ -1,0 +1,42 @@
+"""What the handlers work with, put together once in ``broker/app.py``."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from aiohttp import web
+
+from broker.api.client_socket import ClientSocket
+from broker.api.figures import StatsFeed
+from broker.api.streams import Streams
+from broker.jobs.operations import Operations
+from broker.queue.connection import Health
+from broker.settings import Settings
+
+
+@dataclass(slots=True)
+class Services:
+    """The parts of one application."""
+
+    settings: Settings
+    operations: Operations
+    streams: Streams
+    figures: StatsFeed
+    health: Callable[[], Awaitable[Health]]
+    """Whether Redis answers and has the functions."""
+    version: str
+    started: float = field(default_factory=time.monotonic)
+    sockets: set[ClientSocket] = field(default_factory=set)
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set at the stop: streams that would go on end."""
+
+
+SERVICES = web.AppKey("services", Services)
+
+
+def services(request: web.Request) -> Services:
+    """The application's parts."""
+    return request.config_dict[SERVICES]

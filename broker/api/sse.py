@@ -1,0 +1,79 @@
+"""A job's events as Server-Sent Events."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+
+from aiohttp import web
+
+from broker.access.identity import Scope, current
+from broker.api.errors import dumps
+from broker.api.services import SERVICES, services
+from broker.api.streams import Item
+from broker.protocol.base import TERMINAL, JobStatus
+
+KEEPALIVE_S = 15.0
+STALLED_S = 10.0
+
+
+async def events(request: web.Request) -> web.StreamResponse:
+    """Every event after ``Last-Event-ID`` (or ``?after=``); the stream ends with the job's round.
+
+    A browser that comes again for a job that has ended and has had everything gets 204, which ends its reconnecting.
+    """
+    parts, who = services(request), current(request).require(Scope.READ)
+    job_id = request.match_info["job_id"]
+    record = await parts.operations.queue.job(job_id, who.tenant)
+    after = (request.headers.get("Last-Event-ID") or request.query.get("after") or "")[:128] or None
+    ended = JobStatus(record.text("status")) in TERMINAL
+    async with contextlib.aclosing(parts.streams.follow(job_id, who.tenant, after, until_end=True)) as stream:
+        first = await anext(stream, None) if ended else None
+        if ended and first is None:
+            return web.Response(status=204)
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"})
+        await response.prepare(request)
+        with contextlib.suppress(ConnectionError, TimeoutError):
+            await _send(response, text_of(first) if first else b": events of the job\n\n")
+            await _pump(response, stream, parts.stopping)
+    return response
+
+
+async def _pump(response: web.StreamResponse, stream: AsyncGenerator[Item, None], stopping: asyncio.Event) -> None:
+    """Write what comes, and a comment now and then, so that a client that has gone is noticed."""
+    stop = asyncio.ensure_future(stopping.wait())
+    following = asyncio.ensure_future(anext(stream, None))
+    try:
+        while True:
+            await asyncio.wait({stop, following}, timeout=KEEPALIVE_S, return_when=asyncio.FIRST_COMPLETED)
+            if stop.done():
+                return
+            if not following.done():
+                await _send(response, b": still here\n\n")
+                continue
+            item = following.result()
+            if item is None:
+                return
+            await _send(response, text_of(item))
+            following = asyncio.ensure_future(anext(stream, None))
+    finally:
+        for task in (stop, following):
+            task.cancel()
+        await asyncio.gather(stop, following, return_exceptions=True)
+
+
+async def _send(response: web.StreamResponse, data: bytes) -> None:
+    async with asyncio.timeout(STALLED_S):
+        await response.write(data)
+
+
+async def stop_all(app: web.Application) -> None:
+    """End every stream at the stop; the clients come again, to another replica."""
+    app[SERVICES].stopping.set()
+
+
+def text_of(item: Item) -> bytes:
+    """One event as the stream has it."""
+    message = item.message
+    return f"id: {message['event_id']}\nevent: {message['type']}\ndata: {dumps(message)}\n\n".encode()

@@ -1,0 +1,98 @@
+"""A job's events as messages for clients: ids, time and fresh file URLs are added at delivery."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any
+
+from broker.jobs.records import Deliver, public_job, public_result
+from broker.protocol.base import now_ms
+from broker.queue.events import Event, EventHub, Preview, Reset
+
+_PICTURES = ("image/jpeg", "image/png", "image/webp")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One thing to deliver: a message, or a preview's bytes."""
+
+    message: dict[str, Any]
+    preview: bytes | None = None
+    latest_only: bool = False
+    """Progress that a newer one may replace."""
+    ends_round: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A preview's picture."""
+
+    image: bytes
+    content_type: str
+
+
+def picture_of(frame: bytes) -> Picture | None:
+    """The picture in a frame of ComfyUI's format 4: event type, length of the metadata, metadata, picture."""
+    try:
+        (length,) = struct.unpack_from(">I", frame, 4)
+        kind = json.loads(frame[8 : 8 + length]).get("image_type")
+    except (struct.error, ValueError, AttributeError):
+        return None
+    return Picture(frame[8 + length :], kind) if kind in _PICTURES else None
+
+
+class Streams:
+    """Event streams of jobs for any carrier."""
+
+    def __init__(self, hub: EventHub, deliver: Deliver) -> None:
+        self._hub = hub
+        self._deliver = deliver
+
+    async def follow(
+        self, job_id: str, tenant: str, after: str | None = None, *, previews: bool = False, until_end: bool = False
+    ) -> AsyncGenerator[Item, None]:
+        """Every event of a job after ``after``. The caller has checked that ``tenant`` may see the job.
+
+        Raises ``NotFound`` when the job's record is gone, ``Unavailable`` when the stream cannot begin.
+        """
+        async with self._hub.subscribe(job_id, after, previews, until_end=until_end) as subscription:
+            async for item in subscription:
+                if isinstance(item, Preview):
+                    yield Item({}, preview=item.data)
+                elif isinstance(item, Reset):
+                    yield self._reset(job_id, item)
+                else:
+                    yield self._event(job_id, tenant, item)
+
+    async def picture(self, job_id: str) -> Picture | None:
+        """The newest preview's picture, waiting a moment for one when nobody here watches yet."""
+        frame = await self._hub.preview(job_id)
+        return picture_of(frame) if frame else None
+
+    def _event(self, job_id: str, tenant: str, event: Event) -> Item:
+        data = event.data
+        if event.type == "complete_job":
+            data = {**data, "result": public_result(data.get("result"), tenant, job_id, self._deliver)}
+        message = {
+            **data,
+            "type": event.type,
+            "job_id": job_id,
+            "event_id": event.event_id,
+            "timestamp": now_ms(),
+        }
+        progress = event.type == "update_job_progress" and event.p > 0
+        return Item(message, latest_only=progress, ends_round=event.ends_round)
+
+    def _reset(self, job_id: str, reset: Reset) -> Item:
+        reset.record.pairs.setdefault("job_id", job_id.encode())
+        message = {
+            "type": "reset",
+            "job_id": job_id,
+            "event_id": reset.event_id,
+            "record": public_job(reset.record, self._deliver),
+            "timestamp": now_ms(),
+        }
+        return Item(message)

@@ -1,0 +1,60 @@
+"""The WebSockets of clients (``/ws``, ``/ws/client/{id}``) and monitors (``/ws/monitor/{id}``)."""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiohttp import web
+
+from broker.access.identity import current
+from broker.access.limits import BROWSERS_PER_S, SERVERS_PER_S, TokenBucket
+from broker.api.client_socket import ClientSocket, Socket
+from broker.api.services import SERVICES, services
+from broker.logging import bind_client
+
+HEARTBEAT_S = 25.0
+PROTOCOL = "emq.v1"
+
+
+def add_to(app: web.Application) -> None:
+    """Register the routes, and the farewell to open sockets at the stop."""
+    app.router.add_get("/ws", client)
+    app.router.add_get("/ws/client/{client_id}", client)
+    app.router.add_get("/ws/monitor/{monitor_id}", monitor)
+    app.on_shutdown.append(close_all)
+
+
+async def client(request: web.Request) -> web.StreamResponse:
+    """A client's socket."""
+    return await _serve(request, stats=False)
+
+
+async def monitor(request: web.Request) -> web.StreamResponse:
+    """The same socket with the figures subscribed."""
+    return await _serve(request, stats=True)
+
+
+async def close_all(app: web.Application) -> None:
+    """Close every socket with 1001 at once: aiohttp would wait for each to leave by itself."""
+    sockets = list(app[SERVICES].sockets)
+    await asyncio.gather(*(socket.close() for socket in sockets), return_exceptions=True)
+
+
+async def _serve(request: web.Request, *, stats: bool) -> web.StreamResponse:
+    parts = services(request)
+    limit = int(parts.settings.max_message_mb * 1024 * 1024)
+    # One more: aiohttp's limit is the first size that is refused. Text stays bytes, so that a text that is not UTF-8
+    # gets an answer; aiohttp would close the connection.
+    ws: Socket = web.WebSocketResponse(
+        protocols=(PROTOCOL,), heartbeat=HEARTBEAT_S, compress=False, max_msg_size=limit + 1, decode_text=False
+    )
+    await ws.prepare(request)
+    bucket = TokenBucket(BROWSERS_PER_S if "Origin" in request.headers else SERVERS_PER_S)
+    socket = ClientSocket(ws, current(request), parts, bucket)
+    parts.sockets.add(socket)
+    try:
+        with bind_client(request.match_info.get("client_id") or request.match_info.get("monitor_id")):
+            await socket.run(stats=stats)
+    finally:
+        parts.sockets.discard(socket)
+    return ws

@@ -1,0 +1,134 @@
+"""Puts an application together from settings; the one place that knows every part."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+
+from aiohttp import web
+
+from broker.access.identity import Scope, current
+from broker.access.origin import OriginGuard, is_loopback
+from broker.api import edge, openapi, rest, sse, websocket
+from broker.api.assets import AssetRoutes
+from broker.api.figures import StatsFeed
+from broker.api.outputs import OutputRoutes
+from broker.api.services import SERVICES, Services
+from broker.api.streams import Streams
+from broker.api.tickets import FileAccess
+from broker.dashboard import views
+from broker.files.cleanup import Cleaner
+from broker.files.outputs import delivered_result
+from broker.files.secret import load_secrets
+from broker.files.store import FileStore, open_store
+from broker.files.urls import UrlSigner
+from broker.jobs.fleet import Fleet
+from broker.jobs.operations import Operations
+from broker.jobs.records import Deliver
+from broker.jobs.submission import Submitter
+from broker.queue.connection import Connection
+from broker.queue.events import EventHub
+from broker.queue.janitor import Janitor
+from broker.queue.queue import Queue
+from broker.queue.startup import pool_config, redis
+from broker.settings import Settings
+
+SETTINGS = web.AppKey("settings", Settings)
+CONNECTION = web.AppKey("connection", Connection)
+QUEUE = web.AppKey("queue", Queue)
+HUB = web.AppKey("hub", EventHub)
+SIGNER = web.AppKey("signer", UrlSigner)
+STORE = web.AppKey("store", FileStore)
+
+
+def emq_version() -> str:
+    """The installed version."""
+    try:
+        return version("emq")
+    except PackageNotFoundError:
+        return "0+unknown"
+
+
+def create_app(settings: Settings) -> web.Application:
+    """The broker's application. Nothing happens before it is started: then it connects, and raises what is wrong."""
+    app = web.Application(
+        middlewares=[edge.errors_to_responses, edge.guard], client_max_size=int(settings.max_message_mb * 1024 * 1024)
+    )
+    app[SETTINGS] = settings
+    app[edge.GUARD] = OriginGuard(settings)
+    app.on_response_prepare.append(edge.add_headers)
+    app.cleanup_ctx.extend([_queue, _files, _events, _services])
+    rest.add_to(app)
+    websocket.add_to(app)
+    openapi.add_to(app)
+    views.add_to(app)
+    app.on_shutdown.append(sse.stop_all)
+    return app
+
+
+def worker_url(settings: Settings) -> str | None:
+    """Where workers reach this broker, as far as it can know: its public addresses, else loopback."""
+    if settings.worker_url or settings.public_url:
+        return settings.worker_url or settings.public_url
+    return f"http://{settings.host}:{settings.port}" if is_loopback(settings.host) and settings.port else None
+
+
+async def _queue(app: web.Application) -> AsyncIterator[None]:
+    """Redis, the queue in it, and the janitor."""
+    settings = app[SETTINGS]
+    async with redis(settings) as connection:
+        queue = Queue(connection, settings.pool)
+        config = pool_config(settings, worker_url(settings))
+        await connection.load(queue.prefix)
+        await queue.configure(**config)
+        janitor = Janitor(queue, connection, config, reap_s=settings.reap_s)
+        janitor.start()
+        app[CONNECTION], app[QUEUE] = connection, queue
+        yield
+        await janitor.stop()
+
+
+async def _files(app: web.Application) -> AsyncIterator[None]:
+    """The object store, its routes, and the removal of what nobody can ask for any more."""
+    settings = app[SETTINGS]
+    app[SIGNER] = UrlSigner(load_secrets(settings.secret, settings.data), settings.public_url)
+    access = FileAccess(app[QUEUE], app[SIGNER], lambda request, scope: current(request).require(Scope(scope)).tenant)
+    outputs, assets = (open_store(settings.data, area) for area in ("outputs", "assets"))
+    app[STORE] = outputs
+    limit = settings.max_output_mb * 1024 * 1024
+    OutputRoutes(outputs, access, limit).add_to(app)
+    AssetRoutes(assets, access, limit).add_to(app)
+    shortest = min(settings.ttl_completed_s, settings.ttl_failed_s, settings.ttl_cancelled_s)
+    cleaner = asyncio.create_task(Cleaner(outputs, app[QUEUE], shortest).run(), name="files-cleaner")
+    yield
+    cleaner.cancel()
+    await asyncio.gather(cleaner, return_exceptions=True)
+
+
+async def _events(app: web.Application) -> AsyncIterator[None]:
+    """The listener to jobs' events."""
+    app[HUB] = EventHub(app[CONNECTION], app[QUEUE])
+    await app[HUB].start()
+    yield
+    await app[HUB].stop()
+
+
+async def _services(app: web.Application) -> AsyncIterator[None]:
+    """What the handlers work with."""
+    settings, queue = app[SETTINGS], app[QUEUE]
+    deliver: Deliver = partial(delivered_result, app[SIGNER])
+    fleet = Fleet(queue)
+    operations = Operations(queue, fleet, Submitter(queue, fleet, settings), deliver)
+    parts = Services(
+        settings=settings,
+        operations=operations,
+        streams=Streams(app[HUB], deliver),
+        figures=StatsFeed(operations.stats),
+        health=partial(app[CONNECTION].health, queue.prefix),
+        version=emq_version(),
+    )
+    app[SERVICES] = parts
+    yield
+    parts.figures.close()

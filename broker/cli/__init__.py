@@ -1,0 +1,1 @@
+"""The command line: each module adds its sub-commands to ``COMMANDS`` in ``broker/__main__.py``."""

@@ -1,0 +1,1 @@
+"""The pages for people: rendered here, refreshed by htmx, usable without JavaScript."""

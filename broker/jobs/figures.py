@@ -1,0 +1,66 @@
+"""Figures of the queue, groups and workers in their public form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from broker.jobs.records import loads
+from broker.protocol.base import ACTIVE, TERMINAL, WAITING, JobStatus
+from broker.protocol.messages import GroupStatus
+from broker.queue.queue import Answer
+
+
+def _counts(answer: Answer) -> dict[str, int]:
+    return {status.value: answer.number(status.value) for status in JobStatus}
+
+
+def public_stats(answer: Answer) -> dict[str, Any]:
+    """The body of ``response_stats.stats``."""
+    jobs = _counts(answer)
+    return {
+        "jobs": jobs,
+        "queued": sum(jobs[status] for status in WAITING),
+        "running": sum(jobs[status] for status in ACTIVE),
+        "depth_by_priority": loads(answer.text("depth"), {}),
+        "oldest_wait_ms": answer.number("oldest_wait_ms") if answer.text("oldest_wait_ms") else None,
+        "workers": {},
+        "totals": {name: answer.number(name) for name in answer.pairs if name.endswith("_total")},
+        "paused": answer.flag("paused"),
+    }
+
+
+def group_figures(group: str, answer: Answer) -> GroupStatus:
+    """A group's answer."""
+    jobs = _counts(answer)
+    total = sum(jobs.values())
+    return GroupStatus(
+        group=group, total=total, jobs=jobs, done=total > 0 and total == sum(jobs[status] for status in TERMINAL)
+    )
+
+
+def public_worker(answer: Answer) -> dict[str, Any]:
+    """A worker's public record."""
+    info = loads(answer.text("info"), {})
+    gone = answer.text("gone") != ""
+    return {
+        "worker_id": answer.text("worker_id") or answer.outcome,
+        "machine_id": answer.text("machine") or info.get("machine_id"),
+        "status": "offline" if gone else answer.text("status", "idle"),
+        "paused": answer.flag("paused"),
+        "draining": answer.flag("drain"),
+        "via": answer.text("via") or None,
+        "jobs": [_held(line) for line in answer.lines("held")],
+        "gpus": loads(answer.text("gpus")) or info.get("gpus"),
+        "loaded_models": answer.lines("loaded"),
+        "version": info.get("version"),
+        "comfyui_version": info.get("comfyui_version"),
+        "tags": info.get("tags") or [],
+        "slots": answer.number("slots", 1),
+        "last_heartbeat": answer.number("beat") or None,
+        "registered_at": answer.number("registered_at") or None,
+    }
+
+
+def _held(line: str) -> dict[str, str]:
+    job_id, _, phase = line.partition(" ")
+    return {"job_id": job_id, "phase": phase}

@@ -1,0 +1,121 @@
+"""Everything a client can ask of the queue except its event streams: one method a request, whatever carries it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from broker.errors import EmqError, NotFound
+from broker.jobs import records
+from broker.jobs.figures import group_figures, public_stats, public_worker
+from broker.jobs.fleet import Fleet
+from broker.jobs.submission import Submitter
+from broker.jobs.waiting import explain
+from broker.protocol.base import WAITING, JobStatus
+from broker.protocol.messages import Ack, GroupStatus
+from broker.queue.queue import Answer, Queue, require
+
+_CANCEL_CHUNK = 200
+
+
+class Operations:
+    """The requests of clients, each for one tenant (``""``: any, for administrators' figures)."""
+
+    def __init__(self, queue: Queue, fleet: Fleet, submitter: Submitter, deliver: records.Deliver) -> None:
+        self.queue = queue
+        self.fleet = fleet
+        self.submitter = submitter
+        self.deliver = deliver
+
+    # -- jobs ---------------------------------------------------------------------------------------------------------
+
+    async def record(self, job_id: str, tenant: str) -> dict[str, Any]:
+        """A job's public record; raises ``NotFound``."""
+        answer = await self.queue.job(job_id, tenant)
+        record = records.public_job(_named(answer, job_id), self.deliver)
+        if JobStatus(record["status"]) in WAITING:
+            await self._explain(record, answer, job_id, tenant)
+        return record
+
+    async def _explain(self, record: dict[str, Any], answer: Answer, job_id: str, tenant: str) -> None:
+        """Say why a waiting job waits, as the fleet is now."""
+        try:
+            need = self.submitter.known(answer.text("class"))
+            if need is None:
+                stored = await self.queue.payload(job_id, tenant)
+                given = record["requirements"] or {}
+                need = await self.submitter.requirement_of(answer.text("class"), record["job_type"], stored, given)
+            view = await self.fleet.view()
+        except EmqError:
+            return  # the record itself is good; the explanation is extra
+        record["requirements"] = need.public()
+        record["waiting_for"] = [reason.model_dump(mode="json") for reason in explain(need, view)]
+
+    async def list_jobs(self, tenant: str, status: list[JobStatus], limit: int, cursor: str | None) -> dict[str, Any]:
+        """A page of records, newest first: ``jobs`` and ``next_cursor``."""
+        answer = await self.queue.list_jobs(tenant, [s.value for s in status], limit, cursor or "")
+        jobs = [records.public_job(_named(row, row.outcome), self.deliver, result=False) for row in answer.rows]
+        return {"jobs": jobs, "next_cursor": answer.text("next") or None}
+
+    async def cancel(self, job_id: str, tenant: str, reason: str) -> Ack:
+        """Cancel a job; raises ``Conflict`` when it has ended otherwise."""
+        answer = await self.queue.cancel(job_id, tenant, reason)
+        return Ack(job_id=job_id, status=answer.text("status") or None)
+
+    async def retry(self, job_id: str, tenant: str) -> Ack:
+        """Start a new round of a job that has ended; raises ``Conflict`` when it has not."""
+        answer = await self.queue.retry(job_id, tenant)
+        return Ack.model_validate({"job_id": job_id, "status": "pending", "round": answer.number("round", 1)})
+
+    async def set_priority(self, job_id: str, tenant: str, priority: int | None, front: bool) -> Ack:
+        """Move a waiting job."""
+        await self.queue.set_priority(job_id, tenant, priority=priority, front=front)
+        return Ack(job_id=job_id)
+
+    async def cancel_group(self, tenant: str, group: str, reason: str) -> Ack:
+        """Cancel every job of a group that has not ended; ``cancelled`` counts them."""
+        cancelled, more = 0, True
+        while more:
+            answer = await self.queue.cancel_group(tenant, group, reason, _CANCEL_CHUNK)
+            found = answer.number("cancelled")
+            cancelled += found
+            more = answer.flag("more") and found > 0
+        return Ack.model_validate({"group": group, "cancelled": cancelled})
+
+    async def group(self, tenant: str, group: str) -> GroupStatus:
+        """A group's figures."""
+        return group_figures(group, await self.queue.group(tenant, group))
+
+    # -- workers and figures ------------------------------------------------------------------------------------------
+
+    async def stats(self, tenant: str) -> dict[str, Any]:
+        """The queue's figures."""
+        return public_stats(await self.queue.stats(tenant))
+
+    async def workers(self) -> list[dict[str, Any]]:
+        """The fleet."""
+        answer = await self.queue.workers()
+        return sorted((public_worker(row) for row in answer.rows), key=lambda worker: str(worker["worker_id"]))
+
+    async def worker(self, worker_id: str) -> dict[str, Any]:
+        """One worker; raises ``NotFound``."""
+        answer = require(await self.queue.workers(worker_id), f"worker {worker_id}")
+        for row in answer.rows:
+            return public_worker(row)
+        raise NotFound(f"There is no worker {worker_id}.")
+
+    async def pause(self, scope: str, target: str, on: bool) -> Ack:
+        """Pause or resume the pool, a tenant or a worker; resuming a worker ends its drain too."""
+        await self.queue.pause(scope, target, on)
+        if scope == "worker" and not on:
+            await self.queue.drain(target, on=False)
+        return Ack.model_validate({"scope": scope, "id": target or None, "paused": on})
+
+    async def drain(self, worker_id: str) -> Ack:
+        """Let a worker finish what it has and take nothing new."""
+        await self.queue.drain(worker_id)
+        return Ack.model_validate({"worker_id": worker_id, "draining": True})
+
+
+def _named(answer: Answer, job_id: str) -> Answer:
+    answer.pairs.setdefault("job_id", job_id.encode())
+    return answer
