@@ -1,0 +1,369 @@
+"""The broker's one door to Redis: clients are built here, and redis-py's errors end here.
+
+Two clients because redis-py's read time-out holds for blocking reads too: ``commands`` gives up on a silent server
+after 5 s, ``blocking`` waits longer than any blocking read it makes. Repeating a call is safe: every writing function
+of the queue gives a repeated call the same answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis, RedisCluster
+from redis.asyncio.client import PubSub
+from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.connection import SSLConnection, parse_url
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    ClusterDownError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+    SlotNotCoveredError,
+)
+from redis.exceptions import ConnectionError as Disconnected
+from redis.exceptions import TimeoutError as Silent
+
+from broker.errors import ConfigurationError, EmqError, QueueFull, Unavailable
+from broker.queue.address import Address, parse
+from broker.queue.loader import library
+from broker.queue.loader import load as load_library
+
+log = logging.getLogger(__name__)
+
+COMMAND_S = 5.0
+"""Read time-out of a command."""
+CALL_S = 6.0
+"""A call ends within this time, its repetitions included."""
+BLOCK_S = 5.0
+"""The longest blocking read."""
+COMMANDS = 64
+"""Connections for commands; a call beyond them waits."""
+
+Command = Sequence[bytes | str | int]
+Client = Redis | RedisCluster
+
+# What a server says that cannot do it now, by the first word of its error.
+_LATER = ("LOADING", "BUSY", "READONLY", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN", "MISCONF", "NOREPLICAS", "UNBLOCKED")
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What ``/health`` says about Redis."""
+
+    redis: bool
+    functions: bool
+    detail: str = ""
+
+
+class Channels:
+    """One sharded pub/sub connection. It never reconnects by itself: whoever reads it must know of every break."""
+
+    def __init__(self, client: Redis) -> None:
+        self._client = client
+        self._pubsub: PubSub = client.pubsub()
+
+    async def subscribe(self, channel: str) -> None:
+        """Ask for a channel; the server's confirmation comes out of :meth:`read`."""
+        with _translated():
+            await self._pubsub.ssubscribe(channel)
+
+    async def unsubscribe(self, channel: str) -> None:
+        """Give a channel back."""
+        with _translated():
+            await self._pubsub.sunsubscribe(channel)
+
+    async def read(self, timeout_s: float) -> tuple[str, str, bytes] | None:
+        """The next ``(kind, channel, data)``, kind being message, subscribed or unsubscribed; ``None``: nothing came.
+
+        Raises ``Unavailable`` when the connection broke or the channel's slot lives elsewhere now.
+        """
+        with _translated():
+            message = await self._pubsub.get_message(timeout=timeout_s)
+        if message is None:
+            return None
+        kind = {"smessage": "message", "ssubscribe": "subscribed", "sunsubscribe": "unsubscribed"}.get(message["type"])
+        data = message["data"]
+        return (kind, message["channel"].decode(), data if isinstance(data, bytes) else b"") if kind else None
+
+    async def close(self) -> None:
+        """Close the connection; never raises."""
+        with suppress(RedisError, OSError):
+            await self._pubsub.aclose()  # type: ignore[no-untyped-call]
+        await self._client.aclose()
+
+
+class Connection:
+    """A broker's connections to one Redis (a server, a sentinels' service or a cluster). Implements ``Caller``."""
+
+    def __init__(self, url: str) -> None:
+        """Build the clients; nothing connects yet. Raises ``ConfigurationError`` for a URL that cannot be used."""
+        self.address: Address = parse(url)
+        self._sentinels: list[Sentinel] = []
+        self.commands: Client = self._build(COMMAND_S, retries=8, connections=COMMANDS)
+        self.blocking: Client = self._build(BLOCK_S + 5, retries=0, connections=4096)
+        self._loading = asyncio.Lock()
+        self._away = False
+
+    # -- calls --------------------------------------------------------------------------------------------------------
+
+    async def fcall(self, function: str, prefix: str, args: Sequence[bytes | str]) -> Any:
+        """Run a function of the queue, loading the library first when the server does not have it.
+
+        Raises ``Unavailable`` while Redis is away, ``QueueFull`` when its memory is full, ``EmqError`` for a fault of
+        the function.
+        """
+
+        async def call() -> Any:
+            return await self._on_owner("FCALL", function, 1, prefix, *args, key=prefix)
+
+        return await self._guard(lambda: self._with_library(call, prefix))
+
+    async def _with_library(self, call: Callable[[], Awaitable[Any]], prefix: str) -> Any:
+        try:
+            return await call()
+        except ResponseError as error:
+            if "Function not found" not in str(error):
+                raise
+        await self._load(prefix)
+        return await call()
+
+    async def load(self, prefix: str, *, force: bool = False) -> None:
+        """See that every primary has the function library, in our version or a newer one."""
+        await self._guard(lambda: self._load(prefix, force))
+
+    async def _load(self, prefix: str, force: bool = False) -> None:
+        async with self._loading:
+            await load_library(self.commands, prefix, force)
+
+    async def read(self, key: str, *commands: Command) -> list[Any]:
+        """Answers of reading commands on keys of ``key``'s pool, all of one moment."""
+
+        async def run() -> list[Any]:
+            async with self.commands.pipeline(transaction=True) as pipe:
+                for command in commands:
+                    pipe.execute_command(*command)
+                return list(await pipe.execute())
+
+        return list(await self._guard(run))
+
+    async def publish(self, channel: str, data: bytes) -> None:
+        """Publish on a sharded channel."""
+        await self._guard(lambda: self._on_owner("SPUBLISH", channel, data, key=channel))
+
+    async def pop(self, key: str, block_s: float = BLOCK_S) -> bytes | None:
+        """Take the first element of a list, waiting for one at most ``block_s`` (up to 5 s).
+
+        An element can be lost with its reply, so a list may only hold hints.
+        """
+        with _translated():
+            answer = await self.blocking.execute_command("BLPOP", key, min(block_s, BLOCK_S))
+        return answer[1] if answer else None
+
+    async def ping(self) -> None:
+        """Raises ``Unavailable`` unless Redis answers."""
+        await self._guard(self._ping)
+
+    async def _ping(self) -> None:
+        await self.commands.execute_command("PING")
+
+    async def health(self, prefix: str) -> Health:
+        """Whether Redis answers within 2 s and has the functions (it does not load them)."""
+        try:
+            async with asyncio.timeout(2):
+                await self._on_owner("FCALL", "emq_version", 1, prefix, key=prefix)
+        except (TimeoutError, Silent, Disconnected, RedisClusterException):
+            return Health(False, False, "Redis does not answer")
+        except RedisError as error:
+            word = str(error).partition(" ")[0]
+            return Health(word not in _LATER, False, "the functions are not loaded" if word not in _LATER else word)
+        return Health(True, True)
+
+    async def info(self) -> list[dict[str, Any]]:
+        """``INFO`` of every primary. Raises ``Unavailable``, ``ConfigurationError`` when the login is refused."""
+
+        async def run() -> list[dict[str, Any]]:
+            if not isinstance(self.commands, RedisCluster):
+                return [await self.commands.info()]
+            await self.commands.initialize()
+            nodes = self.commands.get_primaries()
+            return [await self.commands.execute_command("INFO", target_nodes=node) for node in nodes]
+
+        return list(await self._guard(run, starting=True))
+
+    async def channels(self, key: str) -> Channels:
+        """A pub/sub connection to the server that has ``key``; raises ``Unavailable``.
+
+        In a cluster this is a plain connection to the owner of the slot: all keys and channels of a pool share one,
+        and a break of one connection is easier to notice than one inside a client that holds many.
+        """
+        if not isinstance(self.commands, RedisCluster):
+            client = self._build(COMMAND_S, retries=0, connections=4)
+            assert isinstance(client, Redis)
+            return Channels(client)
+        cluster = self.commands
+
+        async def owner() -> ClusterNode:
+            await cluster.nodes_manager.initialize()
+            return _owner(cluster, key)
+
+        node = await self._guard(owner)
+        options = _options(self.address.base) | _socket_options(COMMAND_S, 0) | {"host": node.host, "port": node.port}
+        return Channels(Redis.from_pool(ConnectionPool(**options)))
+
+    async def close(self) -> None:
+        """Close every connection; never raises."""
+        for client in (self.commands, self.blocking, *self._sentinels):
+            with suppress(RedisError, OSError):
+                await client.aclose()
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    async def _on_owner(self, *args: bytes | str | int, key: str) -> Any:
+        """Run a command at the server that has ``key``.
+
+        In a cluster the node is named, because redis-py would ask the server for the keys of an FCALL first, sending
+        all its arguments twice; with a named node it does not repeat, so that is done here.
+        """
+        client = self.commands
+        if not isinstance(client, RedisCluster):
+            return await client.execute_command(*args)  # type: ignore[no-untyped-call]
+
+        async def once() -> Any:
+            await client.initialize()
+            return await client.execute_command(*args, target_nodes=_owner(client, key))
+
+        async def again(error: Exception) -> None:
+            if isinstance(error, ClusterDownError | SlotNotCoveredError | ReadOnlyError):
+                await client.nodes_manager.initialize()
+
+        errors = (Disconnected, Silent, ClusterDownError, SlotNotCoveredError, ReadOnlyError)
+        return await Retry(_backoff(), 8, errors).call_with_retry(once, again)  # type: ignore[arg-type]
+
+    async def _guard(self, run: Callable[[], Awaitable[Any]], starting: bool = False) -> Any:
+        """Run within the time limit, translate errors, and log when Redis goes and comes."""
+        try:
+            with _translated(starting):
+                async with asyncio.timeout(CALL_S):
+                    answer = await run()
+        except Unavailable as error:
+            if not self._away:
+                log.warning("Redis at %s is away: %s", self.address.shown, error.details.get("reason"))
+            self._away = True
+            raise
+        if self._away:
+            log.info("Redis at %s is back", self.address.shown)
+            self._away = False
+        return answer
+
+    def _build(self, timeout_s: float, retries: int, connections: int) -> Client:
+        """A client of the address's kind."""
+        try:
+            options = _options(self.address.base) | _socket_options(timeout_s, retries)
+            if self.address.kind == "cluster":
+                return self._cluster(options, connections)
+            if self.address.kind == "sentinel":
+                return self._sentinel(options, connections)
+            pool = BlockingConnectionPool(max_connections=connections, timeout=COMMAND_S, **options)
+            pool.connection_class(**pool.connection_kwargs)
+            return Redis.from_pool(pool)
+        except (TypeError, ValueError) as error:
+            raise ConfigurationError(
+                f"EMQ_REDIS_URL {self.address.shown!r} has an option that cannot be used: {error}."
+            ) from None
+
+    def _cluster(self, options: dict[str, Any], connections: int) -> RedisCluster:
+        for name in ("host", "port", "db"):
+            options.pop(name, None)
+        if options.pop("connection_class", None) is SSLConnection:
+            options["ssl"] = True
+        nodes = [ClusterNode(host, port) for host, port in self.address.nodes]
+        return RedisCluster(startup_nodes=nodes, max_connections=connections, **options)
+
+    def _sentinel(self, options: dict[str, Any], connections: int) -> Redis:
+        login = {
+            name.removeprefix("sentinel_"): options.pop(name)
+            for name in ("sentinel_username", "sentinel_password")
+            if name in options
+        }
+        for name in ("host", "port"):
+            options.pop(name, None)
+        if options.pop("connection_class", None) is SSLConnection:
+            options["ssl"] = True
+        # A sentinel that does not answer is passed over soon: the next one knows as much.
+        asking = _socket_options(1.0, 0) | {"socket_connect_timeout": 1.0} | login
+        sentinel = Sentinel(self.address.nodes, sentinel_kwargs=asking)  # type: ignore[no-untyped-call]
+        self._sentinels.append(sentinel)
+        pool = SentinelConnectionPool(  # type: ignore[no-untyped-call]
+            self.address.service, sentinel, max_connections=connections, **options
+        )
+        return Redis.from_pool(pool)
+
+
+def _backoff() -> ExponentialWithJitterBackoff:
+    return ExponentialWithJitterBackoff(base=0.05, cap=0.5)
+
+
+def _options(url: str) -> dict[str, Any]:
+    return dict(parse_url(url))
+
+
+def _socket_options(timeout_s: float, retries: int) -> dict[str, Any]:
+    """What every connection is built with; RESP 2 has all the queue needs, and one shape of answers."""
+    return {
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": 2.0,
+        "retry": Retry(_backoff(), retries),
+        "protocol": 2,
+        "legacy_responses": False,
+        "client_name": "emq-broker",
+    }
+
+
+def _owner(cluster: RedisCluster, key: str) -> ClusterNode:
+    node = cluster.get_node_from_key(key)
+    if node is None:
+        raise SlotNotCoveredError("The cluster has no node for the pool's slot.")
+    return node
+
+
+@contextmanager
+def _translated(starting: bool = False) -> Iterator[None]:
+    """Turn redis-py's errors into ours. A refused login is the configuration's fault when ``starting``."""
+    try:
+        yield
+    except RedisError as error:
+        raise _translation(error, starting) from None
+    except RedisClusterException as error:
+        raise _away(str(error)) from None
+    except (TimeoutError, OSError) as error:
+        raise _away(str(error) or "no answer in time") from None
+
+
+def _translation(error: RedisError, starting: bool) -> Exception:
+    text = str(error)
+    if isinstance(error, AuthenticationError | NoPermissionError) and starting:
+        return ConfigurationError(f"Redis refuses the login: {text}. Set the user and password in EMQ_REDIS_URL.")
+    if isinstance(error, OutOfMemoryError) or text.startswith(("OOM", "-OOM")):
+        return QueueFull("Redis has no memory left for more jobs; try again later.", scope="memory", retry_after_s=5)
+    if not isinstance(error, ResponseError) or text.partition(" ")[0] in _LATER:
+        return _away(text)
+    if isinstance(error, ClusterDownError | ReadOnlyError):
+        return _away(text)
+    log.error("Redis refused a call: %s", library().explain(text))
+    return EmqError("The queue could not do this; the broker's log says why.")
+
+
+def _away(reason: str) -> Unavailable:
+    return Unavailable("The queue cannot be reached; nothing was accepted, try again.", reason=reason)
