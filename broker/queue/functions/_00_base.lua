@@ -1,0 +1,103 @@
+-- What every function shares: the unit of work of one call, arguments, numbers and JSON text.
+--
+-- A call gathers its changes of records, counters, logs and virtual time in a unit of work `u` and writes them once,
+-- in `Q.commit`; sets are written as it goes. All checks of a function come before its first write.
+
+Q.VERSION = 1
+Q.LEVEL = 2 ^ 45       -- width of a priority level in a score
+Q.FIRST_TAG = 2 ^ 30   -- room below it for "to the front"
+Q.UNIT_MS = 10         -- one unit of a tag is 10 ms of expected GPU time
+Q.RUN_MS = 1000        -- a run, before anything is measured
+Q.LOAD_MS = 15000      -- a model load, before anything is measured
+Q.LOG_MAX = 400        -- events kept of one job
+
+function Q.int(n)
+  return string.format('%.0f', n)
+end
+
+-- Text as a JSON string; nil is null.
+function Q.json(text)
+  if text == nil or text == false then return 'null' end
+  if string.find(text, '[%c"\\\127]') then return cjson.encode(text) end
+  return '"' .. text .. '"'
+end
+
+-- The lines of a text; an empty text has none.
+function Q.lines(text)
+  local out = {}
+  if text then
+    for line in string.gmatch(text, '[^\n]+') do out[#out + 1] = line end
+  end
+  return out
+end
+
+function Q.pairs_of(flat)
+  local out = {}
+  for i = 1, #flat, 2 do out[flat[i]] = flat[i + 1] end
+  return out
+end
+
+-- The time in ms. A pool with `test_clock` in its config lives at that time instead.
+local function now_ms(test_clock)
+  if test_clock then return tonumber(test_clock) end
+  local t = redis.call('TIME')
+  return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+
+-- A unit of work for the pool with prefix P.
+function Q.open(P)
+  local c = redis.call('HMGET', P .. 'config', 'deployment', 'lease_ms', 'test_clock', 'paused', 'seen', 'grace')
+  return {
+    P = P, now = now_ms(c[3]), deployment = c[1] or '', lease = tonumber(c[2] or 30000), paused = c[4] == '1',
+    seen = tonumber(c[5] or 0), grace = tonumber(c[6] or 0),
+    jobs = {}, touched = {}, workers = {}, classes = {}, tenants = {}, levels = {}, lanes = {}, lane_order = {},
+    counts = {}, out = {}, ttl = {}, wakes = {}, matches = 0, config = {},
+  }
+end
+
+-- Opens a unit of work and reads the name/value arguments.
+function Q.begin(keys, argv)
+  return Q.open(keys[1]), Q.pairs_of(argv)
+end
+
+local DEFAULTS = {
+  affinity_max_wait_ms = 60000, ttl_completed_ms = 86400000, ttl_failed_ms = 604800000, ttl_cancelled_ms = 86400000,
+  max_finished = 1000000, max_queued = 1000000, max_finishing = 4, max_crashes = 3, max_handbacks = 5,
+  backoff_ms = 2000, idem_ttl_ms = 86400000, hang_ms = 600000, stall_ms = 600000, aging_ms = 0, avoid_ms = 600000,
+}
+
+-- A number of the config that only some calls need.
+function Q.setting(u, name)
+  local value = u.config[name]
+  if value == nil then
+    value = tonumber(redis.call('HGET', u.P .. 'config', name) or DEFAULTS[name])
+    u.config[name] = value
+  end
+  return value
+end
+
+-- Changes a field of a record that was read with `Q.job` or `Q.worker`; nil removes the field.
+function Q.put(u, record, name, value)
+  if not record._set then
+    record._set, record._del = {}, {}
+    u.touched[#u.touched + 1] = record
+  end
+  record[name] = value
+  if value == nil then
+    record._set[name] = nil
+    record._del[name] = true
+  else
+    record._del[name] = nil
+    record._set[name] = value
+  end
+end
+
+function Q.add(u, record, name, delta)
+  local value = tonumber(record[name] or 0) + delta
+  Q.put(u, record, name, value ~= 0 and Q.int(value) or nil)
+  return value
+end
+
+function Q.count(u, field, delta)
+  u.counts[field] = (u.counts[field] or 0) + delta
+end

@@ -1,0 +1,100 @@
+-- Reading records. Each is read once a call and kept in the unit of work.
+
+-- A job's whole record; nil when there is none.
+function Q.job(u, id)
+  local r = u.jobs[id]
+  if r == nil then
+    local key = u.P .. 'j:' .. id
+    r = Q.pairs_of(redis.call('HGETALL', key))
+    if not r.status then return nil end
+    r._id, r._key = id, key
+    u.jobs[id] = r
+  end
+  return r
+end
+
+-- A job that `tenant` may see (empty: any tenant's).
+function Q.job_of(u, id, tenant)
+  if not id then return nil end
+  local r = Q.job(u, id)
+  if r and tenant and tenant ~= '' and r.tenant ~= tenant then return nil end
+  return r
+end
+
+local WORKER = {
+  'instance', 'profile', 'slots', 'status', 'paused', 'drain', 'running', 'ahead', 'finishing', 'tokens', 'loaded',
+  'idle', 'kind', 'gone', 'via', 'beat',
+}
+
+-- The part of a worker's record that the functions work with; nil when there is none.
+function Q.worker(u, id)
+  local w = u.workers[id]
+  if w == nil then
+    local key = u.P .. 'wk:' .. id
+    local values = redis.call('HMGET', key, unpack(WORKER))
+    if not values[1] then return nil end
+    w = { _id = id, _key = key }
+    for i, name in ipairs(WORKER) do w[name] = values[i] or nil end
+    u.workers[id] = w
+  end
+  return w
+end
+
+-- The worker behind a call: record, or nil and the refusal.
+function Q.caller(u, id, instance)
+  local w = id and Q.worker(u, id)
+  if not w or w.gone then return nil, 'unknown' end
+  if w.instance ~= instance then return nil, 'superseded' end
+  return w
+end
+
+-- A class's kind and statistics; `exists` says whether it is known.
+function Q.class(u, name)
+  local c = u.classes[name]
+  if c == nil then
+    local v = redis.call('HMGET', u.P .. 'c:' .. name, 'vram_mb', 'kind', 'run', 'cold', 'base', 'avoid', 'passed',
+      'used', 'since')
+    c = {
+      exists = v[1] and true, kind = v[2] or '', run = tonumber(v[3] or nil), cold = tonumber(v[4] or nil),
+      base = v[5] or nil, avoid = v[6] or nil, passed = tonumber(v[7] or nil), used = tonumber(v[8] or 0),
+      since = tonumber(v[9] or 0),
+    }
+    u.classes[name] = c
+  end
+  return c
+end
+
+-- A tenant's limits.
+function Q.tenant(u, name)
+  local t = u.tenants[name]
+  if t == nil then
+    local v = redis.call('HMGET', u.P .. 'tn:' .. name, 'weight', 'max_running', 'paused', 'max_queued', 'parked')
+    t = {
+      weight = tonumber(v[1] or 1), max_running = tonumber(v[2] or 0), paused = v[3] == '1',
+      max_queued = tonumber(v[4] or 0), parked = v[5] == '1',
+    }
+    u.tenants[name] = t
+  end
+  return t
+end
+
+-- A counter with what this call has added to it.
+function Q.counter(u, field)
+  return tonumber(redis.call('HGET', u.P .. 'count', field) or 0) + (u.counts[field] or 0)
+end
+
+-- Whether a paused or full tenant keeps its jobs back.
+function Q.held_back(u, name)
+  local t = Q.tenant(u, name)
+  return t.paused or (t.max_running > 0 and Q.counter(u, name .. ':running') >= t.max_running)
+end
+
+-- The holder's record behind a token: r, w; or nil and what an ended claim with this token was told.
+function Q.holder(u, job, token)
+  local r = job and Q.job(u, job)
+  if not r or not token or token == '' then return nil end
+  if r.token == token and (r.status == 'claimed' or r.status == 'processing') then return r end
+  local status, will_retry = string.match(r.done or '', '^' .. token:gsub('%W', '%%%0') .. ' (%S+) (%S)$')
+  if status then return nil, status, will_retry end
+  return nil
+end

@@ -1,0 +1,39 @@
+-- A job's events: one logged line a change of state, progress on the wire only.
+
+-- Logs an event: n is the job's counter + 1.
+function Q.log(u, r, kind, data)
+  local n = Q.add(u, r, 'events', 1)
+  u.out[#u.out + 1] = { r._id, Q.int(n) .. '-0\n' .. kind .. '\n' .. data, true }
+  return n
+end
+
+-- Publishes an event that is not logged: n is the current counter, p the worker's counter within its claim.
+function Q.publish(u, r, p, kind, data)
+  u.out[#u.out + 1] = { r._id, (r.events or '0') .. '-' .. p .. '\n' .. kind .. '\n' .. data, false }
+end
+
+-- Logs `job_update` with the record's present state.
+function Q.update(u, r, reason, position)
+  Q.log(u, r, 'job_update', '{"status":"' .. r.status .. '","attempt":' .. (r.attempt or '0')
+    .. ',"worker_id":' .. Q.json(r.worker_id) .. ',"position":' .. (position and Q.int(position) or 'null')
+    .. ',"reason":' .. Q.json(reason) .. '}')
+end
+
+-- Logs `fail_job`; `error` is JSON.
+function Q.log_failure(u, r, error, will_retry, dead)
+  Q.log(u, r, 'fail_job', '{"error":' .. error .. ',"attempt":' .. (r.attempt or '0') .. ',"worker_id":'
+    .. Q.json(r.worker_id) .. ',"will_retry":' .. (will_retry and 'true' or 'false')
+    .. (dead and ',"dead_letter":true' or '') .. '}')
+end
+
+-- An error as JSON, for those that the queue finds itself.
+function Q.error(code, message, details)
+  return '{"code":"' .. code .. '","message":' .. Q.json(message) .. ',"node_id":null,"node_type":null,"details":'
+    .. (details or '{}') .. '}'
+end
+
+-- The data of the last progress of a round.
+function Q.full_progress(r)
+  return '{"progress":100,"node":null,"nodes_done":null,"nodes_total":null,"eta_s":0,"worker_id":'
+    .. Q.json(r.worker_id) .. ',"attempt":' .. (r.attempt or '0') .. ',"message":null}'
+end

@@ -1,0 +1,83 @@
+-- Waiting jobs: lanes `n:<class>:<tenant>`, the heads of a class's lanes `h:<class>`, best heads `i` and `k:<kind>`.
+
+function Q.member(r)
+  return string.format('%012x:', tonumber(r.arrival)) .. r._id
+end
+
+function Q.lane_class(r)
+  return r.variant or r.class
+end
+
+function Q.level_of(score)
+  return 100 - math.floor(score / Q.LEVEL)
+end
+
+-- Brings a class's entry in the indexes up to its best head.
+function Q.best(u, class)
+  local P, kind = u.P, Q.class(u, class).kind
+  local top = redis.call('ZRANGE', P .. 'h:' .. class, 0, 0, 'WITHSCORES')
+  if top[1] then
+    redis.call('ZADD', P .. 'i', top[2], class)
+    if kind ~= '' then redis.call('ZADD', P .. 'k:' .. kind, top[2], class) end
+  else
+    redis.call('ZREM', P .. 'i', class)
+    if kind ~= '' then redis.call('ZREM', P .. 'k:' .. kind, class) end
+  end
+end
+
+-- Brings a lane's entry in the indexes up to its head.
+function Q.fix(u, class, tenant)
+  local P = u.P
+  local head = redis.call('ZRANGE', P .. 'n:' .. class .. ':' .. tenant, 0, 0, 'WITHSCORES')
+  local parked = Q.tenant(u, tenant).parked and redis.call('ZSCORE', P .. 'parked:' .. tenant, class)
+  if parked then
+    if head[1] then
+      redis.call('ZADD', P .. 'parked:' .. tenant, head[2], class)
+    else
+      redis.call('ZREM', P .. 'parked:' .. tenant, class)
+    end
+    return
+  end
+  if head[1] then
+    redis.call('ZADD', P .. 'h:' .. class, head[2], tenant)
+  else
+    redis.call('ZREM', P .. 'h:' .. class, tenant)
+  end
+  Q.best(u, class)
+end
+
+-- Puts a pending job into its lane, at its score. The heads are brought up by `Q.settle`.
+function Q.lane_add(u, r)
+  local class, score = Q.lane_class(r), tonumber(r.score)
+  redis.call('ZADD', u.P .. 'n:' .. class .. ':' .. r.tenant, r.score, Q.member(r))
+  local lane = class .. ':' .. r.tenant
+  local touched = u.lanes[lane]
+  if not touched then
+    u.lanes[lane] = { class, r.tenant, score }
+    u.lane_order[#u.lane_order + 1] = lane
+  elseif score < touched[3] then
+    touched[3] = score
+  end
+  local v = Q.virtual(u, Q.level_of(score))
+  v.waiting = v.waiting + 1
+end
+
+-- Brings up the heads of the lanes that got jobs: only a job that became its lane's head changes an index.
+function Q.settle(u)
+  for _, lane in ipairs(u.lane_order) do
+    local class, tenant, score = unpack(u.lanes[lane])
+    local head = redis.call('ZRANGE', u.P .. 'n:' .. lane, 0, 0, 'WITHSCORES')
+    if head[2] and tonumber(head[2]) >= score then Q.fix(u, class, tenant) end
+  end
+  if #u.lane_order > 0 then u.lanes, u.lane_order = {}, {} end
+end
+
+-- Takes a job that ends its wait out of its lane; false when it is not in it.
+function Q.lane_remove(u, r)
+  local class = Q.lane_class(r)
+  if redis.call('ZREM', u.P .. 'n:' .. class .. ':' .. r.tenant, Q.member(r)) == 0 then return false end
+  Q.fix(u, class, r.tenant)
+  local v = Q.virtual(u, Q.level_of(tonumber(r.score)))
+  v.waiting = v.waiting - 1
+  return true
+end

@@ -1,0 +1,67 @@
+-- Start-time fair queueing: the virtual time V of each priority level and the finish tags F of its tenants.
+
+-- A level's virtual time, read once a call and written by `Q.commit`.
+function Q.virtual(u, level)
+  local v = u.levels[level]
+  if v == nil then
+    local got = redis.call('HMGET', u.P .. 'v:' .. level, 'V', 'waiting', 'front')
+    v = { V = tonumber(got[1] or nil), waiting = tonumber(got[2] or 0), front = tonumber(got[3] or nil), set = {} }
+    v.stored = v.V and true
+    v.V = v.V or tonumber(redis.call('HGET', u.P .. 'vt', level) or Q.FIRST_TAG)
+    u.levels[level] = v
+  end
+  return v
+end
+
+-- The level's clock follows the jobs that are taken; it never falls.
+function Q.advance(u, score)
+  local v = Q.virtual(u, Q.level_of(score))
+  v.V = math.max(v.V, score % Q.LEVEL)
+  v.waiting = v.waiting - 1
+end
+
+local function finish_tags(u, v, level, tenant, class)
+  local t, c = 't:' .. tenant, 'c:' .. tenant .. ':' .. class
+  if v.stored and (v.set[t] == nil or v.set[c] == nil) then
+    local got = redis.call('HMGET', u.P .. 'v:' .. level, t, c)
+    v.set[t] = v.set[t] or got[1] or nil
+    v.set[c] = v.set[c] or got[2] or nil
+  end
+  return tonumber(v.set[t] or 0), tonumber(v.set[c] or 0), t, c
+end
+
+-- The smallest waiting tag of a class in a level, among the heads of its lanes.
+local function class_head(u, level, class)
+  local base = (100 - level) * Q.LEVEL
+  local top = redis.call('ZRANGEBYSCORE', u.P .. 'h:' .. class, base, base + Q.LEVEL - 1, 'WITHSCORES', 'LIMIT', 0, 1)
+  return top[2] and top[2] % Q.LEVEL
+end
+
+-- Expected GPU time of a job of a class, in tag units.
+function Q.cost(u, class)
+  local c = Q.class(u, class)
+  return math.max(1, math.floor((c.run or c.cold or Q.RUN_MS) / Q.UNIT_MS))
+end
+
+-- The score of a job that starts to wait now.
+function Q.score(u, level, tenant, class)
+  local v = Q.virtual(u, level)
+  local ours, in_class, t, c = finish_tags(u, v, level, tenant, class)
+  local start = math.max(v.V, ours)
+  if v.waiting > 0 and in_class < start then
+    local head = class_head(u, level, class)
+    if head then start = math.min(start, math.max(head, in_class)) end
+  end
+  local finish = start + math.max(1, math.floor(Q.cost(u, class) / Q.tenant(u, tenant).weight))
+  v.set[c] = Q.int(finish)
+  v.set[t] = Q.int(math.max(finish, ours))
+  return Q.int((100 - level) * Q.LEVEL + start)
+end
+
+-- The score of a job that is moved to the front of its level: before everything that waits there.
+function Q.front_score(u, level)
+  local v = Q.virtual(u, level)
+  v.front = (v.front or Q.FIRST_TAG) - 1
+  v.set.front = Q.int(v.front)
+  return Q.int((100 - level) * Q.LEVEL + v.front)
+end

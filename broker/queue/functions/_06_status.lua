@@ -1,0 +1,60 @@
+-- The one place where a job changes its status: index sets, counters and group figures move with it.
+
+local HOME = {
+  scheduled = 'w', blocked = 'w', pending = 'w', claimed = 'a', processing = 'a',
+  completed = 'f', failed = 'f', cancelled = 'f',
+}
+Q.HOME = HOME
+
+local function index(u, r, status)
+  local home = HOME[status]
+  local key = u.P .. home .. ':' .. r.tenant
+  return home == 'f' and key .. ':' .. status or key, home
+end
+
+local function tally(u, r, status, delta)
+  Q.count(u, status, delta)
+  Q.count(u, r.tenant .. ':' .. status, delta)
+  if r.group then redis.call('HINCRBY', Q.group_key(u, r.tenant, r.group), status, delta) end
+end
+
+function Q.group_key(u, tenant, group)
+  return u.P .. 'g:' .. tenant .. ':' .. group
+end
+
+-- Adds a new job in its first status.
+function Q.enter(u, r, status)
+  local key, home = index(u, r, status)
+  redis.call('ZADD', key, r.arrival, r._id)
+  if home == 'f' then redis.call('ZADD', u.P .. 'fin:' .. status, u.now, r._id) end
+  tally(u, r, status, 1)
+end
+
+-- Removes a job that is forgotten.
+function Q.leave(u, r)
+  local key, home = index(u, r, r.status)
+  redis.call('ZREM', key, r._id)
+  if home == 'f' then redis.call('ZREM', u.P .. 'fin:' .. r.status, r._id) end
+  tally(u, r, r.status, -1)
+end
+
+-- Changes the status.
+function Q.move(u, r, status)
+  local old, id = r.status, r._id
+  if old == status then return end
+  local from, old_home = index(u, r, old)
+  local to, home = index(u, r, status)
+  if from ~= to then
+    redis.call('ZREM', from, id)
+    redis.call('ZADD', to, r.arrival, id)
+  end
+  if old_home ~= home then
+    if old_home == 'a' then redis.call('ZREM', u.P .. 'active', id) end
+    if home == 'a' then redis.call('ZADD', u.P .. 'active', u.now, id) end
+  end
+  if old_home == 'f' then redis.call('ZREM', u.P .. 'fin:' .. old, id) end
+  if home == 'f' then redis.call('ZADD', u.P .. 'fin:' .. status, u.now, id) end
+  tally(u, r, old, -1)
+  tally(u, r, status, 1)
+  Q.put(u, r, 'status', status)
+end

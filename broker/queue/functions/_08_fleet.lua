@@ -1,0 +1,82 @@
+-- Live profiles: how many workers have each, and which classes somebody can run.
+
+local KINDS = { 'p:', 'pd:', 'pv:', 'pw:' }
+local DAY = 86400000
+
+-- A worker takes up a profile.
+function Q.join_profile(u, profile)
+  if redis.call('ZINCRBY', u.P .. 'profiles', 1, profile) == '1' then
+    for _, kind in ipairs(KINDS) do redis.call('PERSIST', u.P .. kind .. profile) end
+    Q.match_profile(u, profile)
+  end
+end
+
+-- A worker lays a profile down; one that nobody has is kept for a day, unmatched.
+function Q.leave_profile(u, profile)
+  if not profile then return end
+  local P = u.P
+  if tonumber(redis.call('ZINCRBY', P .. 'profiles', -1, profile)) > 0 then return end
+  redis.call('ZREM', P .. 'profiles', profile)
+  redis.call('DEL', P .. 'ok:' .. profile)
+  redis.call('HDEL', P .. 'match', 'p:' .. profile)
+  for _, kind in ipairs(KINDS) do redis.call('PEXPIRE', P .. kind .. profile, DAY) end
+end
+
+-- The profile that is `profile` without some atoms: what a worker turned out not to have.
+function Q.lesser_profile(u, profile, atoms)
+  local P = u.P
+  local lesser = string.sub(redis.sha1hex(profile .. '\n' .. table.concat(atoms, '\n')), 1, 16)
+  if redis.call('EXISTS', P .. 'pv:' .. lesser) == 0 then
+    redis.call('SUNIONSTORE', P .. 'p:' .. lesser, P .. 'p:' .. profile)
+    redis.call('SREM', P .. 'p:' .. lesser, unpack(atoms))
+    redis.call('SET', P .. 'pd:' .. lesser, redis.call('GET', P .. 'pd:' .. profile) or '{}')
+    redis.call('SET', P .. 'pv:' .. lesser, redis.call('GET', P .. 'pv:' .. profile) or '0')
+    local without = redis.call('GET', P .. 'pw:' .. profile)
+    redis.call('SET', P .. 'pw:' .. lesser, (without and without .. '\n' or '') .. table.concat(atoms, '\n'))
+  end
+  return lesser
+end
+
+-- Whether a live worker can run a class; `but` leaves one worker out (one of profile `but_profile`).
+function Q.served(u, class, but_profile)
+  local live = redis.call('ZRANGE', u.P .. 'profiles', 0, 99, 'WITHSCORES')
+  for i = 1, #live, 2 do
+    local workers = tonumber(live[i + 1]) - (live[i] == but_profile and 1 or 0)
+    if workers > 0 and redis.call('SISMEMBER', u.P .. 'ok:' .. live[i], class) == 1 then return true end
+  end
+  return false
+end
+
+-- Why no live worker can run a class: atoms that nobody has, `v:<MB>`, `*` (no worker), `+` (nobody has all of it).
+function Q.missing(u, class)
+  local live = redis.call('ZRANGE', u.P .. 'profiles', 0, 99)
+  if #live == 0 then return '*' end
+  local c = redis.call('HMGET', u.P .. 'c:' .. class, 'atoms', 'vram_mb')
+  local atoms, vram_mb, found, out = Q.lines(c[1]), tonumber(c[2] or 0), {}, {}
+  local roomy = vram_mb == 0
+  for _, profile in ipairs(live) do
+    roomy = roomy or tonumber(redis.call('GET', u.P .. 'pv:' .. profile) or 0) >= vram_mb
+    if #atoms > 0 then
+      for i, has in ipairs(redis.call('SMISMEMBER', u.P .. 'p:' .. profile, unpack(atoms))) do
+        found[i] = found[i] or has == 1
+      end
+    end
+  end
+  for i, atom in ipairs(atoms) do
+    if not found[i] then out[#out + 1] = atom end
+  end
+  if not roomy then out[#out + 1] = 'v:' .. Q.int(vram_mb) end
+  return #out > 0 and table.concat(out, '\n') or '+'
+end
+
+-- The class of a job that worker W should not get while another can run it: `<class>!<W>`.
+function Q.variant(u, class, worker)
+  local name = class .. '!' .. worker
+  if not Q.class(u, name).exists then
+    local c = redis.call('HMGET', u.P .. 'c:' .. class, 'atoms', 'vram_mb', 'kind')
+    Q.new_class(u, name, c[1] or '', c[2] or '0', c[3] or '', class, worker)
+  end
+  redis.call('HSET', u.P .. 'c:' .. name, 'since', Q.int(u.now))
+  u.classes[name] = nil
+  return name
+end

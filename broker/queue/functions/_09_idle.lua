@@ -1,0 +1,84 @@
+-- Idle workers and their inboxes. An inbox only hints: heartbeats repeat what must not be missed.
+
+-- Leaves a hint in a worker's inbox.
+function Q.hint(u, instance, text)
+  if not instance or instance == '' then return end
+  local key = u.P .. 'in:' .. instance
+  if redis.call('LPUSH', key, text) > 64 then redis.call('LTRIM', key, 0, 63) end
+  redis.call('EXPIRE', key, 60)
+end
+
+function Q.set_idle(u, w)
+  if w.idle then return end
+  local P, key = u.P, u.P .. 'idle:' .. w.profile
+  redis.call('ZADD', key, u.now, w._id)
+  redis.call('ZADD', P .. 'idle', redis.call('ZCARD', key), w.profile)
+  Q.put(u, w, 'idle', '1')
+end
+
+function Q.unset_idle(u, w)
+  if not w.idle then return end
+  local P, key = u.P, u.P .. 'idle:' .. w.profile
+  redis.call('ZREM', key, w._id)
+  local left = redis.call('ZCARD', key)
+  if left > 0 then redis.call('ZADD', P .. 'idle', left, w.profile) else redis.call('ZREM', P .. 'idle', w.profile) end
+  Q.put(u, w, 'idle', nil)
+end
+
+-- Whether every heavy model of a kind is among the loaded files.
+function Q.is_warm(kind, loaded)
+  if not loaded or loaded == '' then return false end
+  local have = '\n' .. loaded .. '\n'
+  for _, name in ipairs(Q.lines(kind)) do
+    if not string.find(have, '\n' .. name .. '\n', 1, true) then return false end
+  end
+  return true
+end
+
+-- Chooses among a profile's idle workers: one with the kind's models loaded, else the one that waits longest.
+local function choose(u, profile, kind)
+  local names = redis.call('ZRANGE', u.P .. 'idle:' .. profile, 0, kind ~= '' and 7 or 3)
+  local best
+  for _, name in ipairs(names) do
+    local w = Q.worker(u, name)
+    if w and w.idle and not w.paused and not w.drain then
+      if kind ~= '' and Q.is_warm(kind, w.loaded) then return w end
+      best = best or w
+    end
+  end
+  return best
+end
+
+-- Wakes one idle worker that can run a class; it counts as idle again once it claimed and got nothing.
+function Q.wake(u, class)
+  if u.paused or u.nobody_idle then return false end
+  local profiles = redis.call('ZRANGE', u.P .. 'idle', 0, 31)
+  if #profiles == 0 then
+    u.nobody_idle = true
+    return false
+  end
+  for _, profile in ipairs(profiles) do
+    if redis.call('SISMEMBER', u.P .. 'ok:' .. profile, class) == 1 then
+      local w = choose(u, profile, Q.class(u, class).kind)
+      if w then
+        Q.unset_idle(u, w)
+        Q.hint(u, w.instance, 'work')
+        return true
+      end
+    end
+  end
+  return false
+end
+
+-- Remembers that a job of a class became claimable; the wake-up follows at the end of the call.
+function Q.claimable(u, class)
+  u.wakes[#u.wakes + 1] = class
+end
+
+function Q.wake_all(u)
+  for i, class in ipairs(u.wakes) do
+    if i > 64 then break end
+    Q.wake(u, class)
+  end
+  u.wakes = {}
+end

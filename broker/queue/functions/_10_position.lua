@@ -1,0 +1,23 @@
+-- How many jobs come before one, in claim order within its class.
+
+-- A waiting job's position (1: next) and whether it is exact; nil when it is in no lane. At most `limit` other lanes
+-- are counted, the rest is estimated from them.
+function Q.position(u, r, limit)
+  if r.status ~= 'pending' then return nil end
+  local class, P = Q.lane_class(r), u.P
+  local own = redis.call('ZRANK', P .. 'n:' .. class .. ':' .. r.tenant, Q.member(r))
+  if not own then return nil end
+  local before = redis.call('ZRANGEBYSCORE', P .. 'h:' .. class, '-inf', r.score, 'LIMIT', 0, limit + 1)
+  local counted, others = 0, 0
+  for i = 1, math.min(#before, limit) do
+    local tenant = before[i]
+    if tenant ~= r.tenant then
+      local to = tenant < r.tenant and r.score or '(' .. r.score
+      others = others + redis.call('ZCOUNT', P .. 'n:' .. class .. ':' .. tenant, '-inf', to)
+      counted = counted + 1
+    end
+  end
+  if #before <= limit then return own + 1 + others, true end
+  local lanes = redis.call('ZCOUNT', P .. 'h:' .. class, '-inf', r.score)
+  return own + 1 + math.floor(others * lanes / math.max(1, counted)), false
+end

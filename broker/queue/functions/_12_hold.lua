@@ -1,0 +1,104 @@
+-- A worker's hold on a job: taken by a claim, given up when the job ends or goes back.
+
+local DAY = 86400000
+
+-- The record of the worker that holds a job; nil when another instance has taken its name.
+local function holder_of(u, r)
+  local w = Q.worker(u, r.worker_id)
+  if w and w.instance == r.instance then return w end
+  return nil
+end
+
+-- Moves a held job to a phase (ahead, running, finishing; nil: no longer held) in its worker's figures and, as long as
+-- it takes a slot, its tenant's.
+function Q.phase(u, r, phase)
+  local w, old = holder_of(u, r), r.phase
+  if w then
+    if old then Q.add(u, w, old, -1) end
+    if phase then Q.add(u, w, phase, 1) end
+  end
+  local was, is = old and old ~= 'finishing', phase and phase ~= 'finishing'
+  if was and not is then
+    Q.count(u, r.tenant .. ':running', -1)
+    Q.unpark(u, r.tenant)
+  elseif is and not was then
+    Q.count(u, r.tenant .. ':running', 1)
+  end
+  Q.put(u, r, 'phase', phase)
+end
+
+-- Gives a claimed job to a worker.
+function Q.take(u, r, w, token)
+  Q.put(u, r, 'worker_id', w._id)
+  Q.put(u, r, 'instance', w.instance)
+  Q.put(u, r, 'token', token)
+  Q.put(u, r, 'claimed_at', Q.int(u.now))
+  Q.add(u, r, 'attempt', 1)
+  Q.phase(u, r, 'ahead')
+  redis.call('ZADD', u.P .. 'held:' .. w.instance, u.now, r._id)
+  Q.put(u, w, 'tokens', string.sub(token .. ' ' .. r._id .. '\n' .. (w.tokens or ''), 1, 1200))
+  Q.move(u, r, 'claimed')
+end
+
+-- Starts a claimed job: its worker reported on it for the first time.
+function Q.start(u, r)
+  Q.phase(u, r, 'running')
+  Q.put(u, r, 'started_at', Q.int(u.now))
+  if r.timeout_s then
+    redis.call('ZADD', u.P .. 'deadline', u.now + r.timeout_s * 1000 + u.lease, r._id)
+  end
+  Q.move(u, r, 'processing')
+  Q.update(u, r)
+end
+
+-- Ends a job's hold; `status` and `will_retry` are what a repeated call with its token is told.
+function Q.let_go(u, r, status, will_retry)
+  redis.call('ZREM', u.P .. 'held:' .. r.instance, r._id)
+  if r.timeout_s and r.phase == 'running' then redis.call('ZREM', u.P .. 'deadline', r._id) end
+  Q.phase(u, r, nil)
+  if status then Q.put(u, r, 'done', r.token .. ' ' .. status .. ' ' .. (will_retry and '1' or '0')) end
+  Q.put(u, r, 'token', nil)
+  Q.put(u, r, 'instance', nil)
+end
+
+-- Puts a job that was let go back to wait: into its lane at its old place, or until `due`.
+function Q.put_back(u, r, reason, due)
+  for _, name in ipairs({ 'worker_id', 'claimed_at', 'started_at', 'executed_at', 'cancel' }) do
+    if r[name] then Q.put(u, r, name, nil) end
+  end
+  Q.put(u, r, 'reason', reason)
+  Q.move(u, r, 'pending')
+  if r.expires_at then redis.call('ZADD', u.P .. 'expiry', r.expires_at, r._id) end
+  if due and due > u.now then
+    Q.put(u, r, 'due_at', Q.int(due))
+    redis.call('ZADD', u.P .. 'due', due, r._id)
+    Q.update(u, r, reason)
+  else
+    Q.enqueue(u, r, reason)
+  end
+end
+
+-- Makes a pending job claimable and says so.
+function Q.enqueue(u, r, reason)
+  if r.due_at then Q.put(u, r, 'due_at', nil) end
+  if not r.score then Q.put(u, r, 'score', Q.score(u, tonumber(r.priority), r.tenant, r.class)) end
+  Q.lane_add(u, r)
+  Q.update(u, r, reason, (Q.position(u, r, 64)))
+  Q.claimable(u, Q.lane_class(r))
+end
+
+-- Says goodbye to an instance: its lease, inbox and place among the idle go; its jobs must have gone before.
+function Q.forget_instance(u, instance, worker)
+  local P = u.P
+  redis.call('ZREM', P .. 'leases', instance)
+  redis.call('HDEL', P .. 'instances', instance)
+  redis.call('DEL', P .. 'held:' .. instance)
+  local w = worker and Q.worker(u, worker)
+  if not w or w.instance ~= instance or w.gone then return end
+  Q.unset_idle(u, w)
+  Q.leave_profile(u, w.profile)
+  for _, name in ipairs({ 'running', 'ahead', 'finishing', 'tokens' }) do Q.put(u, w, name, nil) end
+  Q.put(u, w, 'gone', Q.int(u.now))
+  Q.put(u, w, 'status', 'offline')
+  redis.call('PEXPIRE', w._key, DAY)
+end

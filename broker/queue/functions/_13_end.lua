@@ -1,0 +1,89 @@
+-- How a job ends, and what depends on it.
+
+local SLACK_MS = 600000 -- a record outlives its index entries, so that the sweep still finds the tenant in it
+
+-- Ends a job that is held by nobody and in no lane. Its events are logged by the caller around this.
+function Q.finish(u, r, status)
+  local P, id = u.P, r._id
+  Q.move(u, r, status)
+  Q.put(u, r, 'finished_at', Q.int(u.now))
+  if r.cancel and status ~= 'cancelled' then Q.put(u, r, 'cancel', nil) end
+  if r.due_at then Q.put(u, r, 'due_at', nil) end
+  Q.count(u, status .. '_total', 1)
+  Q.count(u, r.tenant .. ':' .. status .. '_total', 1)
+  local ttl = Q.setting(u, 'ttl_' .. status .. '_ms')
+  u.ttl[id] = ttl + SLACK_MS
+  if r.stored_progress then redis.call('PEXPIRE', P .. 'pr:' .. id, ttl + SLACK_MS) end
+  if r.kids then
+    redis.call('PEXPIRE', P .. 'kids:' .. id, ttl + SLACK_MS)
+    redis.call('RPUSH', P .. 'cascade', id)
+    u.cascade = true
+  end
+  if r.group then Q.group_ended(u, r) end
+end
+
+-- Fails a job for good. `error` is JSON, `code` what it says.
+function Q.fail_finally(u, r, code, error, dead)
+  Q.put(u, r, 'error', error)
+  Q.put(u, r, 'error_code', code)
+  Q.finish(u, r, 'failed')
+  if dead then redis.call('ZADD', u.P .. 'dead', u.now, r._id) end
+  Q.update(u, r, code)
+  Q.log_failure(u, r, error, false, dead)
+end
+
+function Q.end_cancelled(u, r, reason)
+  Q.put(u, r, 'reason', reason)
+  Q.finish(u, r, 'cancelled')
+  Q.update(u, r, reason)
+end
+
+-- Completes a job that was let go.
+function Q.complete(u, r, result)
+  local P, id = u.P, r._id
+  local worker, attempt = Q.json(r.worker_id), r.attempt
+  Q.log(u, r, 'update_job_progress', Q.full_progress(r))
+  if r.stored_progress then
+    redis.call('DEL', P .. 'pr:' .. id)
+    Q.put(u, r, 'stored_progress', nil)
+  end
+  if r.error then Q.put(u, r, 'error', nil) end
+  if r.error_code then Q.put(u, r, 'error_code', nil) end
+  Q.finish(u, r, 'completed')
+  redis.call('SET', P .. 'r:' .. id, result, 'PX', u.ttl[id])
+  Q.update(u, r)
+  Q.log(u, r, 'complete_job', '{"status":"completed","worker_id":' .. worker .. ',"attempt":' .. attempt
+    .. ',"result":' .. result .. '}')
+end
+
+-- A waiting job leaves whatever it waits in.
+function Q.unwait(u, r)
+  if r.status == 'pending' and not r.due_at then
+    Q.lane_remove(u, r)
+  else
+    redis.call('ZREM', u.P .. 'due', r._id)
+  end
+  if r.status ~= 'pending' then Q.pin(u, r, -1) end
+  if r.expires_at then redis.call('ZREM', u.P .. 'expiry', r._id) end
+end
+
+-- A class with scheduled or blocked jobs is not forgotten, however long they wait.
+function Q.pin(u, r, delta)
+  redis.call('HINCRBY', u.P .. 'c:' .. r.class, 'pinned', delta)
+end
+
+-- A delay is over: the job may be claimed now.
+function Q.due(u, r)
+  redis.call('ZREM', u.P .. 'due', r._id)
+  if r.status == 'scheduled' then
+    Q.pin(u, r, -1)
+    Q.move(u, r, 'pending')
+  end
+  if r.status == 'pending' then Q.enqueue(u, r) end
+end
+
+-- A waiting job is not started in time.
+function Q.expire(u, r)
+  Q.unwait(u, r)
+  Q.fail_finally(u, r, 'expired', Q.error('expired', 'The job was not started before it expired.'))
+end

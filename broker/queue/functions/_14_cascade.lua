@@ -1,0 +1,47 @@
+-- Dependencies: what the end of a job means for those that wait for it.
+
+local TERMINAL = { completed = true, failed = true, cancelled = true }
+Q.TERMINAL = TERMINAL
+
+-- One parent fewer; the last one lets the job go on.
+function Q.parent_met(u, r)
+  if Q.add(u, r, 'deps', -1) > 0 then return end
+  if tonumber(r.due_at or 0) > u.now then
+    Q.move(u, r, 'scheduled')
+    redis.call('ZADD', u.P .. 'due', r.due_at, r._id)
+    Q.update(u, r)
+  else
+    Q.pin(u, r, -1)
+    Q.move(u, r, 'pending')
+    Q.enqueue(u, r)
+  end
+end
+
+local function one(u, parent, id)
+  local r = Q.job(u, id)
+  if not r or r.status ~= 'blocked' then return end
+  if parent.status == 'completed' or r.on_parent_failure == 'run' then return Q.parent_met(u, r) end
+  Q.unwait(u, r)
+  Q.put(u, r, 'deps', nil)
+  Q.fail_finally(u, r, 'dependency_failed', Q.error('dependency_failed',
+    'The job ' .. parent._id .. ' that this one depends on is ' .. parent.status .. '.',
+    '{"job_id":' .. Q.json(parent._id) .. ',"status":"' .. parent.status .. '"}'))
+end
+
+-- Works off ended jobs that others depend on, up to `limit` dependants; true when some are left.
+function Q.cascade(u, limit)
+  local P = u.P
+  while limit > 0 do
+    local id = redis.call('LINDEX', P .. 'cascade', 0)
+    if not id then return false end
+    local parent = Q.job(u, id)
+    local kids = {}
+    if parent and TERMINAL[parent.status] then kids = redis.call('SPOP', P .. 'kids:' .. id, math.min(limit, 100)) end
+    for _, kid in ipairs(kids) do one(u, parent, kid) end
+    limit = limit - math.max(1, #kids)
+    if redis.call('EXISTS', P .. 'kids:' .. id) == 0 or not (parent and TERMINAL[parent.status]) then
+      redis.call('LREM', P .. 'cascade', 1, id)
+    end
+  end
+  return redis.call('EXISTS', P .. 'cascade') == 1
+end

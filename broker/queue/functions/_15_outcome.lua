@@ -1,0 +1,84 @@
+-- What becomes of a job whose claim did not lead to a result.
+
+local NEVER = { validation_failed = true, interrupted = true }
+local FIRST_MAX_MS, MAX_MS = 5000, 300000
+
+-- The pause before a retry: doubled for each failure, spread by the job's own hash.
+local function pause_ms(u, r, failures)
+  local spread = tonumber(string.sub(redis.sha1hex(r._id .. ':' .. r.attempt), 1, 4), 16) / 65535
+  local ms = Q.setting(u, 'backoff_ms') * 2 ^ math.min(failures - 1, 16)
+  return math.floor(math.min(ms, failures <= 1 and FIRST_MAX_MS or MAX_MS) * (0.75 + spread / 4))
+end
+
+local function attempts_left(r)
+  return tonumber(r.attempt) - tonumber(r.uncounted or 0) < tonumber(r.max_attempts)
+end
+
+-- Ends the hold as cancelled when that was asked for.
+function Q.cancelled(u, r)
+  if not r.cancel then return false end
+  Q.let_go(u, r, 'cancelled')
+  Q.end_cancelled(u, r, r.cancel)
+  return true
+end
+
+-- A failed attempt. Answers the status and whether it is tried again.
+function Q.failed(u, r, code, error, retry)
+  if Q.cancelled(u, r) then return 'cancelled', false end
+  local failures = Q.add(u, r, 'failures', 1)
+  if not retry or NEVER[code] or not attempts_left(r) then
+    Q.let_go(u, r, 'failed')
+    Q.fail_finally(u, r, code, error)
+    return 'failed', false
+  end
+  local worker = r.worker_id
+  Q.let_go(u, r, 'pending', true)
+  Q.log_failure(u, r, error, true)
+  Q.put(u, r, 'error', error)
+  Q.put(u, r, 'error_code', code)
+  Q.avoid(u, r, worker)
+  Q.count(u, 'retried_total', 1)
+  Q.put_back(u, r, code, u.now + pause_ms(u, r, failures))
+  return 'pending', true
+end
+
+-- A job is kept from a worker as long as another can run it.
+function Q.avoid(u, r, worker)
+  local w = Q.worker(u, worker)
+  if not Q.served(u, r.class, w and not w.gone and w.profile) then return end
+  Q.put(u, r, 'avoid', worker)
+  Q.put(u, r, 'variant', Q.variant(u, r.class, worker))
+end
+
+-- A job that goes back unstarted counts no attempt.
+function Q.released(u, r, reason)
+  if Q.cancelled(u, r) then return 'cancelled' end
+  Q.let_go(u, r, 'pending')
+  Q.add(u, r, 'uncounted', 1)
+  Q.put_back(u, r, reason)
+  return 'pending'
+end
+
+local function die(u, r, crashes)
+  local details = '{"crashes":' .. crashes .. ',"worker_id":' .. Q.json(r.worker_id)
+    .. ',"attempt":' .. r.attempt .. '}'
+  Q.let_go(u, r)
+  Q.fail_finally(u, r, 'worker_lost', Q.error('worker_lost', 'The worker was lost while it ran this job.', details),
+    crashes > 0)
+end
+
+-- Its worker is gone. Before the start that is no attempt, while running it is a crash, while finishing an attempt.
+function Q.lost(u, r)
+  Q.count(u, 'lost_total', 1)
+  if Q.cancelled(u, r) then return end
+  if r.phase == 'ahead' then
+    Q.add(u, r, 'uncounted', 1)
+  elseif r.phase == 'running' then
+    local crashes = Q.add(u, r, 'crashes', 1)
+    if crashes >= Q.setting(u, 'max_crashes') then return die(u, r, crashes) end
+  elseif not attempts_left(r) then
+    return die(u, r, 0)
+  end
+  Q.let_go(u, r)
+  Q.put_back(u, r, 'worker_lost')
+end

@@ -1,0 +1,79 @@
+-- What whoever calls next takes care of: lapsed leases, delays that are over, jobs that expire, deadlines.
+
+local GAP_MS = 5000
+
+-- After a gap, a time in which Redis saw neither sweep nor heartbeat (it stood still, or was away), nobody could keep a
+-- lease: all get one lease of grace. Answers whether leases may be taken back.
+local function in_force(u)
+  if u.seen > 0 and u.now - u.seen > math.max(u.lease / 2, GAP_MS) then
+    u.grace = u.now + u.lease
+    redis.call('HSET', u.P .. 'config', 'grace', u.grace, 'seen', u.now)
+    u.seen = u.now
+  end
+  return u.now >= u.grace
+end
+
+-- Redis has seen a sign of life of the fleet.
+function Q.alive(u)
+  local ok = in_force(u)
+  if u.seen ~= u.now then redis.call('HSET', u.P .. 'config', 'seen', u.now) end
+  u.seen = u.now
+  return ok
+end
+
+-- Takes an instance's jobs back and forgets it.
+function Q.reap(u, instance)
+  local P = u.P
+  for _, job in ipairs(redis.call('ZRANGE', P .. 'held:' .. instance, 0, -1)) do
+    local r = Q.job(u, job)
+    if r and r.instance == instance then Q.lost(u, r) end
+  end
+  Q.forget_instance(u, instance, redis.call('HGET', P .. 'instances', instance))
+end
+
+function Q.reap_lapsed(u, limit)
+  if not in_force(u) then return 0 end
+  local lapsed = redis.call('ZRANGEBYSCORE', u.P .. 'leases', '-inf', '(' .. Q.int(u.now), 'LIMIT', 0, limit)
+  for _, instance in ipairs(lapsed) do Q.reap(u, instance) end
+  return #lapsed
+end
+
+function Q.promote_due(u, limit)
+  local due = redis.call('ZRANGEBYSCORE', u.P .. 'due', '-inf', u.now, 'LIMIT', 0, limit)
+  for _, job in ipairs(due) do
+    local r = Q.job(u, job)
+    if r then Q.due(u, r) else redis.call('ZREM', u.P .. 'due', job) end
+  end
+  return #due
+end
+
+function Q.expire_waiting(u, limit)
+  local over = redis.call('ZRANGEBYSCORE', u.P .. 'expiry', '-inf', u.now, 'LIMIT', 0, limit)
+  for _, job in ipairs(over) do
+    local r = Q.job(u, job)
+    if r and Q.HOME[r.status] == 'w' then Q.expire(u, r) else redis.call('ZREM', u.P .. 'expiry', job) end
+  end
+  return #over
+end
+
+-- The backstop of `timeout_s`, which the worker enforces itself.
+function Q.time_out(u, limit)
+  local over = redis.call('ZRANGEBYSCORE', u.P .. 'deadline', '-inf', u.now, 'LIMIT', 0, limit)
+  for _, job in ipairs(over) do
+    local r = Q.job(u, job)
+    if r and r.status == 'processing' and r.phase == 'running' then
+      Q.hint(u, r.instance, 'cancel ' .. job)
+      Q.failed(u, r, 'timeout', Q.error('timeout', 'The job ran longer than its timeout_s of ' .. r.timeout_s .. ' s.'),
+        true)
+    else
+      redis.call('ZREM', u.P .. 'deadline', job)
+    end
+  end
+  return #over
+end
+
+-- The part of this that a claim or a heartbeat does.
+function Q.tend(u)
+  Q.reap_lapsed(u, 10)
+  Q.promote_due(u, 10)
+end

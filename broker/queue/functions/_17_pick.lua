@@ -1,0 +1,128 @@
+-- Which class a worker serves next: the best head it can run, or a worse one whose models it has loaded.
+
+-- Whether a class is a variant that this worker leaves to others. It does so as long as another live worker can run it,
+-- but not for ever: that one may be paused.
+local function shunned(u, w, class)
+  if not string.find(class, '!', 1, true) then return false end
+  local c = Q.class(u, class)
+  if c.avoid ~= w._id or u.now - c.since > Q.setting(u, 'avoid_ms') then return false end
+  return Q.served(u, c.base, w.profile)
+end
+
+-- The first of `classes` (best first; name, score, …) that the worker may serve.
+local function first_fit(u, w, top)
+  if #top == 0 then return nil end
+  local names = {}
+  for i = 1, #top, 2 do names[#names + 1] = top[i] end
+  local fits = redis.call('SMISMEMBER', u.P .. 'ok:' .. w.profile, unpack(names))
+  for i, name in ipairs(names) do
+    if fits[i] == 1 and not shunned(u, w, name) then return name, tonumber(top[2 * i]) end
+  end
+  return nil
+end
+
+local function best_fit(u, w)
+  local top = redis.call('ZRANGE', u.P .. 'i', 0, 15, 'WITHSCORES')
+  local class, score = first_fit(u, w, top)
+  if class or #top < 32 then return class, score end
+  top = redis.call('ZINTER', 2, u.P .. 'i', u.P .. 'ok:' .. w.profile, 'WEIGHTS', 1, 0, 'WITHSCORES')
+  for i = 1, #top, 2 do
+    if not shunned(u, w, top[i]) then return top[i], tonumber(top[i + 1]) end
+  end
+  return nil
+end
+
+-- The kinds of heavy models that may be loaded: each file, the kind that ran last, all files together.
+local function loaded_kinds(w)
+  local files = Q.lines(w.loaded)
+  local kinds, seen = {}, {}
+  local function add(kind)
+    if kind and kind ~= '' and not seen[kind] and #kinds < 10 then
+      seen[kind] = true
+      kinds[#kinds + 1] = kind
+    end
+  end
+  if w.kind and Q.is_warm(w.kind, w.loaded) then add(w.kind) end
+  for _, file in ipairs(files) do add(file) end
+  table.sort(files)
+  add(table.concat(files, '\n'))
+  return kinds
+end
+
+local function best_warm(u, w)
+  local class, score
+  for _, kind in ipairs(loaded_kinds(w)) do
+    local top = redis.call('ZRANGE', u.P .. 'k:' .. kind, 0, 3, 'WITHSCORES')
+    local found, at = first_fit(u, w, top)
+    if found and (not score or at < score) then class, score = found, at end
+  end
+  return class, score
+end
+
+-- What a model load for a class would take, in ms.
+local function load_ms(c)
+  if c.cold and c.run then return math.max(0, c.cold - c.run) end
+  return Q.LOAD_MS
+end
+
+-- The class to serve, and its best score. A warm class goes before the best (cold) one of the same priority as long as
+-- that costs the cold one less than its load: in tags, and in time since it was passed over first.
+function Q.pick(u, w)
+  local cold, score = best_fit(u, w)
+  if not cold then return nil end
+  local c = Q.class(u, cold)
+  if c.kind == '' or not w.loaded or w.loaded == '' or Q.is_warm(c.kind, w.loaded) then return cold, score end
+  local warm, at = best_warm(u, w)
+  if not warm or Q.level_of(at) ~= Q.level_of(score) then return cold, score end
+  local bound = math.min(load_ms(c), Q.setting(u, 'affinity_max_wait_ms'))
+  if (at - score) * Q.UNIT_MS > bound or (c.passed and u.now - c.passed > bound) then return cold, score end
+  if not c.passed then
+    c.passed = u.now
+    redis.call('HSET', u.P .. 'c:' .. cold, 'passed', u.now)
+  end
+  return warm, at
+end
+
+-- The next job for a worker: its record; or nil and `none` or `again`. The job has left its lane.
+function Q.next_job(u, w)
+  Q.settle(u)
+  for _ = 1, 16 do
+    local class = Q.pick(u, w)
+    if not class then
+      if not Q.unpark_more(u) then return nil, 'none' end
+      Q.settle(u)
+    else
+      local tenant = redis.call('ZRANGE', u.P .. 'h:' .. class, 0, 0)[1]
+      if Q.held_back(u, tenant) then
+        Q.park(u, class, tenant)
+      else
+        local r = Q.pop(u, class, tenant)
+        if r then return r end
+      end
+    end
+  end
+  return nil, 'again'
+end
+
+-- Takes the head of a lane; nil when it expired (it is failed then).
+function Q.pop(u, class, tenant)
+  local head = redis.call('ZPOPMIN', u.P .. 'n:' .. class .. ':' .. tenant)
+  Q.fix(u, class, tenant)
+  if not head[1] then return nil end
+  local r = Q.job(u, string.sub(head[1], 14))
+  Q.advance(u, tonumber(head[2]))
+  if not r or r.status ~= 'pending' then return nil end
+  if r.expires_at then
+    redis.call('ZREM', u.P .. 'expiry', r._id)
+    if tonumber(r.expires_at) <= u.now then
+      Q.fail_finally(u, r, 'expired', Q.error('expired', 'The job was not started before it expired.'))
+      return nil
+    end
+  end
+  local c = Q.class(u, class)
+  if c.passed then
+    redis.call('HDEL', u.P .. 'c:' .. class, 'passed')
+    c.passed = nil
+  end
+  return r
+end

@@ -1,0 +1,97 @@
+-- A claim, on its own or fused with the end of another job.
+
+-- Why a worker gets nothing now, whatever waits; nil when it may.
+local function refusal(u, w, ahead)
+  if u.paused or w.paused or w.drain then return { 'paused' } end
+  local slots, held = tonumber(w.slots or 1), tonumber(w.running or 0) + tonumber(w.ahead or 0)
+  if ahead and (tonumber(w.ahead or 0) > 0 or held > slots) or not ahead and held >= slots then return { 'busy' } end
+  if tonumber(w.finishing or 0) > 0 and tonumber(w.finishing) >= Q.setting(u, 'max_finishing') then
+    return { 'busy' }
+  end
+  return nil
+end
+
+-- The job that an earlier claim with this token got.
+local function claimed_before(w, token)
+  for line in string.gmatch(w.tokens or '', '[^\n]+') do
+    if string.sub(line, 1, #token + 1) == token .. ' ' then return string.sub(line, #token + 2) end
+  end
+  return nil
+end
+
+local function assigned(u, r)
+  local P, id = u.P, r._id
+  local both, at = redis.call('GET', P .. 'b:' .. id) or '', tonumber(r.spec_len or 0)
+  return {
+    'job', 'job_id', id, 'attempt', r.attempt, 'lease', r.token, 'lease_ms', Q.int(u.lease), 'job_type', r.job_type,
+    'priority', r.priority, 'tenant', r.tenant, 'round', r.round or '1', 'timeout_s', r.timeout_s or '',
+    'queued_ms', Q.int(r.claimed_at - r.created_at),
+    'watch', redis.call('EXISTS', P .. 'watch:' .. id) == 1 and '1' or '0',
+    'payload', string.sub(both, at + 1), 'spec', string.sub(both, 1, at),
+  }
+end
+
+-- A named job, if the worker may have it.
+local function named(u, w, id)
+  local r = Q.job(u, id)
+  if not r then return nil, { 'not_found' } end
+  local class = Q.lane_class(r)
+  if r.status ~= 'pending' or r.due_at then return nil, { 'conflict', 'reason', 'state', 'status', r.status } end
+  if redis.call('SISMEMBER', u.P .. 'ok:' .. w.profile, class) == 0 then
+    return nil, { 'conflict', 'reason', 'requirements', 'status', r.status }
+  end
+  if Q.held_back(u, r.tenant) then return nil, { 'conflict', 'reason', 'tenant', 'status', r.status } end
+  Q.settle(u)
+  redis.call('ZREM', u.P .. 'n:' .. class .. ':' .. r.tenant, Q.member(r))
+  Q.fix(u, class, r.tenant)
+  Q.advance(u, tonumber(r.score))
+  if r.expires_at then redis.call('ZREM', u.P .. 'expiry', r._id) end
+  return r
+end
+
+-- Keeps what the worker says it has loaded.
+function Q.note_loaded(u, w, loaded)
+  if loaded and loaded ~= (w.loaded or '') then Q.put(u, w, 'loaded', loaded ~= '' and loaded or nil) end
+end
+
+-- Claims for a worker whose record is at hand.
+function Q.claim_for(u, w, a, token)
+  if not token or token == '' then return { 'invalid', 'argument', 'token' } end
+  local before = claimed_before(w, token)
+  if before then
+    local r = Q.job(u, before)
+    if r and r.token == token then return assigned(u, r) end
+    return { 'none' }
+  end
+  Q.note_loaded(u, w, a.loaded)
+  local ahead = a.ahead == '1'
+  local refused = refusal(u, w, ahead)
+  if refused then return refused end
+  local r, why
+  if a.job and a.job ~= '' then
+    r, why = named(u, w, a.job)
+    if not r then return why end
+  else
+    r, why = Q.next_job(u, w)
+    if not r then
+      if why == 'none' and not ahead then Q.set_idle(u, w) end
+      return { why }
+    end
+  end
+  Q.unset_idle(u, w)
+  Q.take(u, r, w, token)
+  local kind = Q.class(u, Q.lane_class(r)).kind
+  if kind ~= (w.kind or '') then Q.put(u, w, 'kind', kind ~= '' and kind or nil) end
+  Q.update(u, r)
+  return assigned(u, r)
+end
+
+-- The claim that is fused with a job's end; adds `next` to the answer.
+function Q.claim_next(u, a, answer)
+  if a.claim ~= '1' then return answer end
+  local w, refused = Q.caller(u, a.worker, a.instance)
+  a.job = nil
+  answer[#answer + 1] = 'next'
+  answer[#answer + 1] = w and Q.claim_for(u, w, a, a.claim_token) or { refused }
+  return answer
+end

@@ -1,0 +1,88 @@
+-- Submitting: the checks of all jobs come first, then the writes.
+
+-- Reads `tenant …` and the sections that `job <id>` begins.
+function Q.read_jobs(argv)
+  local shared, jobs = {}, {}
+  local into = shared
+  for i = 1, #argv - 1, 2 do
+    if argv[i] == 'job' then
+      into = { id = argv[i + 1] }
+      jobs[#jobs + 1] = into
+    else
+      into[argv[i]] = argv[i + 1]
+    end
+  end
+  return shared.tenant or '', jobs
+end
+
+local function answer_again(u, r, outcome)
+  local position, exact = Q.position(u, r, 64)
+  return {
+    outcome, 'job_id', r._id, 'status', r.status, 'position', position and Q.int(position) or '',
+    'exact', exact and '1' or '0', 'notified', '0', 'missing', '', 'created_at', r.created_at,
+  }
+end
+
+-- A job that is known already: by its id (a repeated call), or by its idempotency key.
+local function known(u, tenant, j, plan)
+  local r = Q.job(u, j.id)
+  if r then
+    if r.tenant ~= tenant then return { 'conflict', 'job_id', j.id, 'reason', 'job_id' } end
+    return answer_again(u, r, 'ok')
+  end
+  if plan.ids[j.id] then return { 'conflict', 'job_id', j.id, 'reason', 'job_id' } end
+  if not j.idem or j.idem == '' then return nil end
+  local stored = plan.idem[j.idem] or redis.call('GET', u.P .. 'q:' .. tenant .. ':' .. j.idem)
+  if not stored then return nil end
+  local first, body = string.match(stored, '^(%S+) (%S*)$')
+  local twin = plan.ids[first]
+  r = not twin and Q.job(u, first)
+  if not twin and not r then return nil end
+  if body ~= (j.body or '') then return { 'conflict', 'job_id', first, 'reason', 'idempotency_key' } end
+  return twin and { 'twin', first } or answer_again(u, r, 'duplicate')
+end
+
+local function parents_of(u, tenant, j, plan)
+  local parents = {}
+  for _, id in ipairs(Q.lines(j.depends_on)) do
+    local r = Q.job(u, id)
+    if not plan.ids[id] and (not r or r.tenant ~= tenant) then return nil, id end
+    parents[#parents + 1] = id
+  end
+  return parents
+end
+
+-- The room that is left for waiting jobs, in the pool and for the tenant.
+local function room(u, tenant)
+  local t, limit = Q.tenant(u, tenant), Q.setting(u, 'max_queued')
+  local got = redis.call('HMGET', u.P .. 'count', 'pending', 'scheduled', 'blocked', tenant .. ':pending',
+    tenant .. ':scheduled', tenant .. ':blocked')
+  local all, ours = (got[1] or 0) + (got[2] or 0) + (got[3] or 0), (got[4] or 0) + (got[5] or 0) + (got[6] or 0)
+  return limit > 0 and limit - all or math.huge, t.max_queued > 0 and t.max_queued - ours or math.huge
+end
+
+-- Decides about each job without a write: an answer, or a plan to add it.
+function Q.plan_submit(u, tenant, jobs)
+  local plan = { ids = {}, idem = {}, adds = 0 }
+  local pool_room, tenant_room = room(u, tenant)
+  for i, j in ipairs(jobs) do
+    local parents, unknown
+    local answer = known(u, tenant, j, plan)
+    if not answer then
+      parents, unknown = parents_of(u, tenant, j, plan)
+      if unknown then answer = { 'not_found', 'job_id', unknown } end
+    end
+    if not answer and plan.adds >= math.min(pool_room, tenant_room) then
+      local scope = pool_room <= tenant_room and 'pool' or 'tenant'
+      answer = { 'queue_full', 'scope', scope, 'retry_after_ms', '5000' }
+    end
+    if not answer then
+      plan.adds = plan.adds + 1
+      plan.ids[j.id] = true
+      if j.idem and j.idem ~= '' then plan.idem[j.idem] = j.id .. ' ' .. (j.body or '') end
+      j.parents = parents
+    end
+    plan[i] = answer or false
+  end
+  return plan
+end

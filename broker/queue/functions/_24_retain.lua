@@ -1,0 +1,95 @@
+-- Retention: what the sweep forgets.
+
+local CLASS_LIFE_MS, VARIANT_LIFE_MS, WORKER_LIFE_MS = 30 * 86400000, 3600000, 3600000
+
+-- Forgets a finished job: record, log, index entries, counters.
+local function forget(u, id, status)
+  local P = u.P
+  local r = Q.job(u, id)
+  redis.call('UNLINK', P .. 'j:' .. id, P .. 'b:' .. id, P .. 'e:' .. id, P .. 'r:' .. id, P .. 'pr:' .. id,
+    P .. 'kids:' .. id)
+  redis.call('ZREM', P .. 'dead', id)
+  if r and r.status == status then
+    if r.group then redis.call('ZREM', Q.group_members(u, r.tenant, r.group), id) end
+    Q.leave(u, r)
+    u.jobs[id] = nil
+    return
+  end
+  -- The record went first (no sweep for longer than its slack): its tenant has to be looked for.
+  redis.call('ZREM', P .. 'fin:' .. status, id)
+  Q.count(u, status, -1)
+  for _, tenant in ipairs(redis.call('SMEMBERS', P .. 'tenants')) do
+    if redis.call('ZREM', P .. 'f:' .. tenant .. ':' .. status, id) == 1 then
+      Q.count(u, tenant .. ':' .. status, -1)
+      break
+    end
+  end
+end
+
+-- Trims one status by age and by number.
+local function trim(u, status, limit)
+  local key, most = u.P .. 'fin:' .. status, Q.setting(u, 'max_finished')
+  local before = u.now - Q.setting(u, 'ttl_' .. status .. '_ms')
+  local old = redis.call('ZRANGEBYSCORE', key, '-inf', before, 'LIMIT', 0, limit)
+  local over = most > 0 and redis.call('ZCARD', key) - most or 0
+  if over > #old then old = redis.call('ZRANGE', key, 0, math.min(over, limit) - 1) end
+  for _, id in ipairs(old) do forget(u, id, status) end
+  return #old
+end
+
+function Q.trim_finished(u, limit)
+  local trimmed = 0
+  for _, status in ipairs({ 'completed', 'failed', 'cancelled' }) do trimmed = trimmed + trim(u, status, limit) end
+  return trimmed
+end
+
+local function forget_class(u, class)
+  local P = u.P
+  for _, profile in ipairs(redis.call('ZRANGE', P .. 'profiles', 0, 199)) do
+    redis.call('SREM', P .. 'ok:' .. profile, class)
+  end
+  redis.call('ZREM', P .. 'classes', class)
+  redis.call('HDEL', P .. 'match', 'c:' .. class)
+  redis.call('DEL', P .. 'c:' .. class)
+  u.classes[class] = nil
+end
+
+-- Forgets classes that nothing used for long, and variants soon; those with waiting jobs stay.
+function Q.forget_classes(u, limit)
+  local P, kept = u.P, 0
+  local old = redis.call('ZRANGEBYSCORE', P .. 'classes', '-inf', u.now - VARIANT_LIFE_MS, 'LIMIT', 0, limit)
+  for _, class in ipairs(old) do
+    local c = redis.call('HMGET', P .. 'c:' .. class, 'base', 'pinned', 'since')
+    local age = u.now - redis.call('ZSCORE', P .. 'classes', class)
+    local busy = redis.call('EXISTS', P .. 'h:' .. class) == 1 or tonumber(c[2] or 0) > 0
+      or (c[1] and u.now - tonumber(c[3] or 0) < VARIANT_LIFE_MS)
+    if not busy and (c[1] or age > CLASS_LIFE_MS) then forget_class(u, class) else kept = kept + 1 end
+  end
+  return kept
+end
+
+-- Forgets workers that were gone for an hour.
+function Q.forget_workers(u, limit)
+  local P = u.P
+  local old = redis.call('ZRANGEBYSCORE', P .. 'workers', '-inf', u.now - WORKER_LIFE_MS, 'LIMIT', 0, limit)
+  for _, name in ipairs(old) do
+    local w = Q.worker(u, name)
+    if not w or w.gone then redis.call('ZREM', P .. 'workers', name) end
+  end
+end
+
+-- Drops finish tags that virtual time has passed, a few of one level a sweep.
+function Q.prune_tags(u)
+  local P = u.P
+  local level = redis.call('SRANDMEMBER', P .. 'levels')
+  if not level then return end
+  local at = redis.call('HMGET', P .. 'config', 'prune_level', 'prune_cursor')
+  local cursor = at[1] == level and at[2] or '0'
+  local part = redis.call('HSCAN', P .. 'v:' .. level, cursor, 'COUNT', 100)
+  local v, gone = tonumber(redis.call('HGET', P .. 'v:' .. level, 'V') or 0), {}
+  for i = 1, math.min(#part[2], 1000), 2 do
+    if string.find(part[2][i], '^[tc]:') and tonumber(part[2][i + 1]) <= v then gone[#gone + 1] = part[2][i] end
+  end
+  if #gone > 0 then redis.call('HDEL', P .. 'v:' .. level, unpack(gone)) end
+  redis.call('HSET', P .. 'config', 'prune_level', level, 'prune_cursor', part[1])
+end

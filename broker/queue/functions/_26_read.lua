@@ -1,0 +1,32 @@
+-- Records as the readers answer them.
+
+-- A record's fields as pairs, appended to `out`; with what is kept beside it when `whole`.
+function Q.record(u, r, out, whole)
+  local P, id = u.P, r._id
+  out[#out + 1] = 'job_id'
+  out[#out + 1] = id
+  for name, value in pairs(r) do
+    if string.sub(name, 1, 1) ~= '_' and name ~= 'token' and name ~= 'done' then
+      out[#out + 1] = name
+      out[#out + 1] = value
+    end
+  end
+  local function pair(name, value)
+    out[#out + 1] = name
+    out[#out + 1] = value
+  end
+  local spec_len = tonumber(r.spec_len or 0)
+  if spec_len > 0 then pair('spec', redis.call('GETRANGE', P .. 'b:' .. id, 0, spec_len - 1)) end
+  if r.status == 'completed' then
+    pair('progress', Q.full_progress(r))
+    if whole then pair('result', redis.call('GET', P .. 'r:' .. id) or '') end
+  elseif r.stored_progress then
+    local stored = redis.call('GET', P .. 'pr:' .. id)
+    local p, data = string.match(stored or '', '^([^\n]+)\n(.*)$')
+    if p then
+      pair('progress_id', p)
+      pair('progress', data)
+    end
+  end
+  return out
+end

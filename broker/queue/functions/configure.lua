@@ -1,0 +1,37 @@
+-- emq_configure: writes the settings that the functions read, and says that a broker is there.
+-- Guarantee: a new pool gets its deployment id here, once; it never changes afterwards.
+-- Arguments: settings (see docs/queue.md), `broker_url`, `deployment` (a candidate), `secret_key_id`.
+-- Answer: `ok` `deployment` `secret_key_id` (the pool's: the one of the first broker).
+local SETTINGS = {
+  'lease_ms', 'affinity_max_wait_ms', 'ttl_completed_ms', 'ttl_failed_ms', 'ttl_cancelled_ms', 'max_finished',
+  'max_queued', 'max_finishing', 'max_crashes', 'max_handbacks', 'backoff_ms', 'idem_ttl_ms', 'hang_ms', 'stall_ms',
+  'input_urls', 'aging_ms', 'avoid_ms', 'max_output_bytes',
+}
+local BROKER_LIFE_MS = 15000
+
+local function configure(keys, argv)
+  local u, a = Q.begin(keys, argv)
+  local P = u.P
+  local meta = P .. 'meta'
+  if redis.call('HSETNX', meta, 'deployment', a.deployment or redis.sha1hex(P .. Q.int(u.now))) == 1 then
+    redis.call('HSET', meta, 'created_at', u.now, 'schema', '1')
+  end
+  if a.secret_key_id then redis.call('HSETNX', meta, 'secret_key_id', a.secret_key_id) end
+  redis.call('HSET', meta, 'library', Q.VERSION)
+  local got = redis.call('HMGET', meta, 'deployment', 'secret_key_id')
+  local flat = { 'deployment', got[1] }
+  for _, name in ipairs(SETTINGS) do
+    if a[name] then
+      flat[#flat + 1] = name
+      flat[#flat + 1] = a[name]
+    end
+  end
+  redis.call('HSET', P .. 'config', unpack(flat))
+  if a.broker_url and a.broker_url ~= '' then
+    redis.call('ZADD', P .. 'brokers', u.now + BROKER_LIFE_MS, a.broker_url)
+    redis.call('ZREMRANGEBYSCORE', P .. 'brokers', '-inf', '(' .. Q.int(u.now))
+  end
+  return { 'ok', 'deployment', got[1], 'secret_key_id', got[2] or '' }
+end
+
+redis.register_function{ function_name = 'emq_configure', callback = configure, flags = { 'allow-oom' } }

@@ -1,0 +1,82 @@
+-- emq_register: makes a worker's instance known, with what it can do.
+-- Guarantee: one instance a worker: an older one is told `superseded` and its jobs go back at once, unless this one
+-- names it as `previous` (the same process on a new connection): then it takes its jobs over.
+-- Arguments: `worker` `instance` `machine` `profile` (JSON) `info` (JSON) `slots` `via` `status` `previous`.
+-- Answer: `ok` `superseded` `deployment` `lease_ms` `profile` `input_urls` `hang_ms` `stall_ms` `max_finishing`
+-- `max_crashes` `brokers` `paused`.
+
+-- Ends what an older instance of this worker has.
+local function replace(u, w, a)
+  local old = w.instance
+  if old == a.instance or w.gone then return '' end
+  if old == a.previous then
+    Q.hand_over(u, old, a.instance)
+    return old
+  end
+  for _, job in ipairs(redis.call('ZRANGE', u.P .. 'held:' .. old, 0, -1)) do
+    local r = Q.job(u, job)
+    if r and r.instance == old then Q.lost(u, r) end
+  end
+  redis.call('DEL', u.P .. 'held:' .. old)
+  redis.call('ZREM', u.P .. 'leases', old)
+  redis.call('HDEL', u.P .. 'instances', old)
+  Q.hint(u, old, 'superseded')
+  Q.unset_idle(u, w)
+  for _, name in ipairs({ 'running', 'ahead', 'finishing', 'tokens', 'drain', 'loaded' }) do Q.put(u, w, name, nil) end
+  return old
+end
+
+local function take_profile(u, w, profile, was_live)
+  if was_live and w.profile == profile then return end
+  if was_live then
+    Q.unset_idle(u, w)
+    Q.leave_profile(u, w.profile)
+  end
+  Q.put(u, w, 'profile', profile)
+  Q.join_profile(u, profile)
+end
+
+local function settings(u)
+  local c = redis.call('HMGET', u.P .. 'config', 'input_urls', 'hang_ms', 'stall_ms', 'max_finishing',
+    'max_output_bytes')
+  return { 'input_urls', c[1] or 'public', 'hang_ms', c[2] or '600000', 'stall_ms', c[3] or '600000',
+    'max_finishing', c[4] or '4', 'max_output_bytes', c[5] or '' }
+end
+
+local function register(keys, argv)
+  local u, a = Q.begin(keys, argv)
+  local P = u.P
+  if not a.worker or a.worker == '' or not a.instance or a.instance == '' then
+    return { 'invalid', 'argument', 'worker' }
+  end
+  Q.alive(u)
+  local profile = Q.new_profile(u, a.profile or '{}')
+  local w, superseded, was_live = Q.worker(u, a.worker), '', false
+  if w then
+    was_live = not w.gone
+    superseded = replace(u, w, a)
+  else
+    w = { _id = a.worker, _key = P .. 'wk:' .. a.worker }
+    u.workers[a.worker] = w
+  end
+  take_profile(u, w, profile, was_live)
+  if w.gone then
+    Q.put(u, w, 'gone', nil)
+    redis.call('PERSIST', w._key)
+  end
+  local fields = {
+    instance = a.instance, machine = a.machine, info = a.info, slots = a.slots or '1', via = a.via or 'redis',
+    status = a.status or 'idle', registered_at = Q.int(u.now), beat = Q.int(u.now),
+  }
+  for name, value in pairs(fields) do Q.put(u, w, name, value) end
+  redis.call('ZADD', P .. 'workers', u.now, a.worker)
+  redis.call('ZADD', P .. 'leases', u.now + u.lease, a.instance)
+  redis.call('HSET', P .. 'instances', a.instance, a.worker)
+  local answer = { 'ok', 'superseded', superseded, 'deployment', u.deployment, 'lease_ms', Q.int(u.lease), 'profile',
+    profile, 'brokers', Q.brokers(u), 'paused', (u.paused or w.paused) and '1' or '0' }
+  for _, value in ipairs(settings(u)) do answer[#answer + 1] = value end
+  Q.commit(u)
+  return answer
+end
+
+redis.register_function{ function_name = 'emq_register', callback = register, flags = { 'allow-oom' } }

@@ -1,0 +1,78 @@
+-- emq_stats: the pool's figures, or a tenant's.
+-- Guarantee: reads only.
+-- Arguments: `tenant` (empty: all).
+-- Answer: `ok` with a count for each status, `<what>_total`, `oldest_ms` (age of the job that waits longest); for all
+-- also `depth` (lines `<priority> <waiting>`), `paused`, `workers`, `workers_idle`, `workers_busy`, `workers_paused`,
+-- `workers_draining`, `workers_unhealthy`, `dead`.
+local COUNTS = {
+  'scheduled', 'blocked', 'pending', 'claimed', 'processing', 'completed', 'failed', 'cancelled',
+  'submitted_total', 'completed_total', 'failed_total', 'cancelled_total', 'retried_total', 'lost_total', 'running',
+}
+local TENANTS, WORKERS = 200, 2000
+
+local function oldest(u, tenants)
+  local job, arrival
+  for i = 1, math.min(#tenants, TENANTS) do
+    local first = redis.call('ZRANGE', u.P .. 'w:' .. tenants[i], 0, 0, 'WITHSCORES')
+    if first[1] and (not arrival or tonumber(first[2]) < arrival) then job, arrival = first[1], tonumber(first[2]) end
+  end
+  local created = job and redis.call('HGET', u.P .. 'j:' .. job, 'created_at')
+  return created and Q.int(u.now - created) or '0'
+end
+
+local function depth(u)
+  local lines = {}
+  for _, level in ipairs(redis.call('SMEMBERS', u.P .. 'levels')) do
+    lines[#lines + 1] = level .. ' ' .. (redis.call('HGET', u.P .. 'v:' .. level, 'waiting') or '0')
+  end
+  return table.concat(lines, '\n')
+end
+
+-- A live worker's state as people see it.
+local function state(w)
+  if w.drain then return 'draining' end
+  if w.paused then return 'paused' end
+  if w.status == 'unhealthy' or w.status == 'draining' then return w.status end
+  local held = tonumber(w.running or 0) + tonumber(w.ahead or 0) + tonumber(w.finishing or 0)
+  return (held > 0 or w.status == 'busy') and 'busy' or 'idle'
+end
+
+local function fleet(u, out)
+  local states, live = { idle = 0, busy = 0, paused = 0, draining = 0, unhealthy = 0 }, 0
+  for _, name in ipairs(redis.call('ZREVRANGE', u.P .. 'workers', 0, WORKERS - 1)) do
+    local w = Q.worker(u, name)
+    if w and not w.gone then
+      live = live + 1
+      local is = state(w)
+      states[is] = states[is] + 1
+    end
+  end
+  out[#out + 1] = 'workers'
+  out[#out + 1] = Q.int(live)
+  for name, n in pairs(states) do
+    out[#out + 1] = 'workers_' .. name
+    out[#out + 1] = Q.int(n)
+  end
+end
+
+local function stats(keys, argv)
+  local u, a = Q.begin(keys, argv)
+  local one = a.tenant and a.tenant ~= ''
+  local names = {}
+  for i, name in ipairs(COUNTS) do names[i] = (one and a.tenant .. ':' or '') .. name end
+  local values, out = redis.call('HMGET', u.P .. 'count', unpack(names)), { 'ok' }
+  for i, name in ipairs(COUNTS) do
+    out[#out + 1] = name
+    out[#out + 1] = values[i] or '0'
+  end
+  out[#out + 1] = 'oldest_ms'
+  out[#out + 1] = oldest(u, one and { a.tenant } or redis.call('SMEMBERS', u.P .. 'tenants'))
+  if one then return out end
+  local dead = Q.int(redis.call('ZCARD', u.P .. 'dead'))
+  local more = { 'depth', depth(u), 'paused', u.paused and '1' or '0', 'dead', dead }
+  for _, value in ipairs(more) do out[#out + 1] = value end
+  fleet(u, out)
+  return out
+end
+
+redis.register_function{ function_name = 'emq_stats', callback = stats, flags = { 'no-writes' } }

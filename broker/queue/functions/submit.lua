@@ -1,0 +1,140 @@
+-- emq_submit: adds jobs.
+-- Guarantee: each job is added whole or refused whole, one answer a job; a repeated call answers as the first did.
+-- Refused cleanly when Redis has no memory left.
+-- Arguments: `tenant`, then for each job `job <id>` and its own (see docs/queue.md).
+-- Answer: an array of `ok` | `duplicate` | `conflict` | `queue_full` | `not_found` with their pairs.
+
+-- Counts the parents that are still open, and says when one already failed that must not.
+local function open_parents(u, j)
+  local open, failed = 0, nil
+  for _, id in ipairs(j.parents) do
+    local parent = Q.job(u, id)
+    if not Q.TERMINAL[parent.status] then
+      open = open + 1
+      redis.call('SADD', u.P .. 'kids:' .. id, j.id)
+      if not parent.kids then Q.put(u, parent, 'kids', '1') end
+    elseif parent.status ~= 'completed' and j.on_parent_failure ~= 'run' then
+      failed = parent
+    end
+  end
+  return open, failed
+end
+
+local function start_time(u, j)
+  local at = math.max(tonumber(j.start_at or 0) or 0, j.delay_ms and u.now + tonumber(j.delay_ms) or 0)
+  return at > u.now and at or nil
+end
+
+local COPIED = { 'job_type', 'class', 'max_attempts', 'timeout_s', 'group', 'on_parent_failure' }
+
+local function new_record(u, tenant, j, arrival)
+  local r = { _id = j.id, _key = u.P .. 'j:' .. j.id }
+  u.jobs[j.id] = r
+  local spec = j.spec or ''
+  local fields = {
+    tenant = tenant, arrival = Q.int(arrival), created_at = Q.int(u.now), priority = Q.int(tonumber(j.priority or 0)),
+    spec_len = Q.int(#spec), round = '1', max_attempts = '3', job_type = 'comfyui',
+  }
+  for _, name in ipairs(COPIED) do
+    if j[name] and j[name] ~= '' then fields[name] = j[name] end
+  end
+  if j.expires_ms then fields.expires_at = Q.int(u.now + j.expires_ms) end
+  for name, value in pairs(fields) do Q.put(u, r, name, value) end
+  redis.call('SET', u.P .. 'b:' .. j.id, spec .. (j.payload or ''))
+  return r
+end
+
+-- Puts a new job where it waits.
+local function place(u, r, j)
+  local open, failed = open_parents(u, j)
+  local due = start_time(u, j)
+  if due then Q.put(u, r, 'due_at', Q.int(due)) end
+  if open > 0 then Q.put(u, r, 'deps', Q.int(open)) end
+  local status = (open > 0 and 'blocked') or (due and 'scheduled') or 'pending'
+  Q.put(u, r, 'status', status)
+  Q.enter(u, r, status)
+  if r.expires_at then redis.call('ZADD', u.P .. 'expiry', r.expires_at, r._id) end
+  if status ~= 'pending' then Q.pin(u, r, 1) end
+  if status == 'scheduled' then redis.call('ZADD', u.P .. 'due', due, r._id) end
+  if failed then
+    Q.unwait(u, r)
+    Q.fail_finally(u, r, 'dependency_failed', Q.error('dependency_failed',
+      'The job ' .. failed._id .. ' that this one depends on is ' .. failed.status .. '.',
+      '{"job_id":' .. Q.json(failed._id) .. ',"status":"' .. failed.status .. '"}'))
+  elseif status == 'pending' then
+    Q.put(u, r, 'score', Q.score(u, tonumber(r.priority), r.tenant, r.class))
+    Q.lane_add(u, r)
+  end
+end
+
+local function use_class(u, j)
+  local c = Q.class(u, j.class)
+  if not c.exists then
+    Q.new_class(u, j.class, j.atoms or '', tonumber(j.vram_mb or 0) or 0, j.kind or '')
+  elseif u.now - c.used > 3600000 then
+    redis.call('HSET', u.P .. 'c:' .. j.class, 'used', u.now)
+    redis.call('ZADD', u.P .. 'classes', u.now, j.class)
+    c.used = u.now
+  end
+end
+
+local function missing(u, class, known)
+  if known[class] == nil then known[class] = Q.served(u, class) and '' or Q.missing(u, class) end
+  return known[class]
+end
+
+local function add(u, tenant, j, arrival, shared)
+  use_class(u, j)
+  local r = new_record(u, tenant, j, arrival)
+  if j.idem and j.idem ~= '' then
+    redis.call('SET', u.P .. 'q:' .. tenant .. ':' .. j.idem, j.id .. ' ' .. (j.body or ''),
+      'PX', Q.setting(u, 'idem_ttl_ms'))
+  end
+  if r.group then Q.group_add(u, r) end
+  place(u, r, j)
+  local position, exact
+  if r.status == 'pending' and not r.finished_at then
+    position, exact = Q.position(u, r, shared.lanes)
+    shared.lanes = math.max(2, math.floor(shared.lanes / 2))
+  end
+  if not r.finished_at then Q.update(u, r, nil, position) end
+  local notified = r.status == 'pending' and not Q.tenant(u, tenant).paused and Q.wake(u, r.class)
+  return {
+    'ok', 'job_id', j.id, 'status', r.status, 'position', position and Q.int(position) or '',
+    'exact', exact and '1' or '0', 'notified', notified and '1' or '0', 'missing', missing(u, j.class, shared.missing),
+    'created_at', r.created_at,
+  }
+end
+
+local function submit(keys, argv)
+  local u = Q.open(keys[1])
+  local tenant, jobs = Q.read_jobs(argv)
+  local plan = Q.plan_submit(u, tenant, jobs)
+  local answers, shared = {}, { missing = {}, lanes = 64 }
+  local arrival = 0
+  if plan.adds > 0 then
+    arrival = redis.call('INCRBY', u.P .. 'arrivals', plan.adds) - plan.adds
+    redis.call('SADD', u.P .. 'tenants', tenant)
+    Q.count(u, 'submitted_total', plan.adds)
+    Q.count(u, tenant .. ':submitted_total', plan.adds)
+  end
+  for i, j in ipairs(jobs) do
+    if plan[i] then
+      answers[i] = plan[i]
+    else
+      arrival = arrival + 1
+      answers[i] = add(u, tenant, j, arrival, shared)
+    end
+  end
+  for i, answer in ipairs(answers) do
+    if answer[1] == 'twin' then
+      local r = u.jobs[answer[2]]
+      answers[i] = { 'duplicate', 'job_id', r._id, 'status', r.status, 'position', '', 'exact', '0', 'notified', '0',
+        'missing', '', 'created_at', r.created_at }
+    end
+  end
+  Q.commit(u)
+  return answers
+end
+
+redis.register_function{ function_name = 'emq_submit', callback = submit }
