@@ -21,12 +21,33 @@ def public_stats(answer: Answer) -> dict[str, Any]:
         "jobs": jobs,
         "queued": sum(jobs[status] for status in WAITING),
         "running": sum(jobs[status] for status in ACTIVE),
-        "depth_by_priority": loads(answer.text("depth"), {}),
-        "oldest_wait_ms": answer.number("oldest_wait_ms") if answer.text("oldest_wait_ms") else None,
-        "workers": {},
-        "totals": {name: answer.number(name) for name in answer.pairs if name.endswith("_total")},
+        "depth_by_priority": _depth(answer.lines("depth")),
+        "oldest_wait_ms": answer.number("oldest_ms") or None,
+        "workers": _workers(answer),
+        "totals": _totals(answer),
+        "dead": answer.number("dead"),
         "paused": answer.flag("paused"),
     }
+
+
+def _depth(lines: list[str]) -> dict[str, int]:
+    """Waiting jobs by priority, the highest first; levels without any are left out."""
+    pairs = (line.split(" ") for line in lines)
+    levels = {int(level): int(float(count)) for level, count in pairs}
+    return {str(level): levels[level] for level in sorted(levels, reverse=True) if levels[level]}
+
+
+def _totals(answer: Answer) -> dict[str, int]:
+    names = [name for name in answer.pairs if name.endswith("_total")]
+    return {name.removesuffix("_total"): answer.number(name) for name in names}
+
+
+def _workers(answer: Answer) -> dict[str, int]:
+    """Live workers by state, and all of them as ``total``."""
+    if "workers" not in answer.pairs:
+        return {}
+    names = sorted(name for name in answer.pairs if name.startswith("workers_"))
+    return {"total": answer.number("workers")} | {name.removeprefix("workers_"): answer.number(name) for name in names}
 
 
 def group_figures(group: str, answer: Answer) -> GroupStatus:

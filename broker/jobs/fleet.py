@@ -24,6 +24,7 @@ class Profile:
     node_classes: frozenset[str]
     models: dict[str, list[str]]
     model_inputs: dict[str, dict[str, str]] | None
+    without: frozenset[str]
 
 
 @dataclass(slots=True)
@@ -69,8 +70,8 @@ def _strings(value: Any) -> Iterable[str]:
     return (item for item in value if isinstance(item, str)) if isinstance(value, list) else ()
 
 
-def parse_profile(profile_id: str, text: str) -> Profile:
-    """A profile from its JSON (the fields of ``emq_register``)."""
+def parse_profile(profile_id: str, text: str, without: frozenset[str] = frozenset()) -> Profile:
+    """A profile from its JSON (the fields of ``emq_register``), less the atoms it turned out not to have."""
     data = json.loads(text)
     models = {folder: [slashes(n) for n in _strings(names)] for folder, names in (data.get("models") or {}).items()}
     classes = frozenset(_strings(data.get("node_classes")))
@@ -80,7 +81,8 @@ def parse_profile(profile_id: str, text: str) -> Profile:
         atoms.update(f"m:{name}" for name in names)
         atoms.update(f"m:{folder}/{name}" for name in names)
     inputs = data.get("model_inputs") or None
-    return Profile(profile_id, frozenset(atoms), int(data.get("vram_mb") or 0), classes, models, inputs)
+    vram_mb = int(data.get("vram_mb") or 0)
+    return Profile(profile_id, frozenset(atoms) - without, vram_mb, classes, models, inputs, without)
 
 
 class Fleet:
@@ -107,4 +109,8 @@ class Fleet:
 
     def _profile(self, row: Answer) -> Profile:
         profile_id = row.text("profile") or row.outcome
-        return self._parsed.get(profile_id) or parse_profile(profile_id, row.text("json"))
+        without = frozenset(row.lines("without"))
+        known = self._parsed.get(profile_id)
+        if known is None or known.without != without:
+            known = parse_profile(profile_id, row.text("json"), without)
+        return known

@@ -53,7 +53,7 @@ class Operations:
     async def list_jobs(self, tenant: str, status: list[JobStatus], limit: int, cursor: str | None) -> dict[str, Any]:
         """A page of records, newest first: ``jobs`` and ``next_cursor``."""
         answer = await self.queue.list_jobs(tenant, [s.value for s in status], limit, cursor or "")
-        jobs = [records.public_job(_named(row, row.outcome), self.deliver, result=False) for row in answer.rows]
+        jobs = [records.public_job(row, self.deliver, result=False) for row in answer.rows]
         return {"jobs": jobs, "next_cursor": answer.text("next") or None}
 
     async def cancel(self, job_id: str, tenant: str, reason: str) -> Ack:

@@ -29,10 +29,8 @@ def explain(need: Requirement, fleet: FleetView) -> list[WaitingFor]:
     if any(wanted <= p.atoms and p.vram_mb >= need.vram_mb for p in fleet.profiles):
         return []
     reasons = from_atoms(sorted(wanted - fleet.atoms), need, fleet)
-    best = max(p.vram_mb for p in fleet.profiles)
-    if need.vram_mb > best:
-        text = f"The job needs {need.vram_mb} MB of VRAM; the largest worker has {best} MB."
-        reasons.append(WaitingFor(code="not_enough_vram", detail=str(need.vram_mb), message=text))
+    if need.vram_mb > max(p.vram_mb for p in fleet.profiles):
+        reasons.append(_no_room(need, fleet))
     return reasons or [_no_single(need, fleet)]
 
 
@@ -44,6 +42,8 @@ def from_atoms(missing: Iterable[str], need: Requirement, fleet: FleetView) -> l
             reasons.append(WaitingFor(code="no_worker", message="No worker is connected."))
         elif atom == "+":
             reasons.append(_no_single(need, fleet))
+        elif atom.startswith("v:"):
+            reasons.append(_no_room(need, fleet))
         elif atom[:1] in _CODES:
             code, text = _CODES[atom[0]]
             name = need.files.get(atom, atom[2:])
@@ -58,6 +58,12 @@ def _nearest(atom: str, fleet: FleetView) -> str | None:
     candidates = [known for known in fleet.atoms if known.startswith(prefix) and abs(len(known) - len(atom)) <= 8]
     matches = get_close_matches(atom, candidates[:2000], n=1, cutoff=0.75)
     return matches[0][2:] if matches else None
+
+
+def _no_room(need: Requirement, fleet: FleetView) -> WaitingFor:
+    best = max((p.vram_mb for p in fleet.profiles), default=0)
+    text = f"The job needs {need.vram_mb} MB of VRAM; the largest worker has {best} MB."
+    return WaitingFor(code="not_enough_vram", detail=str(need.vram_mb), message=text)
 
 
 def _no_single(need: Requirement, fleet: FleetView) -> WaitingFor:

@@ -184,7 +184,7 @@ class ListJobs(Message):
     type: Literal["list_jobs"] = "list_jobs"
     status: list[Status] = Field(default_factory=list, description="One state, several (a list or `a,b`), or all.")
     limit: int = Field(50, ge=1, le=1000)
-    cursor: Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z_-]{0,64}$")] | None = None
+    cursor: Annotated[str, StringConstraints(pattern=r"^[0-9]{0,16}$")] | None = None
 
     @field_validator("status", mode="before")
     @classmethod

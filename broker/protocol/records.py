@@ -186,8 +186,9 @@ class Stats(Outgoing):
     running: int = Field(description="Claimed and processing jobs.")
     depth_by_priority: dict[str, int] = Field(default_factory=dict)
     oldest_wait_ms: int | None = None
-    workers: dict[str, int] = Field(default_factory=dict, description="Workers by state.")
+    workers: dict[str, int] = Field(default_factory=dict, description="Live workers by state, and their `total`.")
     totals: dict[str, int] = Field(default_factory=dict, description="Counters since the pool was made.")
+    dead: int = Field(0, description="Dead letters.")
     paused: bool = False
 
 
