@@ -11,9 +11,10 @@ from aiohttp import web
 
 from broker.access.identity import Scope, current
 from broker.access.origin import OriginGuard, is_loopback
-from broker.api import edge, openapi, rest, sse, websocket
+from broker.api import edge, gateway, openapi, rest, sse, websocket
 from broker.api.assets import AssetRoutes
 from broker.api.figures import StatsFeed
+from broker.api.gateway_session import GatewayParts
 from broker.api.outputs import OutputRoutes
 from broker.api.services import SERVICES, Services
 from broker.api.streams import Streams
@@ -30,6 +31,7 @@ from broker.jobs.records import Deliver
 from broker.jobs.submission import Submitter
 from broker.queue.connection import Connection
 from broker.queue.events import EventHub
+from broker.queue.inbox import Inbox
 from broker.queue.janitor import Janitor
 from broker.queue.queue import Queue
 from broker.queue.startup import pool_config, redis
@@ -62,6 +64,7 @@ def create_app(settings: Settings) -> web.Application:
     app.cleanup_ctx.extend([_queue, _files, _events, _services])
     rest.add_to(app)
     websocket.add_to(app)
+    gateway.add_to(app)
     openapi.add_to(app)
     views.add_to(app)
     app.on_shutdown.append(sse.stop_all)
@@ -95,8 +98,10 @@ async def _files(app: web.Application) -> AsyncIterator[None]:
     settings = app[SETTINGS]
     app[SIGNER] = UrlSigner(load_secrets(settings.secret, settings.data), settings.public_url)
     access = FileAccess(app[QUEUE], app[SIGNER], lambda request, scope: current(request).require(Scope(scope)).tenant)
-    outputs, assets = (open_store(settings.data, area) for area in ("outputs", "assets"))
+    outputs, assets = (open_store(settings.data, f"{settings.pool}/{area}") for area in ("outputs", "assets"))
     app[STORE] = outputs
+    inbox = Inbox(app[CONNECTION], app[QUEUE].prefix)
+    app[gateway.GATEWAY] = gateway.Gateway(GatewayParts(app[QUEUE], inbox, outputs, settings))
     limit = settings.max_output_mb * 1024 * 1024
     OutputRoutes(outputs, access, limit).add_to(app)
     AssetRoutes(assets, access, limit).add_to(app)

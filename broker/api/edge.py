@@ -8,6 +8,7 @@ from aiohttp.typedefs import Handler
 from broker.access.identity import IDENTITY, identify
 from broker.access.origin import OriginGuard
 from broker.api import errors
+from broker.api.tickets import brings_ticket
 from broker.errors import BadMessage, EmqError
 
 CSP = (
@@ -48,9 +49,10 @@ async def errors_to_responses(request: web.Request, handler: Handler) -> web.Str
 
 @web.middleware
 async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refuse foreign pages, then find out who asks."""
+    """Refuse foreign pages, then find out who asks; a lease or a signed URL says that by itself."""
     request.config_dict[GUARD].check(request)
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise BadMessage("Send the body without Content-Encoding.")
-    request[IDENTITY] = await identify(request)
+    if not brings_ticket(request):
+        request[IDENTITY] = await identify(request)
     return await handler(request)

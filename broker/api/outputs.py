@@ -25,7 +25,7 @@ class OutputRoutes:
 
     def add_to(self, app: web.Application) -> None:
         """Register the routes."""
-        app.router.add_put("/api/jobs/{job_id}/outputs/{attempt}/{number}/{name:.*}", self.put)
+        app.router.add_put("/api/jobs/{job_id}/outputs/{attempt}/{slash:/?}{number}/{name:.*}", self.put)
         app.router.add_get("/api/jobs/{job_id}/outputs/{name}", self.get)
 
     async def put(self, request: web.Request) -> web.Response:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import ConfigDict, Field, StringConstraints
 
 from .base import Id, Incoming, Message, Name, Reply
 
@@ -65,16 +65,23 @@ class RegisterWorker(Message):
     capabilities: Capabilities = Field(default_factory=Capabilities)
     status: WorkerState = "idle"
     instance: Id | None = Field(None, description="The one it had before, when this process comes back.")
-    jobs: list[HeldLease] = Field(default_factory=list, max_length=256, description="What it still has from then.")
+    jobs: list[HeldLease] | None = Field(None, max_length=256, description="What it still has from then.")
 
 
 class WorkerStatus(Message):
-    """Anything of ``capabilities`` that changed."""
+    """Anything of ``capabilities`` that changed, in ``capabilities`` or beside it."""
+
+    model_config = ConfigDict(extra="allow")
 
     type: Literal["worker_status"] = "worker_status"
     worker_id: Id | None = None
     capabilities: dict[str, Any] = Field(default_factory=dict)
     status: WorkerState | None = None
+
+    def changes(self) -> dict[str, Any]:
+        """What changed, not checked yet."""
+        beside = {name: value for name, value in (self.model_extra or {}).items() if name in Capabilities.model_fields}
+        return beside | self.capabilities
 
 
 class ClaimJob(Message):

@@ -50,10 +50,10 @@ function Q.avoid(u, r, worker)
   Q.put(u, r, 'variant', Q.variant(u, r.class, worker))
 end
 
--- A job that goes back unstarted counts no attempt.
-function Q.released(u, r, reason)
+-- A job that goes back unstarted counts no attempt. `told`: its worker asked for it and hears so again when it repeats.
+function Q.released(u, r, reason, told)
   if Q.cancelled(u, r) then return 'cancelled' end
-  Q.let_go(u, r, 'pending')
+  Q.let_go(u, r, told and 'pending' or nil)
   Q.add(u, r, 'uncounted', 1)
   Q.put_back(u, r, reason)
   return 'pending'

@@ -8,16 +8,27 @@ end
 -- The jobs of an instance move to the instance that took over its connection.
 function Q.hand_over(u, from, to)
   local P = u.P
-  for _, job in ipairs(redis.call('ZRANGE', P .. 'held:' .. from, 0, -1)) do
-    local r = Q.job(u, job)
+  local held = redis.call('ZRANGE', P .. 'held:' .. from, 0, -1, 'WITHSCORES')
+  for i = 1, #held, 2 do
+    local r = Q.job(u, held[i])
     if r and r.instance == from then
       Q.put(u, r, 'instance', to)
-      redis.call('ZADD', P .. 'held:' .. to, u.now, job)
+      redis.call('ZADD', P .. 'held:' .. to, held[i + 1], held[i])
     end
   end
   redis.call('DEL', P .. 'held:' .. from)
   redis.call('ZREM', P .. 'leases', from)
   redis.call('HDEL', P .. 'instances', from)
+end
+
+-- Takes back the held jobs that are not among those that their worker says it has (lines `<job> <token>`).
+function Q.lose_unnamed(u, instance, jobs)
+  local named = {}
+  for _, line in ipairs(Q.lines(jobs)) do named[string.match(line, '^(%S+)') or ''] = true end
+  for _, job in ipairs(redis.call('ZRANGE', u.P .. 'held:' .. instance, 0, -1)) do
+    local r = not named[job] and Q.job(u, job)
+    if r and r.instance == instance then Q.lost(u, r) end
+  end
 end
 
 -- Releases held jobs that their worker did not name for one lease: claims whose answer was lost.

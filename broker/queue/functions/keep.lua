@@ -1,12 +1,14 @@
 -- emq_keep: keeps an instance's lease on behalf of a worker that cannot speak itself (its keeper; a gateway's broker).
 -- Guarantee: only while the worker's own heartbeat is younger than `hang_ms`.
--- Arguments: `instance`.
--- Answer: `ok` `lease_ms`; `unknown` (no such instance any more, or it hangs).
+-- Arguments: `instance` `worker` (optional; then `superseded` is told from `unknown`).
+-- Answer: `ok` `lease_ms`; `superseded`; `unknown` (no such instance any more, or it hangs).
 local function keep(keys, argv)
   local u, a = Q.begin(keys, argv)
-  local worker = a.instance and redis.call('HGET', u.P .. 'instances', a.instance)
-  local w = worker and Q.caller(u, worker, a.instance)
-  if not w or u.now - tonumber(w.beat or 0) > Q.setting(u, 'hang_ms') then return { 'unknown' } end
+  local worker = a.worker or a.instance and redis.call('HGET', u.P .. 'instances', a.instance)
+  if not worker then return { 'unknown' } end
+  local w, refused = Q.caller(u, worker, a.instance)
+  if not w then return { refused } end
+  if u.now - tonumber(w.beat or 0) > Q.setting(u, 'hang_ms') then return { 'unknown' } end
   Q.alive(u)
   redis.call('ZADD', u.P .. 'leases', u.now + u.lease, a.instance)
   if w.via == 'gateway' then Q.release_unnamed(u, a.instance, true) end

@@ -1,17 +1,22 @@
 -- emq_register: makes a worker's instance known, with what it can do.
 -- Guarantee: one instance a worker: an older one is told `superseded` and its jobs go back at once, unless this one
--- names it as `previous` (the same process on a new connection): then it takes its jobs over.
--- Arguments: `worker` `instance` `machine` `profile` (JSON) `info` (JSON) `slots` `via` `status` `previous`.
+-- names it as `previous` (the same process on a new connection): then it takes its jobs over. With `jobs` it says which
+-- of them it still has; the others go back at once.
+-- Arguments: `worker` `instance` `machine` `profile` (JSON) `info` (JSON) `slots` `via` `status` `previous` `jobs`
+-- (lines `<job> <token>`).
 -- Answer: `ok` `superseded` `deployment` `lease_ms` `profile` `input_urls` `hang_ms` `stall_ms` `max_finishing`
 -- `max_crashes` `brokers` `paused`.
 
--- Ends what an older instance of this worker has.
+-- Ends what an older instance of this worker has. One whose connection had closed only hands over, unless this one says
+-- what it still has.
 local function replace(u, w, a)
   local old = w.instance
-  if old == a.instance or w.gone then return '' end
-  if old == a.previous then
+  if old ~= a.instance and old ~= a.previous and w.drain then Q.put(u, w, 'drain', nil) end
+  local left = w.gone and redis.call('ZSCORE', u.P .. 'leases', old)
+  if old == a.instance or w.gone and not left then return '' end
+  if old == a.previous or left and not a.jobs then
     Q.hand_over(u, old, a.instance)
-    return old
+    return left and '' or old
   end
   for _, job in ipairs(redis.call('ZRANGE', u.P .. 'held:' .. old, 0, -1)) do
     local r = Q.job(u, job)
@@ -22,7 +27,7 @@ local function replace(u, w, a)
   redis.call('HDEL', u.P .. 'instances', old)
   Q.hint(u, old, 'superseded')
   Q.unset_idle(u, w)
-  for _, name in ipairs({ 'running', 'ahead', 'finishing', 'tokens', 'drain', 'loaded' }) do Q.put(u, w, name, nil) end
+  for _, name in ipairs({ 'running', 'ahead', 'finishing', 'tokens', 'loaded' }) do Q.put(u, w, name, nil) end
   return old
 end
 
@@ -72,6 +77,7 @@ local function register(keys, argv)
   redis.call('ZADD', P .. 'workers', u.now, a.worker)
   redis.call('ZADD', P .. 'leases', u.now + u.lease, a.instance)
   redis.call('HSET', P .. 'instances', a.instance, a.worker)
+  if a.jobs then Q.lose_unnamed(u, a.instance, a.jobs) end
   local answer = { 'ok', 'superseded', superseded, 'deployment', u.deployment, 'lease_ms', Q.int(u.lease), 'profile',
     profile, 'brokers', Q.brokers(u), 'paused', (u.paused or w.paused) and '1' or '0' }
   for _, value in ipairs(settings(u)) do answer[#answer + 1] = value end

@@ -9,7 +9,7 @@ local function release(keys, argv)
     if not status then return { 'stale_lease' } end
     return { 'ok', 'status', status, 'repeated', '1' }
   end
-  status = Q.released(u, r, a.reason and a.reason ~= '' and a.reason or 'released')
+  status = Q.released(u, r, a.reason and a.reason ~= '' and a.reason or 'released', true)
   Q.commit(u)
   return { 'ok', 'status', status, 'repeated', '0' }
 end

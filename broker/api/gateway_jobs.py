@@ -1,0 +1,215 @@
+"""The jobs of one worker's socket: their leases, their progress, their previews, their results."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import struct
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from broker.api.gateway_worker import GatewayWorker
+from broker.errors import BadMessage, NotFound, PayloadTooLarge
+from broker.files.outputs import checked_result
+from broker.files.store import FileStore
+from broker.jobs.strict import dumps
+from broker.protocol import gateway as g
+from broker.queue.queue import Answer, Queue, Value
+
+PROGRESS_GAP_S = 0.2
+"""Progress of a job goes on at most five times a second; a newer one takes the place of one that waits."""
+STORE_GAP_S = 1.0
+MAX_PREVIEW = 1 << 20
+_PREVIEW_EVENT = 4
+
+
+@dataclass(slots=True)
+class Held:
+    """A job in the worker's hands, as this socket knows it."""
+
+    job_id: str
+    token: str
+    tenant: str | None = None
+    attempt: int = 0
+    queued_ms: int | None = None
+    progress: float = 0.0
+    p: int = 0
+    sent_at: float = float("-inf")
+    stored_at: float = float("-inf")
+    waiting: g.WorkerProgress | None = None
+    timer: asyncio.Task[None] | None = None
+    cancel_told: bool = field(default=False)
+
+    def next_p(self) -> int:
+        """The number of the next report: it rises within a claim, also when the worker comes back on another socket."""
+        self.p = max(self.p + 1, time.time_ns() // 1_000_000)
+        return self.p
+
+
+class HeldJobs:
+    """All of them, by job id."""
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+        self._jobs: dict[str, Held] = {}
+
+    def get(self, job_id: str, token: str) -> Held:
+        """The job under this token; one that this socket has not heard of is taken note of."""
+        held = self._jobs.get(job_id)
+        if held is None or held.token != token:
+            self.drop(job_id)
+            held = self._jobs[job_id] = Held(job_id, token)
+        return held
+
+    def find(self, job_id: str) -> Held | None:
+        """The job, if the worker has it."""
+        return self._jobs.get(job_id)
+
+    def add(self, answer: Answer) -> Held:
+        """Take note of a claim's answer."""
+        held = self.get(answer.text("job_id"), answer.text("lease"))
+        held.tenant, held.attempt = answer.text("tenant"), answer.number("attempt")
+        held.queued_ms = answer.number("queued_ms") if answer.text("queued_ms") else None
+        return held
+
+    def drop(self, job_id: str, token: str | None = None) -> None:
+        """Forget a job that has ended or gone (only the claim with ``token``, when given)."""
+        held = self._jobs.get(job_id)
+        if held is not None and token in (None, held.token):
+            del self._jobs[job_id]
+            forget_progress(held)
+
+    def clear(self) -> None:
+        """Forget all."""
+        for job_id in list(self._jobs):
+            self.drop(job_id)
+
+    async def complete(self, held: Held) -> Held:
+        """Look up tenant and attempt of a job that was claimed on another socket, if there is such a job."""
+        if held.tenant is None:
+            with suppress(NotFound):
+                record = await self._queue.job(held.job_id)
+                held.tenant, held.attempt = record.text("tenant"), record.number("attempt")
+        return held
+
+
+def forget_progress(held: Held) -> None:
+    """Drop a report that waits: something later is said about the job."""
+    held.waiting = None
+    if held.timer is not None:
+        held.timer.cancel()
+        held.timer = None
+
+
+class Reports:
+    """Passes progress and previews on, not faster than the queue wants them."""
+
+    def __init__(self, worker: GatewayWorker) -> None:
+        self._worker = worker
+
+    async def progress(
+        self, held: Held, report: g.WorkerProgress, later: Callable[[Held, g.WorkerProgress], Awaitable[None]]
+    ) -> Answer | None:
+        """Report now, or, when one was made a moment ago, let ``later`` do it when its time has come."""
+        held.progress = max(held.progress, report.progress)
+        wait = held.sent_at + PROGRESS_GAP_S - time.monotonic()
+        if wait <= 0:
+            forget_progress(held)
+            return await self.send(held, report)
+        held.waiting = report
+        if held.timer is None:
+            held.timer = asyncio.create_task(self._after(wait, held, later), name=f"progress-{held.job_id[:12]}")
+        return None
+
+    async def _after(self, wait: float, held: Held, later: Callable[[Held, g.WorkerProgress], Awaitable[None]]) -> None:
+        await asyncio.sleep(wait)
+        held.timer = None
+        report, held.waiting = held.waiting, None
+        if report is not None:
+            await later(held, report)
+
+    async def send(self, held: Held, report: g.WorkerProgress) -> Answer:
+        """Report; one in each second, the first and the last before a silence are also kept in the record."""
+        now = time.monotonic()
+        store = now - held.stored_at >= STORE_GAP_S or report.progress >= 100
+        held.sent_at = now
+        if store:
+            held.stored_at = now
+        return await self._worker.call(
+            "report",
+            {
+                "job": held.job_id,
+                "token": held.token,
+                "p": held.next_p(),
+                "data": dumps(self._data(held, report)),
+                "store": store,
+            },
+        )
+
+    def _data(self, held: Held, report: g.WorkerProgress) -> dict[str, Any]:
+        fields = report.model_dump(include={"node", "nodes_done", "nodes_total", "eta_s", "message"}, exclude_none=True)
+        said: dict[str, Any] = {"progress": held.progress, **fields, "worker_id": self._worker.worker_id}
+        return {**said, "attempt": held.attempt} if held.attempt else said
+
+    async def preview(self, jobs: HeldJobs, frame: bytes) -> None:
+        """Pass a preview on to those who watch; one of a job that this worker no longer has is thrown away."""
+        held = jobs.find(preview_job(frame))
+        if held is not None:
+            args: dict[str, Value | None] = {"job": held.job_id, "token": held.token, "frame": held.next_p()}
+            await self._worker.call("preview", {**args, "data": frame})
+
+
+def preview_job(frame: bytes) -> str:
+    """The job of a preview in ComfyUI's format 4 (event type, metadata length, metadata, picture); ``BadMessage``."""
+    if len(frame) > MAX_PREVIEW:
+        raise BadMessage(f"A preview has at most {MAX_PREVIEW} bytes.")
+    try:
+        event, length = struct.unpack_from(">II", frame)
+        metadata = json.loads(frame[8 : 8 + length])
+        job_id = metadata["job_id"]
+    except (struct.error, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise BadMessage(
+            "A binary frame must be a preview in ComfyUI's format 4 with job_id in its metadata."
+        ) from error
+    if event != _PREVIEW_EVENT or len(frame) <= 8 + length or not isinstance(job_id, str):
+        raise BadMessage("A binary frame must be a preview in ComfyUI's format 4 with job_id in its metadata.")
+    return job_id
+
+
+async def result_json(store: FileStore, held: Held, result: dict[str, Any], limit_kb: int) -> str:
+    """A worker's result, checked against what it uploaded, as the queue keeps it.
+
+    Raises ``BadMessage`` for an output that is not there, ``PayloadTooLarge``.
+    """
+    checked = await checked_result(store, held.tenant or "", held.job_id, held.attempt, result)
+    timings = checked.get("timings")
+    if held.queued_ms is not None and isinstance(timings, dict | None):
+        checked["timings"] = {"queued_ms": held.queued_ms, **(timings or {})}
+    text = dumps(checked)
+    size = len(text.encode())
+    if size > limit_kb * 1024:
+        raise PayloadTooLarge(
+            f"The result has {size} bytes, at most {limit_kb * 1024} are taken; upload long texts as outputs.",
+            size=size,
+            limit=limit_kb * 1024,
+        )
+    return text
+
+
+def error_json(error: g.WorkerFailure, limit_kb: int) -> str:
+    """A failure as the queue keeps it: never refused, but cut to the limit."""
+    body = error.model_dump()
+    text = dumps(body)
+    if len(text.encode()) <= limit_kb * 1024:
+        return text
+    return dumps({**body, "message": error.message[:4096], "details": None})
+
+
+def exec_ms(timings: Any) -> int | None:
+    """How long the GPU worked, from a worker's timings."""
+    value = timings.get("execution_ms") if isinstance(timings, dict) else None
+    plain = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e12
+    return int(value) if plain and value is not None else None

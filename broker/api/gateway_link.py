@@ -1,0 +1,75 @@
+"""The broker's end of one worker's socket: frames out, one at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from contextlib import suppress
+from typing import Any
+
+from aiohttp import web
+
+from broker.api.commands import wire
+from broker.api.errors import dumps, frame
+from broker.errors import EmqError
+from broker.protocol.base import Reply
+
+log = logging.getLogger(__name__)
+STALLED_S = 60.0
+"""A worker that takes nothing for so long is cut off (one whose interpreter is held by C code takes nothing either)."""
+
+Socket = web.WebSocketResponse[bool]
+
+
+class Link:
+    """Sends messages to a worker; a closed socket makes sending do nothing."""
+
+    def __init__(self, ws: Socket, request: web.Request) -> None:
+        self._ws = ws
+        self._transport = request.transport
+        self._lock = asyncio.Lock()
+
+    async def send(self, reply: Reply | dict[str, Any], echo: str | None = None) -> None:
+        """Send a message; ``echo`` is the ``message_id`` of the request it answers."""
+        await self._send(dumps(wire(reply, echo)))
+
+    async def fail(self, error: EmqError, echo: str | None = None, **fields: Any) -> None:
+        """Send an error."""
+        await self._send(dumps({**frame(error, echo), **fields}))
+
+    async def ping(self) -> None:
+        """Keep proxies between here and the worker from closing a silent connection; no answer is waited for."""
+        with suppress(ConnectionError, RuntimeError):
+            await self._ws.ping()
+
+    async def close(self, code: int, message: bytes) -> None:
+        """Close the socket, waiting for the worker a moment only."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await self._ws.close(code=code, message=message)
+
+    async def _send(self, text: str) -> None:
+        try:
+            async with self._lock, asyncio.timeout(STALLED_S):
+                await self._ws.send_str(text)
+        except TimeoutError:
+            log.warning("a worker took nothing for %s s: cut off", STALLED_S)
+            if self._transport is not None:
+                self._transport.abort()
+        except (ConnectionError, RuntimeError):
+            pass  # it has gone; the reading side notices
+
+
+def find_dead_hosts(request: web.Request) -> None:
+    """Let the kernel end a connection whose other host is gone, within half a minute.
+
+    A missed pong says nothing: a worker whose interpreter is held by C code answers none and is well.
+    """
+    connection = request.transport.get_extra_info("socket") if request.transport else None
+    if connection is None or connection.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 12), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
+        if hasattr(socket, name):
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
