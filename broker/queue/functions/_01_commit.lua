@@ -74,8 +74,7 @@ local function write_events(u)
 end
 
 function Q.commit(u)
-  if u.cascade then Q.cascade(u, 100) end
-  u.cascade = nil
+  Q.cascade_now(u)
   Q.settle(u)
   Q.wake_all(u)
   for i, record in ipairs(u.touched) do

@@ -78,12 +78,12 @@ function Q.put_back(u, r, reason, due)
   end
 end
 
--- Makes a pending job claimable and says so.
-function Q.enqueue(u, r, reason)
+-- Makes a pending job claimable, and says so unless it was pending before (after a pause between attempts).
+function Q.enqueue(u, r, reason, silent)
   if r.due_at then Q.put(u, r, 'due_at', nil) end
   if not r.score then Q.put(u, r, 'score', Q.score(u, tonumber(r.priority), r.tenant, r.class)) end
   Q.lane_add(u, r)
-  Q.update(u, r, reason, (Q.position(u, r, 64)))
+  if not silent then Q.update(u, r, reason, (Q.position(u, r, 64))) end
   Q.claimable(u, Q.lane_class(r))
 end
 

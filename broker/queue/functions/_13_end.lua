@@ -75,11 +75,12 @@ end
 -- A delay is over: the job may be claimed now.
 function Q.due(u, r)
   redis.call('ZREM', u.P .. 'due', r._id)
+  local again = r.status == 'pending'
   if r.status == 'scheduled' then
     Q.pin(u, r, -1)
     Q.move(u, r, 'pending')
   end
-  if r.status == 'pending' then Q.enqueue(u, r) end
+  if r.status == 'pending' then Q.enqueue(u, r, nil, again) end
 end
 
 -- A waiting job is not started in time.

@@ -28,6 +28,12 @@ local function one(u, parent, id)
     '{"job_id":' .. Q.json(parent._id) .. ',"status":"' .. parent.status .. '"}'))
 end
 
+-- Works off what ended in this call.
+function Q.cascade_now(u)
+  if u.cascade then Q.cascade(u, 100) end
+  u.cascade = nil
+end
+
 -- Works off ended jobs that others depend on, up to `limit` dependants; true when some are left.
 function Q.cascade(u, limit)
   local P = u.P

@@ -91,6 +91,7 @@ function Q.claim_next(u, a, answer)
   if a.claim ~= '1' then return answer end
   local w, refused = Q.caller(u, a.worker, a.instance)
   a.job = nil
+  Q.cascade_now(u)
   answer[#answer + 1] = 'next'
   answer[#answer + 1] = w and Q.claim_for(u, w, a, a.claim_token) or { refused }
   return answer

@@ -7,10 +7,12 @@ local function drain(keys, argv)
   local w = Q.worker(u, a.worker or '')
   if not w then return { 'not_found' } end
   local on = a.on ~= '0'
-  Q.put(u, w, 'drain', on and '1' or nil)
-  if on then Q.unset_idle(u, w) end
-  Q.hint(u, w.instance, on and 'drain' or 'work')
-  Q.commit(u)
+  if on ~= (w.drain == '1') then
+    Q.put(u, w, 'drain', on and '1' or nil)
+    if on then Q.unset_idle(u, w) end
+    Q.hint(u, w.instance, on and 'drain' or 'work')
+    Q.commit(u)
+  end
   return { 'ok' }
 end
 

@@ -9,6 +9,7 @@ local function wake_for_heads(u)
 end
 
 local function pause_pool(u, on)
+  if on == u.paused then return { 'ok' } end
   if on then
     redis.call('HSET', u.P .. 'config', 'paused', '1')
     for _, instance in ipairs(redis.call('ZRANGE', u.P .. 'leases', 0, 63)) do Q.hint(u, instance, 'pause') end
@@ -37,6 +38,7 @@ end
 local function pause_worker(u, name, on)
   local w = Q.worker(u, name)
   if not w then return { 'not_found' } end
+  if on == (w.paused == '1') then return { 'ok' } end
   Q.put(u, w, 'paused', on and '1' or nil)
   if on then Q.unset_idle(u, w) end
   Q.hint(u, w.instance, on and 'pause' or 'work')

@@ -12,7 +12,7 @@ local function priority(keys, argv)
   if a.front == '1' then Q.to_front(u, r) end
   Q.settle(u)
   local position = Q.position(u, r, 64)
-  Q.update(u, r, 'moved', position)
+  if position then Q.update(u, r, 'moved', position) end
   Q.commit(u)
   return { 'ok', 'priority', r.priority, 'position', position and Q.int(position) or '' }
 end
