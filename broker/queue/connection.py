@@ -340,9 +340,17 @@ def _owner(cluster: RedisCluster, key: str) -> ClusterNode:
 
 @contextmanager
 def _translated(starting: bool = False) -> Iterator[None]:
-    """Turn redis-py's errors into ours. A refused login is the configuration's fault when ``starting``."""
+    """Turn redis-py's errors into ours. A refused login is the configuration's fault when ``starting``.
+
+    redis-py sends with ``asyncio.wait_for``, which in Python 3.11 loses a cancellation that comes as the sending ends:
+    the task would go on, and whoever waits for its end would wait for ever. It is raised here instead.
+    """
+    task = asyncio.current_task()
+    before = task.cancelling() if task else 0
     try:
         yield
+        if task and task.cancelling() > before:
+            raise asyncio.CancelledError
     except RedisError as error:
         raise _translation(error, starting) from None
     except RedisClusterException as error:
