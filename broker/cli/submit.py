@@ -1,1 +1,98 @@
-COMMANDS = {}
+"""``submit`` and ``watch``: run a workflow from the command line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from broker.cli import client
+from broker.cli.client import Broker
+from broker.cli.command import Command
+from broker.cli.watch import Screen, describe, follow, save
+from broker.errors import BadMessage, EmqError
+from broker.jobs import strict
+
+
+def _watch_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", type=Path, metavar="DIR", help="save the job's files there")
+    client.add_arguments(parser)
+
+
+def _submit_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("workflow", help="API-format workflow (a JSON file, - for stdin)")
+    parser.add_argument("--watch", action="store_true", help="follow the job until it ends")
+    parser.add_argument("--priority", type=int, default=0, help="-100 to 100, higher first (0)")
+    parser.add_argument("--tag", action="append", default=[], help="a tag that the worker must have; repeatable")
+    parser.add_argument("--idempotency-key", help="the same key gives the same job")
+    parser.add_argument("--timeout", type=float, metavar="S", help="limit of the execution in seconds")
+    parser.add_argument("--strict", action="store_true", help="refuse when no live worker could run it")
+    parser.add_argument("--dry-run", action="store_true", help="say what would happen, submit nothing")
+    _watch_arguments(parser)
+
+
+def _read(path: str) -> Any:
+    try:
+        raw = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    except OSError as error:
+        raise BadMessage(f"Cannot read {path}: {error.strerror}.") from None
+    try:
+        workflow = strict.parse(raw)
+    except EmqError as error:
+        raise BadMessage(f"{path}: {error.message}") from None
+    if not isinstance(workflow, dict):
+        raise BadMessage(f"{path} has no workflow: it must be a JSON object.")
+    return workflow
+
+
+def _message(args: argparse.Namespace) -> dict[str, Any]:
+    fields = {
+        "payload": _read(args.workflow),
+        "priority": args.priority,
+        "requirements": {"tags": args.tag},
+        "idempotency_key": args.idempotency_key,
+        "timeout_s": args.timeout,
+        "strict": args.strict,
+        "dry_run": args.dry_run,
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+async def _submit(broker: Broker, args: argparse.Namespace) -> int:
+    accepted = await broker.ask("POST", "/api/jobs", _message(args))
+    if args.dry_run:
+        print(json.dumps(accepted, indent=2, ensure_ascii=False))
+        return 0
+    print("\n".join(describe(accepted)), flush=True)
+    if args.watch or args.output:
+        return await _follow(broker, accepted["job_id"], args.output)
+    return 0
+
+
+async def _watch(broker: Broker, args: argparse.Namespace) -> int:
+    return await _follow(broker, args.job, args.output)
+
+
+async def _follow(broker: Broker, job_id: str, output: Path | None) -> int:
+    outputs = await follow(broker, job_id, Screen())
+    print(f"completed with {len(outputs)} output{'' if len(outputs) == 1 else 's'}")
+    if output is not None:
+        for path in await save(broker, outputs, output):
+            print(path)
+    else:
+        for made in outputs:
+            print(made.get("url") or made.get("filename"))
+    return 0
+
+
+def _job_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("job", help="the job's id")
+    _watch_arguments(parser)
+
+
+COMMANDS = {
+    "submit": Command("submit a workflow", _submit_arguments, lambda args: client.run(_submit, args)),
+    "watch": Command("follow a job", _job_argument, lambda args: client.run(_watch, args)),
+}
