@@ -72,6 +72,7 @@ async def serve(settings: Settings) -> int:
             create_app(settings.model_copy(update={"port": port})),
             access_log_format='%a "%r" %s %Tf',
             shutdown_timeout=2,
+            auto_decompress=False,  # a compressed body is refused, so nobody need unpack it
         )
         try:
             if not await _started(runner, stop):
