@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 STALLED_S = 10.0
 """A client that takes nothing for this long is cut off."""
 MAX_SUBSCRIPTIONS = 10_000
+SALVAGE_BYTES = 65_536
+"""A message over the rate is read for its ``message_id`` only up to this size: refusing must stay cheap."""
 
 Socket = web.WebSocketResponse[bool]
 
@@ -35,8 +37,10 @@ Socket = web.WebSocketResponse[bool]
 class ClientSocket:
     """Serves one connection until it closes; bad messages never close it."""
 
-    def __init__(self, ws: Socket, who: Identity, services: Services, bucket: TokenBucket) -> None:
+    def __init__(self, ws: Socket, who: Identity, services: Services, bucket: TokenBucket, limit: int) -> None:
+        """``limit``: the largest message in bytes."""
         self._ws = ws
+        self._limit = limit
         self._who = who
         self._services = services
         self._ops = services.operations
@@ -75,6 +79,9 @@ class ClientSocket:
 
     async def _read(self) -> None:
         async for msg in self._ws:
+            if msg.type in (WSMsgType.TEXT, WSMsgType.BINARY) and len(msg.data) > self._limit:
+                await self._ws.close(code=1009, message=b"the message is too large")
+                return
             if msg.type is WSMsgType.TEXT:
                 await self._handle(msg.data)
             elif msg.type is WSMsgType.BINARY:
@@ -241,5 +248,7 @@ class ClientSocket:
 
 
 def _salvage(raw: bytes, error: EmqError) -> str | None:
-    """The ``message_id`` of a message that only the stricter rules refuse."""
-    return commands.message_id(strict.lenient(raw)) if error.code == "bad_json" else None
+    """The ``message_id`` of a message that was refused before it was read."""
+    if error.code == "bad_json" or (error.code == "rate_limited" and len(raw) < SALVAGE_BYTES):
+        return commands.message_id(strict.lenient(raw))
+    return None

@@ -40,17 +40,25 @@ async def close_all(app: web.Application) -> None:
     await asyncio.gather(*(socket.close() for socket in sockets), return_exceptions=True)
 
 
+def open_socket(limit: int) -> Socket:
+    """A socket for messages of at most ``limit`` bytes.
+
+    aiohttp itself refuses only what is twice as large: it would cut the connection in the middle of the message, and
+    the client, still sending, would see a reset instead of the close code. Text stays bytes, so that one that is not
+    UTF-8 gets an answer; aiohttp would close the connection.
+    """
+    return web.WebSocketResponse(
+        protocols=(PROTOCOL,), heartbeat=HEARTBEAT_S, compress=False, max_msg_size=2 * limit + 1, decode_text=False
+    )
+
+
 async def _serve(request: web.Request, *, stats: bool) -> web.StreamResponse:
     parts = services(request)
     limit = int(parts.settings.max_message_mb * 1024 * 1024)
-    # One more: aiohttp's limit is the first size that is refused. Text stays bytes, so that a text that is not UTF-8
-    # gets an answer; aiohttp would close the connection.
-    ws: Socket = web.WebSocketResponse(
-        protocols=(PROTOCOL,), heartbeat=HEARTBEAT_S, compress=False, max_msg_size=limit + 1, decode_text=False
-    )
+    ws = open_socket(limit)
     await ws.prepare(request)
     bucket = TokenBucket(BROWSERS_PER_S if "Origin" in request.headers else SERVERS_PER_S)
-    socket = ClientSocket(ws, current(request), parts, bucket)
+    socket = ClientSocket(ws, current(request), parts, bucket, limit)
     parts.sockets.add(socket)
     try:
         with bind_client(request.match_info.get("client_id") or request.match_info.get("monitor_id")):

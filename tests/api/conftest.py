@@ -24,6 +24,10 @@ GRAPH = {
     "1": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 255}},
     "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "x"}},
 }
+UPGRADE = (
+    b"GET /ws HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
 NODES = ("EmptyImage", "SaveImage")
 
 
@@ -44,7 +48,7 @@ class Client:
     async def send(self, message: Any) -> None:
         await self.ws.send_str(message if isinstance(message, str) else json.dumps(message))
 
-    async def next(self, timeout: float = 10.0) -> dict[str, Any]:
+    async def next(self, timeout: float = 10.0) -> dict[str, Any]:  # noqa: ASYNC109
         """The next text frame."""
         async with asyncio.timeout(timeout):
             while True:
@@ -57,7 +61,7 @@ class Client:
                 self.heard.append(message)
                 return message
 
-    async def until(self, *types: str, timeout: float = 10.0) -> dict[str, Any]:
+    async def until(self, *types: str, timeout: float = 10.0) -> dict[str, Any]:  # noqa: ASYNC109
         """Read until a message of one of these types."""
         while True:
             message = await self.next(timeout)
@@ -91,6 +95,19 @@ class Broker:
     async def client(self, path: str = "/ws", **options: Any) -> AsyncIterator[Client]:
         async with self.http.ws_connect(self.url + path, max_msg_size=0, **options) as ws:
             yield Client(ws)
+
+    @contextlib.asynccontextmanager
+    async def raw_socket(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        """An upgraded connection without a WebSocket client on it."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.server.port, limit=1024)
+        try:
+            writer.write(UPGRADE)
+            await reader.readuntil(b"\r\n\r\n")
+            yield reader, writer
+        finally:
+            writer.transport.abort()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
 
     def worker(self, worker_id: str = "sim-1", nodes: tuple[str, ...] = NODES, **more: Any) -> SimulatedWorker:
         """A simulated worker that can run the small graph."""

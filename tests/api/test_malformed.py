@@ -52,7 +52,7 @@ SUBMITS: dict[str, tuple[Any, str]] = {
     "absent node": (submit(node(inputs={"a": ["9", 0]})), "invalid_workflow"),
     "own output": (submit(node(inputs={"a": ["1", 0]})), "invalid_workflow"),
     "cycle": (
-        submit({"1": {"class_type": "A", "inputs": {"a": ["2", 0]}}, "2": {"class_type": "A", "inputs": {"a": ["1", 0]}}}),
+        submit({a: {"class_type": "A", "inputs": {"a": [b, 0]}} for a, b in ("12", "21")}),
         "invalid_workflow",
     ),
     "node id empty": (submit({"": {"class_type": "A", "inputs": {}}}), "invalid_workflow"),
