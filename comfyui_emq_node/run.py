@@ -1,0 +1,338 @@
+"""One claimed job on its way through this ComfyUI: prepared, submitted, watched, stopped, ended."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+import uuid
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+from . import errors
+from .comfy import Comfy
+from .inputs import Inputs, InputUnavailable
+from .inventory import MODEL_ENDINGS, slashed
+from .queue import Claimed, Failure, QueueAway, Report, StaleLease, Superseded, Unregistered, WorkQueue
+from .relay import (
+    REPORT_PAUSE_S,
+    STORE_PAUSE_S,
+    Durations,
+    Ending,
+    Progress,
+    Relay,
+    encode_preview,
+    needed_nodes,
+)
+
+log = logging.getLogger("emq")
+
+WATCH_S = 0.25
+GRACE_S = 30.0
+"""A node that does not look at an interrupt gets this long before its job is reported without it."""
+MAX_PAYLOAD = 64 << 20
+
+ModelInputs = Mapping[str, Mapping[str, str]]
+
+
+class BadPayload(Exception):
+    """The payload is no workflow."""
+
+
+class Run:
+    """A job that this worker holds, from the claim to the last word on it."""
+
+    def __init__(self, job: Claimed, queue: WorkQueue, comfy: Comfy, durations: Durations, worker: str) -> None:
+        self.job, self.queue = job, queue
+        self.prompt_id = str(uuid.uuid4())
+        self.claimed_at = time.monotonic()
+        self.failure: Failure | None = None
+        """Set when the job is to end without a result; whatever still happens is thrown away."""
+        self.lost = False
+        """The lease is gone: nothing more may be said about the job."""
+        self.is_settled = False
+        self.gave_up = asyncio.Event()
+        self.started = asyncio.Event()
+        self.relay: Relay | None = None
+        self.ending: Ending | None = None
+        self.input_s = 0.0
+        self.cold = False
+        self.model_files: list[str] = []
+        self._comfy, self._durations, self._worker = comfy, durations, worker
+        self._graph: dict[str, Any] = {}
+        self._extra: dict[str, Any] = {}
+        self._stopped_at: float | None = None
+        self._reports = 0
+        self._is_reported = False
+        self._stored_at = 0.0
+        self._frames = 0
+        self._watched = job.watched
+        self._pump: asyncio.Task[None] | None = None
+        self._ready: asyncio.Task[None] | None = None
+
+    # -- before -------------------------------------------------------------------------------------------------------
+
+    def prepare(self, inputs: Inputs, model_inputs: ModelInputs) -> None:
+        """Begin to read the payload and to fetch its input files, beside whatever runs now."""
+        if self._ready is None:
+            self._ready = asyncio.ensure_future(self._prepare(inputs, model_inputs))
+
+    async def _prepare(self, inputs: Inputs, model_inputs: ModelInputs) -> None:
+        try:
+            payload = read_payload(self.job.payload)
+            self._graph, self._extra = graph_of(payload), extra_of(payload)
+            wanted = payload.get("inputs")
+            if isinstance(wanted, dict) and wanted and "class_type" not in wanted:
+                await inputs.place(self.job, self._graph, wanted)
+        except BadPayload as error:
+            self.failure = self.failure or Failure("validation_failed", str(error), retry=False)
+            return
+        except InputUnavailable as error:
+            self.failure = self.failure or error.failure
+            return
+        self.input_s = time.monotonic() - self.claimed_at
+        missing = errors.missing_classes(self._graph, self._comfy.inventory.has_class)
+        if missing:
+            self.failure = self.failure or errors.lacks_classes(missing)
+        self.model_files = model_files(self._graph, model_inputs)
+
+    # -- running ------------------------------------------------------------------------------------------------------
+
+    async def execute(self, model_inputs: ModelInputs, stall_s: float) -> None:
+        """Run the prompt to its end; afterwards :attr:`failure` and :attr:`ending` say what came of it."""
+        assert self._ready is not None
+        await self._ready
+        if self.failure is not None or self.lost:
+            return
+        loop = asyncio.get_running_loop()
+        nodes = needed_nodes(self._graph, self._comfy.inventory.is_output)
+        progress = Progress(self._graph, nodes, self._durations)
+        self.relay = Relay(loop, progress, self.started, self._watched)
+        self.cold = bool(set(self.model_files) - set(self._comfy.inventory.loaded_models()))
+        if not await self._submit(self.relay, model_inputs):
+            return
+        self._pump = asyncio.ensure_future(self._report_all(self.relay))
+        watching = asyncio.ensure_future(self._watch(self.relay, stall_s))
+        try:
+            await _first_of(self.relay.ended, self.gave_up)
+        finally:
+            watching.cancel()
+        if self.relay.ended.done():
+            self._take_ending(self.relay.ended.result())
+
+    async def _submit(self, relay: Relay, model_inputs: ModelInputs) -> bool:
+        """Give the prompt to ComfyUI. Before the waiting prompts of its page, if there are any: turn by turn."""
+        waiting = self._comfy.foreign()[1]
+        try:
+            answer = await self._comfy.submit(self.prompt_id, self._graph, self._extra, relay, front=waiting > 0)
+        except asyncio.TimeoutError:
+            self.stop(Failure("stalled", "ComfyUI did not take the prompt within a minute."))
+            return False
+        if answer.status == 200 and not answer.node_errors:
+            if self.failure is not None or self.lost:
+                self._comfy.cancel(self.prompt_id)
+            return True
+        self._comfy.cancel(self.prompt_id)
+        if answer.status == 200:  # only a part of the prompt is valid; ComfyUI would run that part
+            await _first_of(relay.ended, None, 5.0)
+        self.failure = self.failure or errors.not_valid(answer.body, answer.node_errors, model_inputs)
+        return False
+
+    def _take_ending(self, ending: Ending) -> None:
+        self.ending = ending
+        if ending.succeeded:
+            self._comfy.inventory.note_used(self.model_files)
+        elif self.failure is None:
+            self.failure = errors.not_finished(ending)
+            if self.failure.code == "out_of_memory":
+                self._comfy.free_memory()
+
+    # -- stopping -----------------------------------------------------------------------------------------------------
+
+    def stop(self, failure: Failure) -> None:
+        """End the job without a result; its prompt is interrupted, and nobody else's."""
+        if self.failure is None:
+            self.failure = failure
+            self._interrupt()
+
+    def lose(self) -> None:
+        """The job is another's now: stop, and say nothing more."""
+        if not self.lost:
+            log.warning("job %s: the lease is lost; its prompt is stopped", self.job.job_id)
+            self.lost = True
+            self._interrupt()
+
+    def _interrupt(self) -> None:
+        self._stopped_at = time.monotonic()
+        self._comfy.cancel(self.prompt_id)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the prompt was started and has not ended."""
+        return self.relay is not None and self.relay.started.is_set() and not self.relay.ended.done()
+
+    @property
+    def is_started(self) -> bool:
+        """Whether the prompt was ever started."""
+        return self.relay is not None and self.relay.started.is_set()
+
+    async def _watch(self, relay: Relay, stall_s: float) -> None:
+        """Notice what no event tells: time limits, silence, a removed prompt, a dead prompt thread."""
+        unknown = 0
+        while not relay.ended.done():
+            await asyncio.sleep(WATCH_S)
+            now = time.monotonic()
+            if not self._comfy.is_prompt_thread_alive():
+                self.failure = self.failure or errors.thread_died(relay.progress.node())
+                self._comfy.forget(self.prompt_id)
+                self.gave_up.set()
+                return
+            unknown = 0 if self._comfy.is_known(self.prompt_id) else unknown + 1
+            if unknown >= 4 and self._comfy.forget(self.prompt_id) is not None:
+                relay.end(None)
+            if self._stopped_at is not None and now - self._stopped_at > GRACE_S:
+                self.gave_up.set()
+                return
+            if relay.started.is_set():
+                self._check_time(relay, now, stall_s)
+
+    def _check_time(self, relay: Relay, now: float, stall_s: float) -> None:
+        limit = self.job.timeout_s
+        if limit is not None and now - relay.started_at > limit:
+            self.stop(errors.timed_out(limit))
+        elif now - relay.last_event > stall_s:
+            self.stop(errors.stalled(stall_s, relay.progress.node()))
+
+    # -- reporting ----------------------------------------------------------------------------------------------------
+
+    def watch(self, watched: bool) -> None:
+        """Whether somebody watches the job's previews."""
+        self._watched = watched
+        if self.relay is not None:
+            self.relay.watched = watched
+
+    async def _report_all(self, relay: Relay) -> None:
+        """Report the start at once and progress while there is any; ends with the prompt."""
+        await _first_of(relay.started, relay.ended)
+        while not self.lost and relay.is_started:
+            await self._report_once(relay)
+            if not relay.ended.done():
+                await _first_of(relay.ended, None, REPORT_PAUSE_S)
+            elif not self._is_reported and self.failure is None:
+                await asyncio.sleep(REPORT_PAUSE_S)
+            if relay.ended.done() and (self._is_reported or self.failure is not None):
+                return
+
+    async def _report_once(self, relay: Relay) -> None:
+        data = relay.take_changes()
+        if data is not None or not self._is_reported:
+            await self._say(data or relay.progress.snapshot())
+        preview = relay.take_preview() if self._watched else None
+        if preview is not None:
+            await self._show(*preview)
+
+    async def _say(self, data: Mapping[str, Any]) -> None:
+        now = time.monotonic()
+        store = not self._is_reported or now - self._stored_at >= STORE_PAUSE_S
+        self._reports += 1
+        full = {**data, "worker_id": self._worker, "attempt": self.job.attempt}
+        try:
+            answer = await self.queue.report(self.job, Report(self._reports, full, store))
+        except StaleLease:
+            self.lose()
+            return
+        except (QueueAway, Unregistered, Superseded):
+            return
+        self._is_reported = True
+        if store:
+            self._stored_at = now
+        if answer.watched is not None:
+            self.watch(answer.watched)
+        if answer.cancel:
+            self.stop(errors.CANCELLED)
+
+    async def _show(self, image: Any, node_id: str | None) -> None:
+        loop = asyncio.get_running_loop()
+        self._frames += 1
+        try:
+            frame = await loop.run_in_executor(None, encode_preview, image, self.job.job_id, node_id)
+            watched = await self.queue.preview(self.job, self._frames, frame)
+            self.watch(watched is not False)
+        except (QueueAway, StaleLease, Unregistered, Superseded) as error:
+            log.debug("job %s: a preview was not sent: %s", self.job.job_id, error)
+
+    async def reported(self) -> None:
+        """Wait until the start of the job is reported, as far as it can be."""
+        if self._pump is not None:
+            await self._pump
+
+    # -- figures ------------------------------------------------------------------------------------------------------
+
+    def remaining_s(self) -> float | None:
+        """Seconds to the expected end of the prompt; None when nothing is known."""
+        if not self.is_running or self.relay is None:
+            return None
+        return self.relay.progress.remaining()
+
+    def timings(self) -> dict[str, int]:
+        """Milliseconds of the steps so far."""
+        seconds = self.relay.seconds() if self.relay is not None else 0.0
+        queued = {} if self.job.queued_ms is None else {"queued_ms": self.job.queued_ms}
+        return {**queued, "input_ms": round(self.input_s * 1000), "execution_ms": round(seconds * 1000)}
+
+
+async def _first_of(one: Any, other: Any, timeout: float | None = None) -> None:
+    """Wait for the first of two futures or events, or for a time; cancels neither future."""
+    own = [asyncio.ensure_future(each.wait()) for each in (one, other) if isinstance(each, asyncio.Event)]
+    given = [each for each in (one, other) if isinstance(each, asyncio.Future)]
+    try:
+        await asyncio.wait([*own, *given], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in own:
+            task.cancel()
+
+
+def read_payload(data: bytes) -> dict[str, Any]:
+    """The payload's JSON, unpacked where it is zlib's."""
+    try:
+        if not data.startswith(b"{"):
+            unpacker = zlib.decompressobj()
+            data = unpacker.decompress(data, MAX_PAYLOAD)
+        payload = json.loads(data)
+    except (ValueError, RecursionError, zlib.error) as error:
+        raise BadPayload(f"The payload cannot be read: {error}") from error
+    if not isinstance(payload, dict):
+        raise BadPayload("The payload is not a JSON object.")
+    return payload
+
+
+def graph_of(payload: Mapping[str, Any]) -> dict[str, Any]:
+    """The API-format graph: ``workflow``, ``prompt``, or the payload itself."""
+    for name in ("workflow", "prompt"):
+        graph = payload.get(name)
+        if isinstance(graph, dict) and "class_type" not in graph:
+            break
+    else:
+        graph = dict(payload)
+    if not graph or not all(isinstance(node, dict) for node in graph.values()):
+        raise BadPayload("The payload has no workflow in ComfyUI's API format.")
+    return graph
+
+
+def extra_of(payload: Mapping[str, Any]) -> dict[str, Any]:
+    """What goes along to ComfyUI, as its page sends it: the page's own workflow for the pictures' metadata."""
+    extra = payload.get("extra_data")
+    return dict(extra) if isinstance(extra, dict) and "class_type" not in extra else {}
+
+
+def model_files(graph: Mapping[str, Any], model_inputs: ModelInputs) -> list[str]:
+    """The model files that a graph names."""
+    found: dict[str, None] = {}
+    for node in graph.values():
+        known = model_inputs.get(str(node.get("class_type")), {})
+        for name, value in (node.get("inputs") or {}).items():
+            if isinstance(value, str) and (name in known or value.lower().endswith(MODEL_ENDINGS)):
+                found[slashed(value)] = None
+    return list(found)
