@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis, RedisCluster
-from redis.asyncio.client import PubSub
 from redis.asyncio.cluster import ClusterNode
-from redis.asyncio.connection import SSLConnection, parse_url
+from redis.asyncio.connection import AbstractConnection, SSLConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
     ClusterDownError,
     NoPermissionError,
@@ -51,6 +51,8 @@ BLOCK_S = 5.0
 COMMANDS = 64
 """Connections for commands; a call beyond them waits."""
 
+_KINDS = {b"smessage": "message", b"ssubscribe": "subscribed", b"sunsubscribe": "unsubscribed"}
+
 Command = Sequence[bytes | str | int]
 Client = Redis | RedisCluster
 
@@ -68,21 +70,33 @@ class Health:
 
 
 class Channels:
-    """One sharded pub/sub connection. It never reconnects by itself: whoever reads it must know of every break."""
+    """One sharded pub/sub connection. It never reconnects by itself: whoever reads it must know of every break.
 
-    def __init__(self, client: Redis) -> None:
+    redis-py's own ``PubSub`` does, from reading and from sending at once, so this uses the connection below it.
+    """
+
+    def __init__(self, client: Redis, link: AbstractConnection) -> None:
         self._client = client
-        self._pubsub: PubSub = client.pubsub()
+        self._link = link
+
+    @classmethod
+    async def open(cls, client: Redis) -> Channels:
+        """Connect. Raises ``Unavailable``."""
+        with _translated():
+            return cls(client, await client.connection_pool.get_connection())  # type: ignore[no-untyped-call]
 
     async def subscribe(self, channel: str) -> None:
         """Ask for a channel; the server's confirmation comes out of :meth:`read`."""
-        with _translated():
-            await self._pubsub.ssubscribe(channel)
+        await self._send("SSUBSCRIBE", channel)
 
     async def unsubscribe(self, channel: str) -> None:
         """Give a channel back."""
+        await self._send("SUNSUBSCRIBE", channel)
+
+    async def _send(self, *command: str) -> None:
         with _translated():
-            await self._pubsub.sunsubscribe(channel)
+            self._check()
+            await self._link.send_command(*command, check_health=False)
 
     async def read(self, timeout_s: float) -> tuple[str, str, bytes] | None:
         """The next ``(kind, channel, data)``, kind being message, subscribed or unsubscribed; ``None``: nothing came.
@@ -90,18 +104,21 @@ class Channels:
         Raises ``Unavailable`` when the connection broke or the channel's slot lives elsewhere now.
         """
         with _translated():
-            message = await self._pubsub.get_message(timeout=timeout_s)
-        if message is None:
-            return None
-        kind = {"smessage": "message", "ssubscribe": "subscribed", "sunsubscribe": "unsubscribed"}.get(message["type"])
-        data = message["data"]
-        return (kind, message["channel"].decode(), data if isinstance(data, bytes) else b"") if kind else None
+            self._check()
+            reply = await self._link.read_response(timeout=timeout_s)
+        kind = _KINDS.get(reply[0]) if reply else None
+        return (kind, reply[1].decode(), reply[2] if isinstance(reply[2], bytes) else b"") if kind else None
+
+    def _check(self) -> None:
+        # A connection that was closed would open itself again, without its subscriptions.
+        if not self._link.is_connected:
+            raise Disconnected("The connection is closed.")
 
     async def close(self) -> None:
         """Close the connection; never raises."""
         with suppress(RedisError, OSError):
-            await self._pubsub.aclose()  # type: ignore[no-untyped-call]
-        await self._client.aclose()
+            await self._link.disconnect(nowait=True)
+            await self._client.aclose()
 
 
 class Connection:
@@ -211,7 +228,7 @@ class Connection:
         if not isinstance(self.commands, RedisCluster):
             client = self._build(COMMAND_S, retries=0, connections=4)
             assert isinstance(client, Redis)
-            return Channels(client)
+            return await Channels.open(client)
         cluster = self.commands
 
         async def owner() -> ClusterNode:
@@ -220,7 +237,7 @@ class Connection:
 
         node = await self._guard(owner)
         options = _options(self.address.base) | _socket_options(COMMAND_S, 0) | {"host": node.host, "port": node.port}
-        return Channels(Redis.from_pool(ConnectionPool(**options)))
+        return await Channels.open(Redis.from_pool(ConnectionPool(**options)))
 
     async def close(self) -> None:
         """Close every connection; never raises."""
@@ -367,8 +384,8 @@ def _translation(error: RedisError, starting: bool) -> Exception:
         return QueueFull("Redis has no memory left for more jobs; try again later.", scope="memory", retry_after_s=5)
     if not isinstance(error, ResponseError) or text.partition(" ")[0] in _LATER:
         return _away(text)
-    if isinstance(error, ClusterDownError | ReadOnlyError):
-        return _away(text)
+    if isinstance(error, ClusterDownError | ReadOnlyError | AskError):
+        return _away(text or type(error).__name__)
     log.error("Redis refused a call: %s", library().explain(text))
     return EmqError("The queue could not do this; the broker's log says why.")
 

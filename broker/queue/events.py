@@ -49,12 +49,14 @@ class _Feed:
     def previews(self) -> bool:
         return any(listener.previews for listener in self.listeners)
 
-    async def log(self) -> Log:
+    async def ready(self) -> None:
         try:
             async with asyncio.timeout(OPEN_S):
                 await self.open.wait()
         except TimeoutError:
             raise Unavailable("The job's events cannot be reached; try again.", reason="no channel") from None
+
+    async def log(self) -> Log:
         return await self._hub.read_log(self.job_id)
 
     async def record(self) -> Answer:
@@ -64,7 +66,8 @@ class _Feed:
         """Take a part of a preview, ``<frame>-<part>-<parts>\\n<bytes>``; the whole frame when it was the last."""
         head, _, data = raw.partition(b"\n")
         frame, part, parts = head.decode().split("-")
-        if self._frame[0] != frame:
+        # A worker's numbers start anew with each claim, so the same number can be another frame.
+        if self._frame[0] != frame or int(part) in self._frame[1]:
             self._frame = (frame, {})
         self._frame[1][int(part)] = data
         if len(self._frame[1]) < int(parts):

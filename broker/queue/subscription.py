@@ -74,8 +74,11 @@ class Feed(Protocol):
 
     job_id: str
 
+    async def ready(self) -> None:
+        """Wait until the channel is open. Raises ``Unavailable``."""
+
     async def log(self) -> Log:
-        """Read the log once the channel is open. Raises ``NotFound``, ``Unavailable``."""
+        """Read the log. Raises ``NotFound``, ``Unavailable``."""
 
     async def record(self) -> Answer:
         """Read the record. Raises ``NotFound``, ``Unavailable``."""
@@ -211,6 +214,7 @@ class Subscription:
         return None
 
     async def _read_log(self, feed: Feed) -> None:
+        await feed.ready()
         # Before the read: what happens during it must be looked at again.
         self._stale = False
         try:

@@ -18,6 +18,7 @@ import redis
 
 from broker.errors import ConfigurationError, EmqError, QueueFull, Unavailable
 from broker.queue.connection import Connection
+from broker.queue.events import EventHub
 from broker.queue.queue import Queue
 from broker.queue.server import check_server
 from tests.support.jobs import new_job
@@ -234,12 +235,12 @@ async def test_lost_reply_is_asked_for_again(
         await queue.configure()
         lost = []
 
-        def lose(data: bytes) -> bytes:
-            if b"job_id" in data and not lost:
-                lost.append(data)
+        def lose(reply: bytes) -> bytes:
+            if b"job_id" in reply and not lost:
+                lost.append(reply)
                 between.cut()
                 return b""
-            return data
+            return reply
 
         between.replies = lose
         (answer,) = await queue.submit("t", [new_job("a")])
@@ -420,6 +421,14 @@ async def test_cluster(serve: Callable[..., RedisServer], connect: Callable[[str
         assert await line.read(5) == ("message", f"{queue.prefix}x", b"hello")
         await line.close()
         assert await connection.pop(f"{queue.prefix}in:i", 0.05) is None
+    hub = EventHub(connection, Queue(connection, "a"))
+    await hub.start()
+    async with hub.subscribe("x") as listener:
+        assert (await anext(listener)).data["status"] == "pending"
+        await hub.queue.cancel("x")
+        async with asyncio.timeout(10):
+            assert (await anext(listener)).data["status"] == "cancelled"
+    await hub.stop()
     # A primary that lost its functions (or came later and never had any) gets them.
     with redis.Redis(port=nodes[1].port) as admin:
         admin.function_flush()
@@ -431,4 +440,4 @@ async def test_cluster(serve: Callable[..., RedisServer], connect: Callable[[str
     assert not (await connection.health("emq:{a}:")).redis
     victim.start("--cluster-enabled", "yes", "--cluster-node-timeout", "2000")
     await wait_until(whole, 20, "the cluster is whole again")
-    assert (await Queue(connection, "a").job("x")).text("status") == "pending"
+    assert (await Queue(connection, "a").job("x")).text("status") == "cancelled"

@@ -1,4 +1,4 @@
-"""A TCP proxy in front of a Redis, whose faults a test switches on and off."""
+"""A TCP proxy in front of a Redis, whose faults a test switches on and off. It knows replies (RESP 2) apart."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from contextlib import asynccontextmanager, suppress
 class Proxy:
     """Passes bytes between clients and a server on the loopback interface.
 
-    ``frozen`` holds everything back as a hung server would; ``replies`` may look at what the server sends and give
-    back what the client gets; :meth:`cut` breaks every connection.
+    ``replies`` sees every whole reply (a pub/sub message too) and gives back what the client gets; :meth:`cut` breaks
+    every connection; :meth:`stall` lets the present ones hang for ever, as a network that swallows packets does.
     """
 
     def __init__(self, port: int) -> None:
         self.target = port
         self.port = 0
-        self.frozen = False
-        self.replies: Callable[[bytes], bytes] = lambda data: data
+        self.replies: Callable[[bytes], bytes] = lambda reply: reply
         self.connections = 0
-        self._thaw = asyncio.Event()
+        self._stalled: set[asyncio.StreamWriter] = set()
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -28,13 +27,8 @@ class Proxy:
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
 
-    def freeze(self) -> None:
-        self.frozen = True
-        self._thaw.clear()
-
-    def thaw(self) -> None:
-        self.frozen = False
-        self._thaw.set()
+    def stall(self) -> None:
+        self._stalled |= self._writers
 
     def cut(self) -> None:
         for writer in list(self._writers):
@@ -63,8 +57,7 @@ class Proxy:
             try:
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(self._pass(reader, there, lambda data: data))
-                    # Looked up anew for each piece: a test may change it at any time.
-                    tasks.create_task(self._pass(there_reader, writer, lambda data: self.replies(data)))  # noqa: PLW0108
+                    tasks.create_task(self._pass(there_reader, writer, self._splitter()))
             finally:
                 self._writers -= pair
                 for end in pair:
@@ -76,11 +69,42 @@ class Proxy:
     ) -> None:
         with suppress(OSError):
             while data := await reader.read(65536):
-                while self.frozen:
-                    await self._thaw.wait()
-                writer.write(change(data))
-                await writer.drain()
+                if writer not in self._stalled:
+                    writer.write(change(data))
+                    await writer.drain()
         writer.transport.abort()
+
+    def _splitter(self) -> Callable[[bytes], bytes]:
+        """Cuts one connection's bytes into replies and hands each to ``replies``."""
+        kept = bytearray()
+
+        def change(data: bytes) -> bytes:
+            kept.extend(data)
+            out = b""
+            while end := reply_end(kept, 0):
+                reply = bytes(kept[:end])
+                del kept[:end]
+                out += self.replies(reply)
+            return out
+
+        return change
+
+
+def reply_end(data: bytearray, start: int) -> int:
+    """Where the reply that begins at ``start`` ends; 0 while it is not whole."""
+    line = data.find(b"\r\n", start)
+    if line < 0:
+        return 0
+    end = line + 2
+    kind, head = data[start : start + 1], bytes(data[start + 1 : line])
+    if kind == b"$" and head != b"-1":
+        end += int(head) + 2
+    elif kind == b"*" and head != b"-1":
+        for _ in range(int(head)):
+            end = reply_end(data, end)
+            if not end:
+                return 0
+    return end if end <= len(data) else 0
 
 
 @asynccontextmanager

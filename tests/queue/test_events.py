@@ -1,0 +1,574 @@
+"""Events: nothing missing, nothing twice, in order, whatever breaks on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from broker.errors import NotFound, Unavailable
+from broker.queue.connection import Channels, Connection
+from broker.queue.events import Event, EventHub, Preview, Reset, Subscription
+from broker.queue.queue import Queue
+from tests.support.jobs import new_job
+from tests.support.proxy import proxy
+from tests.support.servers import RedisServer, valkey_binary
+from tests.support.simulated import Held, SimulatedWorker
+from tests.support.waiting import wait_until
+
+StartHub = Callable[..., Awaitable[EventHub]]
+
+
+class Split:
+    """Pub/sub by one way, everything else by another."""
+
+    def __init__(self, wire: Connection, rest: Connection) -> None:
+        self._wire = wire
+        self.publish = rest.publish
+        self.read = rest.read
+
+    async def channels(self, key: str) -> Channels:
+        return await self._wire.channels(key)
+
+
+@pytest.fixture
+async def start_hub(connection: Connection, queue: Queue) -> AsyncIterator[StartHub]:
+    """Starts hubs on the test's pool, each with a connection of its own (replicas), pub/sub by ``url``."""
+    hubs, connections = [], []
+
+    async def start(url: str = "") -> EventHub:
+        wire = Connection(url) if url else connection
+        connections.append(wire)
+        hubs.append(EventHub(Split(wire, connection), queue))
+        await hubs[-1].start()
+        return hubs[-1]
+
+    yield start
+    for hub in hubs:
+        await hub.stop()
+    for one in connections:
+        await one.close()
+
+
+@pytest.fixture
+async def hub(start_hub: StartHub) -> EventHub:
+    return await start_hub()
+
+
+@pytest.fixture
+async def worker(queue: Queue) -> SimulatedWorker:
+    worker = SimulatedWorker(queue)
+    await worker.register()
+    return worker
+
+
+@pytest.fixture
+def own_server() -> Iterator[RedisServer]:
+    """A server that the test may kill."""
+    folder = Path(tempfile.mkdtemp(prefix="emq-own-"))
+    server = RedisServer("own", valkey_binary(), folder).start()
+    yield server
+    server.kill()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+async def submit(queue: Queue, job_id: str = "") -> str:
+    (answer,) = await queue.submit("t", [new_job(job_id or secrets.token_hex(6), max_attempts=1000)])
+    assert answer.outcome == "ok", answer
+    return answer.text("job_id")
+
+
+async def claim(worker: SimulatedWorker, job_id: str) -> Held:
+    held = await worker.claim(job_id)
+    assert held is not None
+    return held
+
+
+async def take(listener: Subscription, last: str, timeout_s: float = 20) -> list[Any]:
+    """What a listener gets up to an event of the type ``last``."""
+    got: list[Any] = []
+    async with asyncio.timeout(timeout_s):
+        async for item in listener:
+            got.append(item)
+            if isinstance(item, Event) and item.type == last:
+                break
+    return got
+
+
+def names(items: list[Any]) -> list[str]:
+    return [item.data.get("status") or item.type if isinstance(item, Event) else type(item).__name__ for item in items]
+
+
+LIFE = ["pending", "claimed", "processing", "update_job_progress", "update_job_progress", "completed", "completed"]
+
+
+# -- the usual course -------------------------------------------------------------------------------------------------
+
+
+async def test_a_listener_sees_a_jobs_whole_life(hub: EventHub, queue: Queue, worker: SimulatedWorker) -> None:
+    job = await submit(queue)
+    async with hub.subscribe(job) as listener:
+        life = asyncio.create_task(take(listener, "complete_job"))
+        held = await claim(worker, job)
+        await worker.report(held, 40)
+        await worker.finish(held, {"outputs": [{"node_id": "2"}]})
+        got = await life
+    assert names(got) == LIFE
+    assert [event.n for event in got] == [1, 2, 3, 3, 4, 5, 6]
+    assert got[3].data["progress"] == 40
+    assert got[-1].data["result"]["outputs"] == [{"node_id": "2"}]
+    epoch = (await queue.configure()).text("deployment")
+    assert [event.event_id for event in got] == [f"{epoch}.{event.n}-{event.p}" for event in got]
+
+
+async def test_a_late_listener_gets_the_log_and_the_latest_progress(
+    hub: EventHub, queue: Queue, worker: SimulatedWorker
+) -> None:
+    job = await submit(queue)
+    held = await claim(worker, job)
+    for progress in (10, 20, 30):
+        await worker.report(held, progress)
+    await worker.report(held, 35, store=False)
+    async with hub.subscribe(job) as listener:
+        got = [await anext(listener) for _ in range(4)]
+        assert names(got) == ["pending", "claimed", "processing", "update_job_progress"]
+        assert got[3].data["progress"] == 30
+        await worker.report(held, 50, store=False)
+        assert (await anext(listener)).data["progress"] == 50
+
+
+async def test_stored_progress_of_an_earlier_attempt_is_not_shown(
+    hub: EventHub, queue: Queue, worker: SimulatedWorker
+) -> None:
+    job = await submit(queue)
+    held = await claim(worker, job)
+    await worker.report(held, 90)
+    await worker.fail(held, hand_back=1)
+    async with hub.subscribe(job) as listener:
+        got = [await anext(listener) for _ in range(4)]
+        assert names(got) == ["pending", "claimed", "processing", "pending"]
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await anext(listener)
+
+
+async def test_every_id_continues_where_it_was(hub: EventHub, queue: Queue, worker: SimulatedWorker) -> None:
+    job = await submit(queue)
+    held = await claim(worker, job)
+    await worker.report(held, 10, store=False)
+    await worker.report(held, 20)
+    await worker.finish(held)
+    async with hub.subscribe(job, until_end=True) as listener:
+        everything = [item async for item in listener]
+    assert names(everything) == ["pending", "claimed", "processing", "update_job_progress", "completed", "completed"]
+    epoch = everything[0].event_id.rpartition(".")[0]
+    for n, p in [(0, 0), (1, 0), (2, 0), (3, 0), (3, 1), (3, 2), (3, 9), (4, 0), (5, 0), (6, 0)]:
+        async with hub.subscribe(job, f"{epoch}.{n}-{p}", until_end=True) as listener:
+            got = [item async for item in listener]
+        assert got == [event for event in everything if (event.n, event.p) > (n, p)], (n, p)
+
+
+async def test_a_finished_job_ends_the_listening_at_once(hub: EventHub, queue: Queue, worker: SimulatedWorker) -> None:
+    job = await submit(queue)
+    await queue.cancel(job)
+    async with asyncio.timeout(5), hub.subscribe(job, until_end=True) as listener:
+        got = [item async for item in listener]
+    assert names(got) == ["pending", "cancelled"]
+    async with asyncio.timeout(5), hub.subscribe(job, got[-1].event_id, until_end=True) as listener:
+        assert [item async for item in listener] == []
+
+
+async def test_without_until_end_a_listener_stays_for_the_next_round(hub: EventHub, queue: Queue) -> None:
+    job = await submit(queue)
+    async with hub.subscribe(job) as listener:
+        await queue.cancel(job)
+        assert names([await anext(listener), await anext(listener)]) == ["pending", "cancelled"]
+        await queue.retry(job)
+        again = await anext(listener)
+    assert again.data["status"] == "pending"
+    assert again.data["reason"] == "forced_retry"
+
+
+async def test_a_second_round_is_followed_to_its_own_end(hub: EventHub, queue: Queue, worker: SimulatedWorker) -> None:
+    job = await submit(queue)
+    await queue.cancel(job)
+    await queue.retry(job)
+    async with hub.subscribe(job, until_end=True) as listener:
+        life = asyncio.create_task(take(listener, "complete_job"))
+        held = await claim(worker, job)
+        await worker.finish(held)
+        got = await life
+        with pytest.raises(StopAsyncIteration):
+            await anext(listener)
+    assert names(got)[:3] == ["pending", "cancelled", "pending"]
+    assert got[-1].type == "complete_job"
+
+
+# -- what can no longer be given --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("after", ["0123456789abcdef.3-0", "nonsense", "1-0", ".", "x.1-x"])
+async def test_ids_of_nowhere_get_a_reset(hub: EventHub, queue: Queue, worker: SimulatedWorker, after: str) -> None:
+    job = await submit(queue)
+    held = await claim(worker, job)
+    await worker.report(held, 30)
+    async with hub.subscribe(job, after) as listener:
+        reset = await anext(listener)
+        assert isinstance(reset, Reset)
+        assert reset.record.text("status") == "processing"
+        await worker.finish(held)
+        got = await take(listener, "complete_job")
+    assert names(got) == ["update_job_progress", "completed", "completed"]
+    async with hub.subscribe(job, reset.event_id, until_end=True) as listener:
+        assert [item async for item in listener] == got
+
+
+async def test_id_from_a_lost_future_gets_a_reset(hub: EventHub, queue: Queue) -> None:
+    job = await submit(queue)
+    epoch = (await queue.configure()).text("deployment")
+    async with hub.subscribe(job, f"{epoch}.7-0") as listener:
+        assert isinstance(await anext(listener), Reset)
+        await queue.cancel(job)
+        assert names([await anext(listener)]) == ["cancelled"]
+
+
+async def test_log_that_no_longer_reaches_back_gets_a_reset(
+    hub: EventHub, queue: Queue, redis_client: redis.Redis
+) -> None:
+    job = await submit(queue)
+    await queue.cancel(job)
+    redis_client.ltrim(f"{queue.prefix}e:{job}", 1, -1)
+    epoch = (await queue.configure()).text("deployment")
+    async with hub.subscribe(job, until_end=True) as listener:
+        assert names([item async for item in listener]) == ["Reset"]
+    async with hub.subscribe(job, f"{epoch}.1-0", until_end=True) as listener:
+        assert names([item async for item in listener]) == ["cancelled"]
+
+
+async def test_unknown_job_is_not_found(hub: EventHub) -> None:
+    with pytest.raises(NotFound):
+        async with hub.subscribe("nobody"):
+            pass
+
+
+# -- slow listeners ---------------------------------------------------------------------------------------------------
+
+
+async def test_progress_is_coalesced_for_a_slow_listener(hub: EventHub, queue: Queue, worker: SimulatedWorker) -> None:
+    job = await submit(queue)
+    held = await claim(worker, job)
+    async with hub.subscribe(job) as slow, hub.subscribe(job) as quick:
+        assert names([await anext(slow) for _ in range(2)]) == ["pending", "claimed"]
+        for progress in range(500):
+            await worker.report(held, progress / 5, store=False)
+        await worker.finish(held)
+        await take(quick, "complete_job")
+        got = await take(slow, "complete_job")
+    assert names(got) == ["processing", "update_job_progress", "update_job_progress", "completed", "completed"]
+    assert got[1].data["progress"] == 99.8
+
+
+async def test_state_events_are_never_dropped(hub: EventHub, queue: Queue, worker: SimulatedWorker) -> None:
+    job = await submit(queue)
+    async with hub.subscribe(job) as slow, hub.subscribe(job) as quick:
+        assert names([await anext(slow)]) == ["pending"]
+        for _ in range(180):
+            await worker.release(await claim(worker, job))
+        await queue.cancel(job)
+        async for item in quick:
+            if item.data["status"] == "cancelled":
+                break
+        got = [await anext(slow) for _ in range(361)]
+    assert [event.n for event in got] == list(range(2, 363))
+    assert names(got) == ["claimed", "pending"] * 180 + ["cancelled"]
+
+
+# -- faults -----------------------------------------------------------------------------------------------------------
+
+
+def check_order(items: list[Event]) -> None:
+    """Nothing missing, nothing twice, in order."""
+    ids = [(event.n, event.p) for event in items]
+    assert ids == sorted(set(ids)), ids
+    logged = [n for n, p in ids if p == 0]
+    assert logged == list(range(1, logged[-1] + 1))
+
+
+async def rough_life(queue: Queue, worker: SimulatedWorker, job: str, rng: random.Random) -> None:
+    """Several attempts with progress, then the end."""
+    for attempt in range(4):
+        held = await claim(worker, job)
+        progress = 0.0
+        for _ in range(rng.randint(0, 12)):
+            progress += rng.random()
+            await worker.report(held, progress, store=rng.random() < 0.3)
+            await asyncio.sleep(rng.random() * 0.005)
+        if attempt < 3:
+            if held.reports:
+                await worker.fail(held, hand_back=1)
+            else:
+                await worker.release(held)
+    await worker.finish(held)
+
+
+async def follow(hubs: list[EventHub], job: str, rng: random.Random, patience: float) -> list[Event]:
+    """Listens to the end, now here, now there, remembering only the last id."""
+    got: list[Event] = []
+    after = None
+    while True:
+        async with rng.choice(hubs).subscribe(job, after, until_end=True) as listener:
+            left = rng.expovariate(1 / patience)
+            async for item in listener:
+                assert isinstance(item, Event), item
+                got.append(item)
+                after = item.event_id
+                left -= 1
+                if left < 0:
+                    break
+            else:
+                return got
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_lost_messages_and_reconnects_leave_no_gap_and_no_double(
+    start_hub: StartHub, redis_server: RedisServer, queue: Queue, seed: int
+) -> None:
+    rng = random.Random(seed)
+    async with proxy(redis_server.port) as between:
+        dropped = 0
+
+        def drop(reply: bytes) -> bytes:
+            nonlocal dropped
+            if b"smessage" in reply and b":echo:" not in reply and rng.random() < 0.15:
+                dropped += 1
+                return b""
+            return reply
+
+        between.replies = drop
+        hubs = [await start_hub(between.url), await start_hub(between.url)]
+        jobs = [await submit(queue) for _ in range(8)]
+        listeners = [
+            asyncio.create_task(follow(hubs, job, random.Random(f"{seed}-{job}-{i}"), 6 if i % 2 else 1e9))
+            for job in jobs
+            for i in range(4)
+        ]
+        cuts = asyncio.create_task(cut_now_and_then(between.cut, rng))
+        workers = [SimulatedWorker(queue, f"w{i}") for i in range(8)]
+        for worker in workers:
+            await worker.register()
+        await asyncio.gather(*(rough_life(queue, w, j, random.Random(j)) for w, j in zip(workers, jobs, strict=True)))
+        async with asyncio.timeout(30):
+            results = await asyncio.gather(*listeners)
+        cuts.cancel()
+        assert dropped > 0
+    for got in results:
+        check_order(got)
+        assert got[-1].type == "complete_job"
+
+
+async def cut_now_and_then(cut: Callable[[], None], rng: random.Random) -> None:
+    while True:
+        await asyncio.sleep(rng.uniform(0.05, 0.4))
+        cut()
+
+
+async def test_silent_connection_is_noticed_and_replaced(
+    start_hub: StartHub, redis_server: RedisServer, queue: Queue
+) -> None:
+    async with proxy(redis_server.port) as between:
+        hub = await start_hub(between.url)
+        job = await submit(queue)
+        async with hub.subscribe(job) as listener:
+            assert names([await anext(listener)]) == ["pending"]
+            between.stall()
+            await queue.cancel(job)
+            async with asyncio.timeout(6):
+                assert names([await anext(listener)]) == ["cancelled"]
+
+
+async def test_restart_of_the_server_loses_nothing(own_server: RedisServer) -> None:
+    async with own_hub(own_server) as (hub, queue):
+        job = await submit(queue)
+        async with hub.subscribe(job) as listener:
+            assert names([await anext(listener)]) == ["pending"]
+            waiting = asyncio.create_task(listener.__anext__())
+            own_server.kill()
+            await asyncio.sleep(0.5)
+            own_server.start()
+            await wait_until(lambda: answers(queue), what="the queue answers")
+            await queue.cancel(job)
+            assert names([await asyncio.wait_for(waiting, 10)]) == ["cancelled"]
+
+
+async def test_lost_data_ends_the_listening_and_new_jobs_are_heard(own_server: RedisServer) -> None:
+    async with own_hub(own_server) as (hub, queue):
+        job = await submit(queue)
+        async with hub.subscribe(job) as listener:
+            await anext(listener)
+            waiting = asyncio.create_task(listener.__anext__())
+            with redis.Redis.from_url(own_server.url) as admin:
+                admin.flushall()
+                await queue.configure(deployment="feed")
+                admin.client_kill_filter(_type="pubsub")
+            with pytest.raises(NotFound):
+                await asyncio.wait_for(waiting, 10)
+        job = await submit(queue)
+        async with hub.subscribe(job) as listener:
+            assert (await anext(listener)).event_id == "feed.1-0"
+            await queue.cancel(job)
+            async with asyncio.timeout(10):
+                assert names([await anext(listener)]) == ["cancelled"]
+
+
+async def test_no_server_is_unavailable_in_time(own_server: RedisServer) -> None:
+    async with own_hub(own_server) as (hub, queue):
+        job = await submit(queue)
+        own_server.kill()
+        with pytest.raises(Unavailable):
+            async with asyncio.timeout(13), hub.subscribe(job):
+                pass
+
+
+@asynccontextmanager
+async def own_hub(server: RedisServer) -> AsyncIterator[tuple[EventHub, Queue]]:
+    connection = Connection(server.url)
+    queue = Queue(connection)
+    await queue.configure(deployment=secrets.token_hex(8))
+    hub = EventHub(connection, queue)
+    await hub.start()
+    try:
+        yield hub, queue
+    finally:
+        await hub.stop()
+        await connection.close()
+
+
+async def answers(queue: Queue) -> bool:
+    try:
+        return await queue.library() > 0
+    except Unavailable:
+        return False
+
+
+# -- coming and going -------------------------------------------------------------------------------------------------
+
+
+def subscribed(client: redis.Redis, queue: Queue) -> list[str]:
+    found = client.execute_command("PUBSUB SHARDCHANNELS", f"{queue.prefix}*")
+    return [name.decode() for name in found if b":echo:" not in name]
+
+
+async def test_a_job_is_subscribed_once_and_given_back(hub: EventHub, queue: Queue, redis_client: redis.Redis) -> None:
+    job = await submit(queue)
+    epoch = (await queue.configure()).text("deployment")
+    channel = f"{queue.prefix}ev:{epoch}:{job}"
+    async with hub.subscribe(job), hub.subscribe(job):
+        assert subscribed(redis_client, queue) == [channel]
+        assert redis_client.pubsub_shardnumsub(channel) == [(channel.encode(), 1)]
+    await wait_until(lambda: not subscribed(redis_client, queue), what="the channel is given back")
+    async with hub.subscribe(job) as listener:
+        await anext(listener)
+        await queue.cancel(job)
+        assert names([await anext(listener)]) == ["cancelled"]
+
+
+async def test_stop_ends_the_listening(hub: EventHub, queue: Queue) -> None:
+    job = await submit(queue)
+    async with hub.subscribe(job) as listener:
+        await anext(listener)
+        waiting = asyncio.create_task(listener.__anext__())
+        await asyncio.sleep(0)
+        await hub.stop()
+        with pytest.raises(StopAsyncIteration):
+            await asyncio.wait_for(waiting, 1)
+
+
+# -- previews ---------------------------------------------------------------------------------------------------------
+
+
+async def test_previews_are_made_only_while_somebody_watches(
+    hub: EventHub, queue: Queue, worker: SimulatedWorker, redis_client: redis.Redis
+) -> None:
+    job = await submit(queue)
+    held = await claim(worker, job)
+    await worker.report(held, 1)
+    assert not (await worker.preview(held, b"unseen")).flag("watch")
+    watch = f"{queue.prefix}watch:{job}"
+    async with hub.subscribe(job) as blind:
+        assert not redis_client.exists(watch)
+        async with hub.subscribe(job, previews=True) as listener:
+            await wait_until(lambda: redis_client.exists(watch), what="the job is watched")
+            frame = random.Random(1).randbytes(100_000)
+            assert (await worker.preview(held, frame, 2)).flag("watch")
+            got = await until_preview(listener)
+            assert got.data == frame
+            assert hub.last_preview(job) == frame
+            for number in range(3, 20):
+                await worker.preview(held, b"%d" % number, number)
+            await wait_until(lambda: hub.last_preview(job) == b"19", what="the last preview came")
+            assert await until_preview(listener) == Preview(b"19")
+        assert hub.last_preview(job) is None
+        await worker.finish(held)
+        assert "Preview" not in names(await take(blind, "complete_job"))
+
+
+async def until_preview(listener: Subscription) -> Preview:
+    async with asyncio.timeout(10):
+        async for item in listener:
+            if isinstance(item, Preview):
+                return item
+    raise AssertionError("the listening ended")
+
+
+async def test_watching_is_said_again(
+    start_hub: StartHub, queue: Queue, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.queue.events.WATCH_S", 0.1)
+    hub = await start_hub()
+    job = await submit(queue)
+    watch = f"{queue.prefix}watch:{job}"
+    async with hub.subscribe(job, previews=True):
+        await wait_until(lambda: redis_client.delete(watch), what="the job is watched")
+        await wait_until(lambda: redis_client.exists(watch), what="the job is watched again")
+        assert 10 < redis_client.ttl(watch) <= 15
+
+
+async def test_one_preview_can_be_asked_for(hub: EventHub, queue: Queue, worker: SimulatedWorker) -> None:
+    job = await submit(queue)
+    held = await claim(worker, job)
+    await worker.report(held, 1)
+    assert await hub.preview(job, 0.05) is None
+    asked = asyncio.create_task(hub.preview(job, 5))
+
+    async def sent() -> bool:
+        return asked.done() or not await worker.preview(held, b"frame")
+
+    await wait_until(sent, what="the preview arrives")
+    assert await asked == b"frame"
+    with pytest.raises(NotFound):
+        await hub.preview("nobody")
+
+
+async def test_parts_of_a_broken_frame_are_not_mixed(hub: EventHub, queue: Queue, redis_client: redis.Redis) -> None:
+    job = await submit(queue)
+    epoch = (await queue.configure()).text("deployment")
+    channel = f"{queue.prefix}pv:{epoch}:{job}"
+
+    def publish(*messages: bytes) -> None:
+        for message in messages:
+            redis_client.spublish(channel, message)
+
+    async with hub.subscribe(job, previews=True) as listener:
+        await wait_until(lambda: channel in subscribed(redis_client, queue), what="previews are heard")
+        publish(b"1-1-2\nlost", b"2-2-2\nB", b"2-1-2\nA", b"nonsense", b"3-1-2\nold", b"3-1-2\nC", b"3-2-2\nD")
+        await wait_until(lambda: hub.last_preview(job) == b"CD", what="the whole frame")
+        assert await until_preview(listener) == Preview(b"CD")
