@@ -157,8 +157,10 @@ async def _worker_ready(client: Broker, comfyui: Child) -> None:
 
 async def _first_end(*children: Child) -> None:
     """Wait until one of them ends, which none should; raises ``ChildEnded``."""
-    ends = [asyncio.ensure_future(each.ended()) for each in children]
-    done, others = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-    for other in others:
-        other.cancel()
-    done.pop().result()
+    waiting = [asyncio.create_task(each.ended()) for each in children]
+    try:
+        done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        done.pop().result()
+    finally:
+        for task in waiting:
+            task.cancel()
