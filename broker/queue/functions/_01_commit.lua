@@ -38,7 +38,7 @@ local function write_levels(u)
       redis.call('HSET', u.P .. 'vt', level, Q.int(v.V))
       redis.call('SREM', u.P .. 'levels', level)
     else
-      local flat = { 'V', Q.int(v.V), 'waiting', v.waiting }
+      local flat = { 'V', Q.int(v.V), 'waiting', Q.int(v.waiting) }
       for name, value in pairs(v.set) do
         flat[#flat + 1] = name
         flat[#flat + 1] = value

@@ -23,7 +23,7 @@ end
 
 local WORKER = {
   'instance', 'profile', 'slots', 'status', 'paused', 'drain', 'running', 'ahead', 'finishing', 'tokens', 'loaded',
-  'idle', 'kind', 'gone', 'via', 'beat',
+  'idle', 'kind', 'gone',
 }
 
 -- The part of a worker's record that the functions work with; nil when there is none.
@@ -52,12 +52,10 @@ end
 function Q.class(u, name)
   local c = u.classes[name]
   if c == nil then
-    local v = redis.call('HMGET', u.P .. 'c:' .. name, 'vram_mb', 'kind', 'run', 'cold', 'base', 'avoid', 'passed',
-      'used', 'since')
+    local v = redis.call('HMGET', u.P .. 'c:' .. name, 'used', 'kind', 'run', 'cold', 'passed')
     c = {
-      exists = v[1] and true, kind = v[2] or '', run = tonumber(v[3] or nil), cold = tonumber(v[4] or nil),
-      base = v[5] or nil, avoid = v[6] or nil, passed = tonumber(v[7] or nil), used = tonumber(v[8] or 0),
-      since = tonumber(v[9] or 0),
+      exists = v[1] and true, used = tonumber(v[1] or 0), kind = v[2] or '', run = tonumber(v[3] or nil),
+      cold = tonumber(v[4] or nil), passed = tonumber(v[5] or nil),
     }
     u.classes[name] = c
   end
@@ -68,10 +66,11 @@ end
 function Q.tenant(u, name)
   local t = u.tenants[name]
   if t == nil then
-    local v = redis.call('HMGET', u.P .. 'tn:' .. name, 'weight', 'max_running', 'paused', 'max_queued', 'parked')
+    -- Most tenants have no limits, so this is cheaper than asking for each.
+    local v = Q.pairs_of(redis.call('HGETALL', u.P .. 'tn:' .. name))
     t = {
-      weight = tonumber(v[1] or 1), max_running = tonumber(v[2] or 0), paused = v[3] == '1',
-      max_queued = tonumber(v[4] or 0), parked = v[5] == '1',
+      weight = tonumber(v.weight or 1), max_running = tonumber(v.max_running or 0), paused = v.paused == '1',
+      max_queued = tonumber(v.max_queued or 0), parked = v.parked == '1',
     }
     u.tenants[name] = t
   end

@@ -4,8 +4,8 @@
 function Q.virtual(u, level)
   local v = u.levels[level]
   if v == nil then
-    local got = redis.call('HMGET', u.P .. 'v:' .. level, 'V', 'waiting', 'front')
-    v = { V = tonumber(got[1] or nil), waiting = tonumber(got[2] or 0), front = tonumber(got[3] or nil), set = {} }
+    local got = redis.call('HMGET', u.P .. 'v:' .. level, 'V', 'waiting')
+    v = { V = tonumber(got[1] or nil), waiting = tonumber(got[2] or 0), set = {} }
     v.stored = v.V and true
     v.V = v.V or tonumber(redis.call('HGET', u.P .. 'vt', level) or Q.FIRST_TAG)
     u.levels[level] = v
@@ -61,7 +61,7 @@ end
 -- The score of a job that is moved to the front of its level: before everything that waits there.
 function Q.front_score(u, level)
   local v = Q.virtual(u, level)
-  v.front = (v.front or Q.FIRST_TAG) - 1
-  v.set.front = Q.int(v.front)
-  return Q.int((100 - level) * Q.LEVEL + v.front)
+  local front = v.set.front or redis.call('HGET', u.P .. 'v:' .. level, 'front') or Q.FIRST_TAG
+  v.set.front = Q.int(front - 1)
+  return Q.int((100 - level) * Q.LEVEL + v.set.front)
 end

@@ -26,7 +26,7 @@ end
 function Q.enter(u, r, status)
   local key, home = index(u, r, status)
   redis.call('ZADD', key, r.arrival, r._id)
-  if home == 'f' then redis.call('ZADD', u.P .. 'fin:' .. status, u.now, r._id) end
+  if home == 'f' then redis.call('ZADD', u.P .. 'fin:' .. status, u.ms, r._id) end
   tally(u, r, status, 1)
 end
 
@@ -50,10 +50,10 @@ function Q.move(u, r, status)
   end
   if old_home ~= home then
     if old_home == 'a' then redis.call('ZREM', u.P .. 'active', id) end
-    if home == 'a' then redis.call('ZADD', u.P .. 'active', u.now, id) end
+    if home == 'a' then redis.call('ZADD', u.P .. 'active', u.ms, id) end
   end
   if old_home == 'f' then redis.call('ZREM', u.P .. 'fin:' .. old, id) end
-  if home == 'f' then redis.call('ZADD', u.P .. 'fin:' .. status, u.now, id) end
+  if home == 'f' then redis.call('ZADD', u.P .. 'fin:' .. status, u.ms, id) end
   tally(u, r, old, -1)
   tally(u, r, status, 1)
   Q.put(u, r, 'status', status)

@@ -11,7 +11,7 @@ end
 function Q.set_idle(u, w)
   if w.idle then return end
   local P, key = u.P, u.P .. 'idle:' .. w.profile
-  redis.call('ZADD', key, u.now, w._id)
+  redis.call('ZADD', key, u.ms, w._id)
   redis.call('ZADD', P .. 'idle', redis.call('ZCARD', key), w.profile)
   Q.put(u, w, 'idle', '1')
 end

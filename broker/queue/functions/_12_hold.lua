@@ -27,25 +27,32 @@ function Q.phase(u, r, phase)
   Q.put(u, r, 'phase', phase)
 end
 
+-- A worker's last claims, newest first: at least 8 of them.
+function Q.remember(tokens, line)
+  local kept = line .. (tokens or '')
+  if #kept > 16 * #line then kept = string.match(string.sub(kept, 1, 12 * #line), '^(.*\n)') end
+  return kept
+end
+
 -- Gives a claimed job to a worker.
 function Q.take(u, r, w, token)
   Q.put(u, r, 'worker_id', w._id)
   Q.put(u, r, 'instance', w.instance)
   Q.put(u, r, 'token', token)
-  Q.put(u, r, 'claimed_at', Q.int(u.now))
+  Q.put(u, r, 'claimed_at', u.ms)
   Q.add(u, r, 'attempt', 1)
   Q.phase(u, r, 'ahead')
-  redis.call('ZADD', u.P .. 'held:' .. w.instance, u.now, r._id)
-  Q.put(u, w, 'tokens', string.sub(token .. ' ' .. r._id .. '\n' .. (w.tokens or ''), 1, 1200))
+  redis.call('ZADD', u.P .. 'held:' .. w.instance, u.ms, r._id)
+  Q.put(u, w, 'tokens', Q.remember(w.tokens, token .. ' ' .. r._id .. '\n'))
   Q.move(u, r, 'claimed')
 end
 
 -- Starts a claimed job: its worker reported on it for the first time.
 function Q.start(u, r)
   Q.phase(u, r, 'running')
-  Q.put(u, r, 'started_at', Q.int(u.now))
+  Q.put(u, r, 'started_at', u.ms)
   if r.timeout_s then
-    redis.call('ZADD', u.P .. 'deadline', u.now + r.timeout_s * 1000 + u.lease, r._id)
+    redis.call('ZADD', u.P .. 'deadline', Q.int(u.now + r.timeout_s * 1000 + u.lease), r._id)
   end
   Q.move(u, r, 'processing')
   Q.update(u, r)
@@ -71,7 +78,7 @@ function Q.put_back(u, r, reason, due)
   if r.expires_at then redis.call('ZADD', u.P .. 'expiry', r.expires_at, r._id) end
   if due and due > u.now then
     Q.put(u, r, 'due_at', Q.int(due))
-    redis.call('ZADD', u.P .. 'due', due, r._id)
+    redis.call('ZADD', u.P .. 'due', r.due_at, r._id)
     Q.update(u, r, reason)
   else
     Q.enqueue(u, r, reason)
@@ -98,7 +105,7 @@ function Q.forget_instance(u, instance, worker)
   Q.unset_idle(u, w)
   Q.leave_profile(u, w.profile)
   for _, name in ipairs({ 'running', 'ahead', 'finishing', 'tokens' }) do Q.put(u, w, name, nil) end
-  Q.put(u, w, 'gone', Q.int(u.now))
+  Q.put(u, w, 'gone', u.ms)
   Q.put(u, w, 'status', 'offline')
   redis.call('PEXPIRE', w._key, DAY)
 end

@@ -6,16 +6,17 @@ local SLACK_MS = 600000 -- a record outlives its index entries, so that the swee
 function Q.finish(u, r, status)
   local P, id = u.P, r._id
   Q.move(u, r, status)
-  Q.put(u, r, 'finished_at', Q.int(u.now))
+  Q.put(u, r, 'finished_at', u.ms)
   if r.cancel and status ~= 'cancelled' then Q.put(u, r, 'cancel', nil) end
   if r.due_at then Q.put(u, r, 'due_at', nil) end
   Q.count(u, status .. '_total', 1)
   Q.count(u, r.tenant .. ':' .. status .. '_total', 1)
   local ttl = Q.setting(u, 'ttl_' .. status .. '_ms')
-  u.ttl[id] = ttl + SLACK_MS
-  if r.stored_progress then redis.call('PEXPIRE', P .. 'pr:' .. id, ttl + SLACK_MS) end
+  local life = Q.int(ttl + SLACK_MS)
+  u.ttl[id] = life
+  if r.stored_progress then redis.call('PEXPIRE', P .. 'pr:' .. id, life) end
   if r.kids then
-    redis.call('PEXPIRE', P .. 'kids:' .. id, ttl + SLACK_MS)
+    redis.call('PEXPIRE', P .. 'kids:' .. id, life)
     redis.call('RPUSH', P .. 'cascade', id)
     u.cascade = true
   end
@@ -27,7 +28,7 @@ function Q.fail_finally(u, r, code, error, dead)
   Q.put(u, r, 'error', error)
   Q.put(u, r, 'error_code', code)
   Q.finish(u, r, 'failed')
-  if dead then redis.call('ZADD', u.P .. 'dead', u.now, r._id) end
+  if dead then redis.call('ZADD', u.P .. 'dead', u.ms, r._id) end
   Q.update(u, r, code)
   Q.log_failure(u, r, error, false, dead)
 end

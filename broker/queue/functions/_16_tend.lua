@@ -7,7 +7,7 @@ local GAP_MS = 5000
 local function in_force(u)
   if u.seen > 0 and u.now - u.seen > math.max(u.lease / 2, GAP_MS) then
     u.grace = u.now + u.lease
-    redis.call('HSET', u.P .. 'config', 'grace', u.grace, 'seen', u.now)
+    redis.call('HSET', u.P .. 'config', 'grace', Q.int(u.grace), 'seen', u.ms)
     u.seen = u.now
   end
   return u.now >= u.grace
@@ -16,7 +16,7 @@ end
 -- Redis has seen a sign of life of the fleet.
 function Q.alive(u)
   local ok = in_force(u)
-  if u.seen ~= u.now then redis.call('HSET', u.P .. 'config', 'seen', u.now) end
+  if u.seen ~= u.now then redis.call('HSET', u.P .. 'config', 'seen', u.ms) end
   u.seen = u.now
   return ok
 end
@@ -33,13 +33,13 @@ end
 
 function Q.reap_lapsed(u, limit)
   if not in_force(u) then return 0 end
-  local lapsed = redis.call('ZRANGEBYSCORE', u.P .. 'leases', '-inf', '(' .. Q.int(u.now), 'LIMIT', 0, limit)
+  local lapsed = redis.call('ZRANGEBYSCORE', u.P .. 'leases', '-inf', '(' .. u.ms, 'LIMIT', 0, limit)
   for _, instance in ipairs(lapsed) do Q.reap(u, instance) end
   return #lapsed
 end
 
 function Q.promote_due(u, limit)
-  local due = redis.call('ZRANGEBYSCORE', u.P .. 'due', '-inf', u.now, 'LIMIT', 0, limit)
+  local due = redis.call('ZRANGEBYSCORE', u.P .. 'due', '-inf', u.ms, 'LIMIT', 0, limit)
   for _, job in ipairs(due) do
     local r = Q.job(u, job)
     if r then Q.due(u, r) else redis.call('ZREM', u.P .. 'due', job) end
@@ -48,7 +48,7 @@ function Q.promote_due(u, limit)
 end
 
 function Q.expire_waiting(u, limit)
-  local over = redis.call('ZRANGEBYSCORE', u.P .. 'expiry', '-inf', u.now, 'LIMIT', 0, limit)
+  local over = redis.call('ZRANGEBYSCORE', u.P .. 'expiry', '-inf', u.ms, 'LIMIT', 0, limit)
   for _, job in ipairs(over) do
     local r = Q.job(u, job)
     if r and Q.HOME[r.status] == 'w' then Q.expire(u, r) else redis.call('ZREM', u.P .. 'expiry', job) end
@@ -58,7 +58,7 @@ end
 
 -- The backstop of `timeout_s`, which the worker enforces itself.
 function Q.time_out(u, limit)
-  local over = redis.call('ZRANGEBYSCORE', u.P .. 'deadline', '-inf', u.now, 'LIMIT', 0, limit)
+  local over = redis.call('ZRANGEBYSCORE', u.P .. 'deadline', '-inf', u.ms, 'LIMIT', 0, limit)
   for _, job in ipairs(over) do
     local r = Q.job(u, job)
     if r and r.status == 'processing' and r.phase == 'running' then

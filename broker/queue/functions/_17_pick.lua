@@ -4,9 +4,9 @@
 -- but not for ever: that one may be paused.
 local function shunned(u, w, class)
   if not string.find(class, '!', 1, true) then return false end
-  local c = Q.class(u, class)
-  if c.avoid ~= w._id or u.now - c.since > Q.setting(u, 'avoid_ms') then return false end
-  return Q.served(u, c.base, w.profile)
+  local c = redis.call('HMGET', u.P .. 'c:' .. class, 'base', 'avoid', 'since')
+  if c[2] ~= w._id or u.now - (c[3] or 0) > Q.setting(u, 'avoid_ms') then return false end
+  return Q.served(u, c[1], w.profile)
 end
 
 -- The first of `classes` (best first; name, score, …) that the worker may serve.
@@ -78,7 +78,7 @@ function Q.pick(u, w)
   if (at - score) * Q.UNIT_MS > bound or (c.passed and u.now - c.passed > bound) then return cold, score end
   if not c.passed then
     c.passed = u.now
-    redis.call('HSET', u.P .. 'c:' .. cold, 'passed', u.now)
+    redis.call('HSET', u.P .. 'c:' .. cold, 'passed', u.ms)
   end
   return warm, at
 end

@@ -10,7 +10,7 @@ end
 function Q.group_add(u, r)
   local key, members = Q.group_key(u, r.tenant, r.group), Q.group_members(u, r.tenant, r.group)
   redis.call('ZADD', members, r.arrival, r._id)
-  if redis.call('HINCRBY', key, 'jobs', 1) == 1 then redis.call('HSET', key, 'created_at', u.now) end
+  if redis.call('HINCRBY', key, 'jobs', 1) == 1 then redis.call('HSET', key, 'created_at', u.ms) end
   if redis.call('HINCRBY', key, 'open', 1) == 1 then
     redis.call('PERSIST', key)
     redis.call('PERSIST', members)

@@ -2,7 +2,7 @@
 
 -- The URLs of the brokers that workers may use, as lines.
 function Q.brokers(u)
-  return table.concat(redis.call('ZRANGEBYSCORE', u.P .. 'brokers', u.now, '+inf'), '\n')
+  return table.concat(redis.call('ZRANGEBYSCORE', u.P .. 'brokers', u.ms, '+inf'), '\n')
 end
 
 -- The jobs of an instance move to the instance that took over its connection.

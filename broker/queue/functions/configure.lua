@@ -13,8 +13,8 @@ local function configure(keys, argv)
   local u, a = Q.begin(keys, argv)
   local P = u.P
   local meta = P .. 'meta'
-  if redis.call('HSETNX', meta, 'deployment', a.deployment or redis.sha1hex(P .. Q.int(u.now))) == 1 then
-    redis.call('HSET', meta, 'created_at', u.now, 'schema', '1')
+  if redis.call('HSETNX', meta, 'deployment', a.deployment or redis.sha1hex(P .. u.ms)) == 1 then
+    redis.call('HSET', meta, 'created_at', u.ms, 'schema', '1')
   end
   if a.secret_key_id then redis.call('HSETNX', meta, 'secret_key_id', a.secret_key_id) end
   redis.call('HSET', meta, 'library', Q.VERSION)
@@ -28,8 +28,8 @@ local function configure(keys, argv)
   end
   redis.call('HSET', P .. 'config', unpack(flat))
   if a.broker_url and a.broker_url ~= '' then
-    redis.call('ZADD', P .. 'brokers', u.now + BROKER_LIFE_MS, a.broker_url)
-    redis.call('ZREMRANGEBYSCORE', P .. 'brokers', '-inf', '(' .. Q.int(u.now))
+    redis.call('ZADD', P .. 'brokers', Q.int(u.now + BROKER_LIFE_MS), a.broker_url)
+    redis.call('ZREMRANGEBYSCORE', P .. 'brokers', '-inf', '(' .. u.ms)
   end
   return { 'ok', 'deployment', got[1], 'secret_key_id', got[2] or '' }
 end

@@ -11,10 +11,10 @@ local function executed(keys, argv)
     if r.phase == 'ahead' then Q.start(u, r) end
     if r.timeout_s then redis.call('ZREM', u.P .. 'deadline', a.job) end
     Q.phase(u, r, 'finishing')
-    Q.put(u, r, 'executed_at', Q.int(u.now))
+    Q.put(u, r, 'executed_at', u.ms)
     if a.timings then Q.put(u, r, 'timings', a.timings) end
     Q.measure(u, r, a.exec_ms, a.cold)
-    redis.call('ZADD', u.P .. 'held:' .. r.instance, u.now, a.job)
+    redis.call('ZADD', u.P .. 'held:' .. r.instance, u.ms, a.job)
   end
   local answer = Q.claim_next(u, a, { 'ok', 'repeated', repeated and '1' or '0' })
   Q.commit(u)

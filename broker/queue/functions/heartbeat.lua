@@ -7,7 +7,7 @@
 local function verdict(u, w, job, token)
   local r = Q.holder(u, job, token)
   if not r or r.instance ~= w.instance then return 'lost' end
-  redis.call('ZADD', u.P .. 'held:' .. w.instance, u.now, job)
+  redis.call('ZADD', u.P .. 'held:' .. w.instance, u.ms, job)
   return r.cancel and 'cancel ' .. r.cancel or 'ok'
 end
 
@@ -29,9 +29,9 @@ local function heartbeat(keys, argv)
   local w, refused = Q.caller(u, a.worker, a.instance)
   if not w then return { refused } end
   Q.alive(u)
-  redis.call('ZADD', P .. 'leases', u.now + u.lease, a.instance)
-  redis.call('ZADD', P .. 'workers', u.now, a.worker)
-  Q.put(u, w, 'beat', Q.int(u.now))
+  redis.call('ZADD', P .. 'leases', Q.int(u.now + u.lease), a.instance)
+  redis.call('ZADD', P .. 'workers', u.ms, a.worker)
+  Q.put(u, w, 'beat', u.ms)
   if a.status and a.status ~= w.status then Q.put(u, w, 'status', a.status) end
   if a.gpus then Q.put(u, w, 'gpus', a.gpus) end
   Q.note_loaded(u, w, a.loaded)

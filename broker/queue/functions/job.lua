@@ -8,7 +8,7 @@ local function job(keys, argv)
   if not r then return { 'not_found' } end
   local position, exact = Q.position(u, r, 1000)
   local out = { 'ok', 'position', position and Q.int(position) or '', 'exact', exact and '1' or '0',
-    'now', Q.int(u.now) }
+    'now', u.ms }
   return Q.record(u, r, out, true)
 end
 

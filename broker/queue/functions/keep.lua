@@ -8,10 +8,11 @@ local function keep(keys, argv)
   if not worker then return { 'unknown' } end
   local w, refused = Q.caller(u, worker, a.instance)
   if not w then return { refused } end
-  if u.now - tonumber(w.beat or 0) > Q.setting(u, 'hang_ms') then return { 'unknown' } end
+  local more = redis.call('HMGET', w._key, 'beat', 'via')
+  if u.now - (more[1] or 0) > Q.setting(u, 'hang_ms') then return { 'unknown' } end
   Q.alive(u)
-  redis.call('ZADD', u.P .. 'leases', u.now + u.lease, a.instance)
-  if w.via == 'gateway' then Q.release_unnamed(u, a.instance, true) end
+  redis.call('ZADD', u.P .. 'leases', Q.int(u.now + u.lease), a.instance)
+  if more[2] == 'gateway' then Q.release_unnamed(u, a.instance, true) end
   Q.commit(u)
   return { 'ok', 'lease_ms', Q.int(u.lease) }
 end

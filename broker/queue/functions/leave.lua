@@ -13,10 +13,10 @@ local function leave(keys, argv)
   if redis.call('EXISTS', P .. 'held:' .. a.instance) == 0 then
     Q.forget_instance(u, a.instance, worker)
   else
-    redis.call('ZADD', P .. 'leases', u.now + u.lease, a.instance)
+    redis.call('ZADD', P .. 'leases', Q.int(u.now + u.lease), a.instance)
     Q.unset_idle(u, w)
     Q.leave_profile(u, w.profile)
-    Q.put(u, w, 'gone', Q.int(u.now))
+    Q.put(u, w, 'gone', u.ms)
     Q.put(u, w, 'status', 'offline')
     redis.call('PEXPIRE', w._key, DAY)
   end

@@ -71,11 +71,11 @@ local function register(keys, argv)
   end
   local fields = {
     instance = a.instance, machine = a.machine, info = a.info, slots = a.slots or '1', via = a.via or 'redis',
-    status = a.status or 'idle', registered_at = Q.int(u.now), beat = Q.int(u.now),
+    status = a.status or 'idle', registered_at = u.ms, beat = u.ms,
   }
   for name, value in pairs(fields) do Q.put(u, w, name, value) end
-  redis.call('ZADD', P .. 'workers', u.now, a.worker)
-  redis.call('ZADD', P .. 'leases', u.now + u.lease, a.instance)
+  redis.call('ZADD', P .. 'workers', u.ms, a.worker)
+  redis.call('ZADD', P .. 'leases', Q.int(u.now + u.lease), a.instance)
   redis.call('HSET', P .. 'instances', a.instance, a.worker)
   if a.jobs then Q.lose_unnamed(u, a.instance, a.jobs) end
   local answer = { 'ok', 'superseded', superseded, 'deployment', u.deployment, 'lease_ms', Q.int(u.lease), 'profile',

@@ -16,7 +16,7 @@ local function report(keys, argv)
       if not r.stored_progress then Q.put(u, r, 'stored_progress', '1') end
     end
   end
-  redis.call('ZADD', P .. 'held:' .. r.instance, u.now, a.job)
+  redis.call('ZADD', P .. 'held:' .. r.instance, u.ms, a.job)
   local watched = redis.call('EXISTS', P .. 'watch:' .. a.job) == 1
   Q.commit(u)
   return { 'ok', 'cancel', r.cancel or '', 'watch', watched and '1' or '0' }
