@@ -45,16 +45,28 @@ local function now_ms(test_clock)
   return t[1] * 1000 + math.floor(t[2] / 1000)
 end
 
+-- The tables of a unit of work, each made when it is used first: most calls need few.
+local TABLES = {
+  jobs = true, touched = true, workers = true, classes = true, tenants = true, levels = true, lanes = true,
+  lane_order = true, counts = true, out = true, ttl = true, wakes = true, config = true,
+}
+local PARTS = {
+  __index = function(u, name)
+    if not TABLES[name] then return nil end
+    local made = {}
+    rawset(u, name, made)
+    return made
+  end,
+}
+
 -- A unit of work for the pool with prefix P.
 function Q.open(P)
   local c = redis.call('HMGET', P .. 'config', 'deployment', 'lease_ms', 'test_clock', 'paused', 'seen', 'grace')
   local now = now_ms(c[3])
-  return {
+  return setmetatable({
     P = P, now = now, ms = Q.int(now), deployment = c[1] or '', lease = tonumber(c[2] or 30000), paused = c[4] == '1',
-    seen = tonumber(c[5] or 0), grace = tonumber(c[6] or 0),
-    jobs = {}, touched = {}, workers = {}, classes = {}, tenants = {}, levels = {}, lanes = {}, lane_order = {},
-    counts = {}, out = {}, ttl = {}, wakes = {}, matches = 0, config = {},
-  }
+    seen = tonumber(c[5] or 0), grace = tonumber(c[6] or 0), matches = 0,
+  }, PARTS)
 end
 
 -- Opens a unit of work and reads the name/value arguments.

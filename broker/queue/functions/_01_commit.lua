@@ -13,20 +13,11 @@ local function write_record(record)
 end
 
 local function write_counts(u)
-  local fields = {}
-  for field, delta in pairs(u.counts) do
-    if delta ~= 0 then fields[#fields + 1] = field end
-  end
-  u.counts, u.counted = {}, u.counts
-  if #fields == 0 then return end
   local key = u.P .. 'count'
-  local values = redis.call('HMGET', key, unpack(fields))
-  local flat = {}
-  for i, field in ipairs(fields) do
-    flat[2 * i - 1] = field
-    flat[2 * i] = Q.int((values[i] or 0) + u.counted[field])
+  for field, delta in pairs(u.counts) do
+    if delta ~= 0 then redis.call('HINCRBY', key, field, Q.int(delta)) end
   end
-  redis.call('HSET', key, unpack(flat))
+  u.counts = nil
 end
 
 -- Virtual time: a level without waiting jobs forgets who had what; V itself never falls.
@@ -47,7 +38,7 @@ local function write_levels(u)
       if not v.stored then redis.call('SADD', u.P .. 'levels', level) end
     end
   end
-  u.levels = {}
+  u.levels = nil
 end
 
 -- Logs and publishes, in order.
@@ -70,7 +61,7 @@ local function write_events(u)
   end
   local channel = u.P .. 'ev:' .. u.deployment .. ':'
   for _, event in ipairs(u.out) do redis.call('SPUBLISH', channel .. event[1], event[2]) end
-  u.out = {}
+  u.out = nil
 end
 
 function Q.commit(u)
@@ -87,5 +78,5 @@ function Q.commit(u)
   for job, ms in pairs(u.ttl) do
     for _, kind in ipairs({ 'j:', 'b:', 'e:' }) do redis.call('PEXPIRE', u.P .. kind .. job, ms) end
   end
-  u.ttl = {}
+  u.ttl = nil
 end

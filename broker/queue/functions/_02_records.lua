@@ -21,20 +21,19 @@ function Q.job_of(u, id, tenant)
   return r
 end
 
-local WORKER = {
-  'instance', 'profile', 'slots', 'status', 'paused', 'drain', 'running', 'ahead', 'finishing', 'tokens', 'loaded',
-  'idle', 'kind', 'gone',
-}
-
 -- The part of a worker's record that the functions work with; nil when there is none.
 function Q.worker(u, id)
   local w = u.workers[id]
   if w == nil then
     local key = u.P .. 'wk:' .. id
-    local values = redis.call('HMGET', key, unpack(WORKER))
-    if not values[1] then return nil end
-    w = { _id = id, _key = key }
-    for i, name in ipairs(WORKER) do w[name] = values[i] or nil end
+    local v = redis.call('HMGET', key, 'instance', 'profile', 'slots', 'status', 'paused', 'drain', 'running', 'ahead',
+      'finishing', 'tokens', 'loaded', 'idle', 'kind', 'gone')
+    if not v[1] then return nil end
+    w = {
+      _id = id, _key = key, instance = v[1], profile = v[2] or nil, slots = v[3] or nil, status = v[4] or nil,
+      paused = v[5] or nil, drain = v[6] or nil, running = v[7] or nil, ahead = v[8] or nil, finishing = v[9] or nil,
+      tokens = v[10] or nil, loaded = v[11] or nil, idle = v[12] or nil, kind = v[13] or nil, gone = v[14] or nil,
+    }
     u.workers[id] = w
   end
   return w

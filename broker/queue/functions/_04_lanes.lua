@@ -69,7 +69,7 @@ function Q.settle(u)
     local head = redis.call('ZRANGE', u.P .. 'n:' .. lane, 0, 0, 'WITHSCORES')
     if head[2] and tonumber(head[2]) >= score then Q.fix(u, class, tenant) end
   end
-  if #u.lane_order > 0 then u.lanes, u.lane_order = {}, {} end
+  if #u.lane_order > 0 then u.lanes, u.lane_order = nil, nil end
 end
 
 -- Takes a job that ends its wait out of its lane; false when it is not in it.

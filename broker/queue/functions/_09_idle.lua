@@ -80,5 +80,5 @@ function Q.wake_all(u)
     if i > 64 then break end
     Q.wake(u, class)
   end
-  u.wakes = {}
+  u.wakes = nil
 end

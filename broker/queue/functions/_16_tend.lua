@@ -72,8 +72,9 @@ function Q.time_out(u, limit)
   return #over
 end
 
--- The part of this that a claim or a heartbeat does.
-function Q.tend(u)
+-- The part of this that a claim or a heartbeat does; a claim leaves it to those who did it a moment ago.
+function Q.tend(u, lately_ms)
+  if lately_ms and math.abs(u.now - u.seen) < lately_ms then return end
   Q.reap_lapsed(u, 10)
   Q.promote_due(u, 10)
 end

@@ -7,7 +7,7 @@ local function claim(keys, argv)
   local u, a = Q.begin(keys, argv)
   local w, refused = Q.caller(u, a.worker, a.instance)
   if not w then return { refused } end
-  Q.tend(u)
+  Q.tend(u, 2000)
   local answer = Q.claim_for(u, w, a, a.token)
   Q.commit(u)
   return answer
