@@ -83,6 +83,7 @@ class Membership:
             "model_inputs": inputs,
             "tags": list(self._settings.tags),
             "vram_mb": max((gpu["vram_mb"] for gpu in gpus), default=0),
+            "gpu": gpus[0]["name"] if gpus else "",
         }
         return profile, inputs
 

@@ -122,6 +122,7 @@ def _profile(caps: g.Capabilities) -> dict[str, Any]:
         "model_inputs": caps.model_inputs,
         "tags": sorted(set(caps.tags)),
         "vram_mb": max((gpu.vram_mb for gpu in caps.gpus), default=0),
+        "gpu": caps.gpus[0].name if caps.gpus else "",
     }
 
 

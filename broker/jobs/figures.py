@@ -25,6 +25,7 @@ def public_stats(answer: Answer) -> dict[str, Any]:
         "oldest_wait_ms": answer.number("oldest_ms") or None,
         "workers": _workers(answer),
         "totals": _totals(answer),
+        "estimates": _estimates(answer),
         "dead": answer.number("dead"),
         "paused": answer.flag("paused"),
     }
@@ -38,8 +39,17 @@ def _depth(lines: list[str]) -> dict[str, int]:
 
 
 def _totals(answer: Answer) -> dict[str, int]:
-    names = [name for name in answer.pairs if name.endswith("_total")]
+    names = [name for name in answer.pairs if name.endswith("_total") and not name.startswith("est_")]
     return {name.removesuffix("_total"): answer.number(name) for name in names}
+
+
+def _estimates(answer: Answer) -> dict[str, int]:
+    """How good the predictions of starts were."""
+    return {
+        "total": answer.number("est_total"),
+        "within_p50": answer.number("est_within_p50_total"),
+        "within_p90": answer.number("est_within_p90_total"),
+    }
 
 
 def _workers(answer: Answer) -> dict[str, int]:

@@ -34,6 +34,9 @@ class Operations:
         record = records.public_job(_named(answer, job_id), self.deliver)
         if JobStatus(record["status"]) in WAITING:
             await self._explain(record, answer, job_id, tenant)
+        if record["status"] == JobStatus.PENDING:
+            expected = await self.submitter.forecasts.of_job(job_id)
+            record["estimated_start"] = expected.model_dump() if expected else None
         return record
 
     async def _explain(self, record: dict[str, Any], answer: Answer, job_id: str, tenant: str) -> None:

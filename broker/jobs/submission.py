@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from broker.errors import BadMessage, Conflict, EmqError, InvalidWorkflow, NotFound, PayloadTooLarge
 from broker.jobs import strict
-from broker.jobs.estimates import estimated_start
+from broker.jobs.estimates import Forecasts, Prediction
 from broker.jobs.fleet import Fleet, FleetView
 from broker.jobs.requirements import Requirement, complete
 from broker.jobs.waiting import explain, from_atoms
@@ -40,6 +40,7 @@ class Draft:
     submit: SubmitJob
     job: NewJob
     need: Requirement
+    expected: Prediction | None = None
 
 
 def new_job_id() -> str:
@@ -79,6 +80,7 @@ class Submitter:
         self._max_payload = settings.max_payload_kb * 1024
         self._max_metadata = settings.max_metadata_kb * 1024
         self._classes: OrderedDict[str, Requirement] = OrderedDict()
+        self.forecasts = Forecasts(queue)
 
     async def submit(self, tenant: str, message: dict[str, Any], job_id: str | None = None) -> JobAccepted:
         """Submit one job; it is durable when this returns. ``job_id`` may be drawn by the caller.
@@ -90,6 +92,7 @@ class Submitter:
             return await self._rehearse(tenant, draft)
         if draft.submit.strict:
             await self._refuse_waiting(draft)
+        await self._predict(tenant, draft)
         [answer] = await self._queue.submit(tenant, [draft.job])
         return await self._accepted(draft, answer)
 
@@ -109,6 +112,7 @@ class Submitter:
                     continue
                 if draft.submit.strict:
                     await self._refuse_waiting(draft)
+                await self._predict(tenant, draft)
                 drafts[i] = draft
             except EmqError as exc:
                 outcomes[i] = exc
@@ -207,6 +211,17 @@ class Submitter:
         if len(self._classes) > _REMEMBERED_CLASSES:
             self._classes.popitem(last=False)
 
+    async def _predict(self, tenant: str, draft: Draft, *, count: bool = True) -> None:
+        """Say when the job will start, as far as that can be known: nobody knows when a parent ends."""
+        job = draft.job
+        if job.depends_on:
+            return
+        expected = await self.forecasts.at_submit(tenant, job.job_class, job.priority, count=count)
+        if expected is not None:
+            delay = max(job.delay_ms or 0, (job.start_at or 0) - now_ms())
+            draft.expected = expected.after(delay) if delay > 0 else expected
+            job.estimate = draft.expected.stored()
+
     async def _refuse_waiting(self, draft: Draft) -> None:
         reasons = explain(draft.need, await self._fleet.view(max_age_s=0.5))
         if reasons:
@@ -229,9 +244,11 @@ class Submitter:
             status = JobStatus.BLOCKED
         elif draft.job.delay_ms or (draft.job.start_at or 0) > now_ms():
             status = JobStatus.SCHEDULED
+        await self._predict(tenant, draft, count=False)
         return JobAccepted(
             message_id=draft.submit.message_id,
             status=status,
+            estimated_start=draft.expected.public(now_ms()) if draft.expected else None,
             waiting_for=reasons,
             requirements=draft.need.public(),
             dry_run=True,
@@ -247,12 +264,13 @@ class Submitter:
         _require_submitted(answer)
         duplicate = answer.outcome == "duplicate"
         position = answer.number("position") or None
+        expected = None if duplicate or answer.lines("missing") else draft.expected
         return JobAccepted(
             message_id=draft.submit.message_id,
             job_id=answer.text("job_id"),
             status=JobStatus(answer.text("status", "pending")),
             position=position,
-            estimated_start=estimated_start(draft.need.class_id, position),
+            estimated_start=expected.public(answer.number("created_at", now_ms())) if expected else None,
             notified_workers=answer.number("notified"),
             duplicate=duplicate,
             waiting_for=[] if duplicate else await self._waiting(draft.need, answer.lines("missing")),

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from .base import Blake3, EpochMs, Id, Incoming, JobStatus, Message, Name, Reply, Status
-from .records import ErrorBody, Job, Stats, WaitingFor
+from .records import ErrorBody, EstimatedStart, Job, Stats, WaitingFor
 
 DAY_S = 86_400.0
 YEAR_S = 366 * DAY_S
@@ -218,7 +218,7 @@ class JobAccepted(Reply):
     job_id: str | None = Field(None, description="Absent with `dry_run`.")
     status: Status
     position: int | None = None
-    estimated_start: Any = Field(None, description="Null while unknown.")
+    estimated_start: EstimatedStart | None = Field(None, description="Null while unknown.")
     notified_workers: int = 0
     duplicate: bool = False
     waiting_for: list[WaitingFor] = Field(default_factory=list)

@@ -108,6 +108,13 @@ class ProgressNode(Outgoing):
     max: float | None = None
 
 
+class EstimatedStart(Outgoing):
+    """When a waiting job is expected to start: epoch ms that half, and nine of ten, of such jobs start by."""
+
+    p50: EpochMs
+    p90: EpochMs
+
+
 class Job(Outgoing):
     """A job's public record, as ``GET /api/jobs/{id}`` answers it."""
 
@@ -125,7 +132,7 @@ class Job(Outgoing):
     worker_id: str | None = None
     position: int | None = Field(None, description="Jobs of the same requirements before it, plus one, while it waits.")
     position_exact: bool | None = None
-    estimated_start: Any = Field(None, description="Expected start, or null while unknown.")
+    estimated_start: EstimatedStart | None = Field(None, description="Null while unknown.")
     progress: float | None = Field(None, description="0 to 100 over the whole workflow.")
     node: ProgressNode | None = None
     nodes_done: int | None = None
@@ -189,6 +196,9 @@ class Stats(Outgoing):
     workers: dict[str, int] = Field(default_factory=dict, description="Live workers by state, and their `total`.")
     totals: dict[str, int] = Field(default_factory=dict, description="Counters since the pool was made.")
     dead: int = Field(0, description="Dead letters.")
+    estimates: dict[str, int] = Field(
+        default_factory=dict, description="Started jobs that had an `estimated_start`, and how many kept p50 and p90."
+    )
     paused: bool = False
 
 

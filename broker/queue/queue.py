@@ -46,6 +46,7 @@ class NewJob:
     depends_on: Sequence[str] = ()
     on_parent_failure: str = "fail"
     group: str | None = None
+    estimate: str | None = None
 
     def pairs(self) -> list[tuple[str, Value | None]]:
         """The job's section of ``emq_submit``."""
@@ -56,7 +57,7 @@ class NewJob:
             ("max_attempts", self.max_attempts), ("timeout_s", self.timeout_s), ("delay_ms", self.delay_ms),
             ("start_at", self.start_at), ("expires_ms", self.expires_ms), ("idem", self.idempotency_key),
             ("body", self.body_digest), ("depends_on", "\n".join(self.depends_on)),
-            ("on_parent_failure", self.on_parent_failure), ("group", self.group),
+            ("on_parent_failure", self.on_parent_failure), ("group", self.group), ("est", self.estimate),
         ]  # fmt: skip
 
 
@@ -230,6 +231,14 @@ class Queue:
     async def lease(self, job_id: str, attempt: int, token: str) -> Answer:
         """Check an upload's ticket."""
         return await self._must("lease", f"job {job_id}", job=job_id, attempt=attempt, token=token)
+
+    async def forecast(
+        self, tenant: str = "", *, job: str | None = None, job_class: str = "", priority: int = 0
+    ) -> Answer:
+        """What lies before a waiting ``job``, or before one of ``job_class`` that would be submitted now."""
+        return await self.call(
+            "forecast", [("tenant", tenant), ("job", job), ("class", job_class), ("priority", priority)]
+        )
 
     async def library(self) -> int:
         """The version of the loaded functions."""

@@ -89,18 +89,20 @@ local function atoms_of(json)
     each(files, 'm:')
     each(files, 'm:' .. folder .. '/')
   end
-  return atoms, tonumber(p.vram_mb) or 0
+  local gpu = type(p.gpu) == 'string' and string.sub(string.gsub(p.gpu, '%c', ' '), 1, 64) or ''
+  return atoms, tonumber(p.vram_mb) or 0, gpu
 end
 
 -- Stores a profile from its JSON, unless it is there; answers its name.
 function Q.new_profile(u, json)
   local P, profile = u.P, string.sub(redis.sha1hex(json), 1, 16)
   if redis.call('EXISTS', P .. 'pv:' .. profile) == 0 then
-    local atoms, vram_mb = atoms_of(json)
+    local atoms, vram_mb, gpu = atoms_of(json)
     for from = 1, #atoms, 5000 do
       redis.call('SADD', P .. 'p:' .. profile, unpack(atoms, from, math.min(#atoms, from + 4999)))
     end
     redis.call('SET', P .. 'pd:' .. profile, json)
+    if gpu ~= '' then redis.call('SET', P .. 'pg:' .. profile, gpu) end
     redis.call('SET', P .. 'pv:' .. profile, Q.int(vram_mb))
   end
   return profile

@@ -80,6 +80,7 @@ function Q.claim_for(u, w, a, token)
   end
   Q.unset_idle(u, w)
   Q.take(u, r, w, token)
+  Q.judge_estimate(u, r)
   local kind = Q.class(u, Q.lane_class(r)).kind
   if kind ~= (w.kind or '') then Q.put(u, w, 'kind', kind ~= '' and kind or nil) end
   Q.update(u, r)

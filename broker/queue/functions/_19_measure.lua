@@ -1,4 +1,4 @@
--- What runs of a class take: averages that follow, and the last 50 run times.
+-- What runs of a class take: averages that follow, also by GPU, and the last 50 run times.
 
 local WEIGHT, RING, WIDTH = 0.2, 50, 8
 
@@ -6,12 +6,25 @@ local function follow(old, sample)
   return old and old + WEIGHT * (sample - old) or sample
 end
 
+-- The kind of GPU of the worker that holds a job; nil when it does not say.
+local function gpu_of(u, r)
+  local w = r.worker_id and Q.worker(u, r.worker_id)
+  return w and w.profile and redis.call('GET', u.P .. 'pg:' .. w.profile) or nil
+end
+
+-- A GPU's own average of a class, `<ms> <runs>`, with one run more.
+local function on_gpu(old, exec_ms)
+  local average, runs = string.match(old or '', '^(%S+) (%d+)$')
+  return string.format('%.1f %d', follow(tonumber(average), exec_ms), (runs or 0) + 1)
+end
+
 -- Counts a run of `exec_ms`; `cold` says that a model was loaded in it.
 function Q.measure(u, r, exec_ms, cold)
   exec_ms = tonumber(exec_ms)
   if not exec_ms or exec_ms < 0 then return end
   local key, field = u.P .. 'c:' .. r.class, cold == '1' and 'cold' or 'run'
-  local got = redis.call('HMGET', key, field, 'ring', 'runs', 'vram_mb')
+  local gpu = gpu_of(u, r)
+  local got = redis.call('HMGET', key, field, 'ring', 'runs', 'vram_mb', 'g:' .. (gpu or ''))
   if not got[4] then return end
   local average = follow(tonumber(got[1] or nil), exec_ms)
   local ring = string.sub((got[2] or ''), -(RING - 1) * WIDTH)
@@ -19,4 +32,15 @@ function Q.measure(u, r, exec_ms, cold)
   redis.call('HSET', key, field, string.format('%.1f', average), 'ring', ring, 'runs', Q.int((got[3] or 0) + 1))
   local c = u.classes[r.class]
   if c then c[field] = average end
+  if gpu then redis.call('HSET', key, 'g:' .. gpu, on_gpu(got[5], exec_ms)) end
+end
+
+-- At a first claim: was the start within what was predicted at the submit (`est`: `<p50> <p90>`, ms after it)?
+function Q.judge_estimate(u, r)
+  if not r.est or r.attempt ~= '1' then return end
+  local p50, p90 = string.match(r.est, '^(%d+) (%d+)$')
+  local waited = u.now - r.created_at
+  Q.count(u, 'est_total', 1)
+  if waited <= tonumber(p50 or -1) then Q.count(u, 'est_within_p50_total', 1) end
+  if waited <= tonumber(p90 or -1) then Q.count(u, 'est_within_p90_total', 1) end
 end

@@ -7,6 +7,7 @@
 local COUNTS = {
   'scheduled', 'blocked', 'pending', 'claimed', 'processing', 'completed', 'failed', 'cancelled',
   'submitted_total', 'completed_total', 'failed_total', 'cancelled_total', 'retried_total', 'lost_total', 'running',
+  'est_total', 'est_within_p50_total', 'est_within_p90_total',
 }
 local TENANTS, WORKERS = 200, 2000
 

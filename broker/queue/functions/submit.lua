@@ -25,7 +25,7 @@ local function start_time(u, j)
   return at > u.now and at or nil
 end
 
-local COPIED = { 'job_type', 'class', 'max_attempts', 'timeout_s', 'group', 'on_parent_failure' }
+local COPIED = { 'job_type', 'class', 'max_attempts', 'timeout_s', 'group', 'on_parent_failure', 'est' }
 
 local function new_record(u, tenant, j, arrival)
   local r = { _id = j.id, _key = u.P .. 'j:' .. j.id }
