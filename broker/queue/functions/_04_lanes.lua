@@ -60,6 +60,8 @@ function Q.lane_add(u, r)
   end
   local v = Q.virtual(u, Q.level_of(score))
   v.waiting = v.waiting + 1
+  local aging = Q.setting(u, 'aging_ms')
+  if aging > 0 then redis.call('ZADD', u.P .. 'age', 'NX', Q.int(u.now + aging), r._id) end
 end
 
 -- Brings up the heads of the lanes that got jobs: only a job that became its lane's head changes an index.

@@ -63,14 +63,14 @@ end
 
 -- Makes a class known. `base` and `avoid` make it a variant that one worker should leave alone.
 function Q.new_class(u, class, atoms, vram_mb, kind, base, avoid)
-  local flat = { 'vram_mb', vram_mb, 'atoms', atoms, 'used', Q.int(u.now) }
+  local flat = { 'vram_mb', vram_mb, 'atoms', atoms, 'used', u.ms }
   local more = { kind = kind ~= '' and kind or nil, base = base, avoid = avoid }
   for name, value in pairs(more) do
     flat[#flat + 1] = name
     flat[#flat + 1] = value
   end
   redis.call('HSET', u.P .. 'c:' .. class, unpack(flat))
-  redis.call('ZADD', u.P .. 'classes', u.now, class)
+  redis.call('ZADD', u.P .. 'classes', u.ms, class)
   u.classes[class] = nil
   Q.match_class(u, class)
 end

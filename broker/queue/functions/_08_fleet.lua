@@ -77,7 +77,7 @@ function Q.variant(u, class, worker)
     local c = redis.call('HMGET', u.P .. 'c:' .. class, 'atoms', 'vram_mb', 'kind')
     Q.new_class(u, name, c[1] or '', c[2] or '0', c[3] or '', class, worker)
   end
-  redis.call('HSET', u.P .. 'c:' .. name, 'since', Q.int(u.now))
+  redis.call('HSET', u.P .. 'c:' .. name, 'since', u.ms)
   u.classes[name] = nil
   return name
 end
