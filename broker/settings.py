@@ -27,7 +27,7 @@ def _env(*names: str) -> AliasChoices:
 class Settings(BaseSettings):
     """Everything a broker replica can be told. Seconds, megabytes and counts as the names say."""
 
-    model_config = SettingsConfigDict(populate_by_name=True, extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(populate_by_name=True, extra="ignore", frozen=True, env_ignore_empty=True)
 
     host: str = Field("127.0.0.1", validation_alias=_env("EMQ_HOST"), description="Address to listen on.")
     port: int = Field(8000, validation_alias=_env("EMQ_PORT"), description="Port to listen on; 0 takes a free one.")
