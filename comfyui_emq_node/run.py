@@ -111,9 +111,12 @@ class Run:
         progress = Progress(self._graph, nodes, self._durations)
         self.relay = Relay(loop, progress, self.started, self._watched)
         self.cold = bool(set(self.model_files) - set(self._comfy.inventory.loaded_models()))
+        at_once = self._comfy.foreign() == (0, 0)
+        self._pump = asyncio.ensure_future(self._report_all(self.relay, at_once))
+        await asyncio.sleep(0)  # the first report is on its way now: a node that kills this process is found out by it
         if not await self._submit(self.relay, model_inputs):
+            self.relay.end(None)
             return
-        self._pump = asyncio.ensure_future(self._report_all(self.relay))
         watching = asyncio.ensure_future(self._watch(self.relay, stall_s))
         try:
             await _first_of(self.relay.ended, self.gave_up)
@@ -213,17 +216,21 @@ class Run:
         if self.relay is not None:
             self.relay.watched = watched
 
-    async def _report_all(self, relay: Relay) -> None:
-        """Report the start at once and progress while there is any; ends with the prompt."""
-        await _first_of(relay.started, relay.ended)
-        while not self.lost and relay.is_started:
+    async def _report_all(self, relay: Relay, at_once: bool) -> None:
+        """Report the start (at once, or when ComfyUI gets to it) and progress while there is any."""
+        if not at_once:
+            await _first_of(relay.started, relay.ended)
+        while not self.lost and (at_once or relay.is_started):
             await self._report_once(relay)
-            if not relay.ended.done():
-                await _first_of(relay.ended, None, REPORT_PAUSE_S)
+            if not self._is_over(relay):
+                await _first_of(relay.ended, self.gave_up, REPORT_PAUSE_S)
             elif not self._is_reported and self.failure is None:
                 await asyncio.sleep(REPORT_PAUSE_S)
-            if relay.ended.done() and (self._is_reported or self.failure is not None):
+            if self._is_over(relay) and (self._is_reported or self.failure is not None):
                 return
+
+    def _is_over(self, relay: Relay) -> bool:
+        return relay.ended.done() or self.gave_up.is_set()
 
     async def _report_once(self, relay: Relay) -> None:
         data = relay.take_changes()

@@ -269,7 +269,10 @@ class Worker:
         assert run.relay is not None
         self.is_stuck = True
         self.membership.beat_now()
-        log.error("job %s was given up, but its prompt still runs; no job is taken until it ends", run.job.job_id)
+        if self._comfy.is_prompt_thread_alive():
+            log.error("job %s was given up, but its prompt still runs; no job is taken until it ends", run.job.job_id)
+        else:
+            log.error("ComfyUI's prompt thread has ended; it runs nothing more, and no job is taken: restart ComfyUI")
         await asyncio.wait([run.relay.ended])
         self.is_stuck = False
         self.membership.beat_now()

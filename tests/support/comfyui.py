@@ -1,0 +1,258 @@
+"""Real processes for the worker's tests: a broker, and ComfyUIs with the worker in them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from broker.trial.checkpoint import write_checkpoint
+from broker.trial.runtime import TrialRuntime, make_base
+from broker.trial.workflows import CHECKPOINT
+from tests.support.servers import free_port
+
+ROOT = Path(__file__).resolve().parents[2]
+PACK = ROOT / "comfyui_emq_node"
+TEST_NODES = ROOT / "tests" / "worker" / "nodes" / "emq_test_nodes"
+START_S = 90.0
+"""Long, because the tests may share two cores with others."""
+TERMINAL = ("completed", "failed", "cancelled")
+
+
+@dataclass
+class Process:
+    """A child process with its log."""
+
+    log: Path
+    child: subprocess.Popen[bytes] | None = None
+
+    def launch(self, command: list[str], cwd: Path, env: dict[str, str]) -> None:
+        with self.log.open("ab") as log:
+            self.child = subprocess.Popen(command, cwd=cwd, env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+
+    @property
+    def is_alive(self) -> bool:
+        return self.child is not None and self.child.poll() is None
+
+    def said(self) -> str:
+        return self.log.read_text("utf-8", "replace")
+
+    def send(self, number: int) -> None:
+        assert self.child is not None
+        self.child.send_signal(number)
+
+    def wait(self, timeout: float = 30.0) -> int:
+        assert self.child is not None
+        return self.child.wait(timeout)
+
+    def kill(self) -> None:
+        """End it at once, as a crash would."""
+        if self.child is not None:
+            self.child.kill()
+            self.child.wait()
+
+    def end(self) -> None:
+        """End it in good order, within limits."""
+        if self.is_alive:
+            self.send(signal.SIGTERM)
+            try:
+                self.wait(10)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+    def wait_for(self, text: str, timeout: float = START_S) -> None:
+        """Wait until the log says something."""
+        end = time.monotonic() + timeout
+        while text not in self.said():
+            assert self.is_alive, f"the process ended:\n{self.said()[-3000:]}"
+            assert time.monotonic() < end, f"not within {timeout:g} s: {text!r}\n{self.said()[-3000:]}"
+            time.sleep(0.02)
+
+
+@dataclass
+class BrokerProcess(Process):
+    """``python -m broker serve`` on a data folder of its own, with its own Valkey."""
+
+    data: Path = field(default_factory=Path)
+    port: int = 0
+    settings: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def redis_url(self) -> str:
+        content: dict[str, Any] = json.loads((self.data / "valkey.json").read_text())
+        return str(content["url"])
+
+    def start(self) -> BrokerProcess:
+        """Start (again, at the same place) and wait until it listens."""
+        self.port = self.port or free_port()
+        before = self.said().count("listening on") if self.log.exists() else 0
+        command = [sys.executable, "-m", "broker", "serve", "--port", str(self.port), "--data", str(self.data)]
+        self.launch(command, ROOT, {**os.environ, "PYTHONUNBUFFERED": "1", **self.settings})
+        end = time.monotonic() + START_S
+        while self.said().count("listening on") == before:
+            assert self.is_alive, f"the broker ended:\n{self.said()[-3000:]}"
+            assert time.monotonic() < end, self.said()[-3000:]
+            time.sleep(0.02)
+        return self
+
+    @asynccontextmanager
+    async def client(self) -> AsyncIterator[Client]:
+        """A client of this broker."""
+        timeout = aiohttp.ClientTimeout(total=30)
+        async with aiohttp.ClientSession(self.url, timeout=timeout) as session:
+            yield Client(self, session)
+
+
+@dataclass
+class ComfyProcess(Process):
+    """The trial ComfyUI with the worker and the test nodes, in a base folder of its own."""
+
+    runtime: TrialRuntime | None = None
+    base: Path = field(default_factory=Path)
+    settings: dict[str, str] = field(default_factory=dict)
+    options: tuple[str, ...] = ()
+    port: int = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def worker_id(self) -> str:
+        return self.settings["WORKER_ID"]
+
+    def furnish(self, pack: Path = PACK) -> ComfyProcess:
+        """Make its folders: the worker and the test nodes linked, the small checkpoint written."""
+        assert self.runtime is not None
+        make_base(self.base)
+        for source in (pack, TEST_NODES, self.runtime.comfyui / "custom_nodes" / "websocket_image_save.py"):
+            link = self.base / "custom_nodes" / source.name
+            if not link.exists():
+                link.symlink_to(source)
+        if not (self.base / "models" / "checkpoints" / CHECKPOINT).exists():
+            write_checkpoint(self.base / "models" / "checkpoints" / CHECKPOINT)
+        return self
+
+    def start(self) -> ComfyProcess:
+        """Start it without waiting for it."""
+        assert self.runtime is not None
+        self.port = self.port or free_port()
+        # One thread each: with more, torch's threads wait for each other on a machine that does something else too.
+        env = self.runtime.environment(OMP_NUM_THREADS="1", **self.settings)
+        self.launch(self.runtime.command(self.base, self.port, *self.options), self.runtime.comfyui, env)
+        return self
+
+    def wait_ready(self) -> ComfyProcess:
+        """Wait until its worker serves the queue."""
+        self.wait_for("serves pool")
+        return self
+
+    async def queue(self) -> dict[str, Any]:
+        async with aiohttp.ClientSession(self.url) as session, session.get("/queue") as answer:
+            found: dict[str, Any] = await answer.json()
+            return found
+
+    async def post(self, path: str, body: dict[str, Any]) -> Any:
+        async with aiohttp.ClientSession(self.url) as session, session.post(path, json=body) as answer:
+            return await answer.json() if answer.content_type == "application/json" else None
+
+
+@dataclass
+class Client:
+    """A client of a broker."""
+
+    broker: BrokerProcess
+    session: aiohttp.ClientSession
+
+    async def json(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        async with self.session.request(method, path, json=body) as answer:
+            return answer.status, await answer.json()
+
+    async def submit(self, graph: dict[str, Any], *, worker: ComfyProcess | None = None, **fields: Any) -> str:
+        """Submit a workflow (for one worker, by its tag); gives the job's id."""
+        if worker is not None:
+            fields["requirements"] = {"tags": [worker.worker_id], **fields.get("requirements", {})}
+        payload = {"workflow": graph, **fields.pop("payload", {})}
+        status, answer = await self.json("POST", "/api/jobs", {"payload": payload, **fields})
+        assert status == 201, answer
+        return str(answer["job_id"])
+
+    async def job(self, job_id: str) -> dict[str, Any]:
+        status, record = await self.json("GET", f"/api/jobs/{job_id}")
+        assert status == 200, record
+        found: dict[str, Any] = record
+        return found
+
+    async def until(self, job_id: str, *statuses: str, timeout: float = 60.0) -> dict[str, Any]:  # noqa: ASYNC109
+        """Wait until a job has one of these states (any final one when none is given)."""
+        end = time.monotonic() + timeout
+        while (record := await self.job(job_id))["status"] not in (statuses or TERMINAL):
+            assert time.monotonic() < end, f"job {job_id} is still {record}"
+            await asyncio.sleep(0.02)
+        return record
+
+    async def run(self, graph: dict[str, Any], **fields: Any) -> dict[str, Any]:
+        """Submit a workflow and wait for its end."""
+        return await self.until(await self.submit(graph, **fields))
+
+    async def fetch(self, output: dict[str, Any]) -> bytes:
+        """The bytes of an output."""
+        async with self.session.get(output["url"]) as answer:
+            assert answer.status == 200
+            return await answer.read()
+
+    async def worker(self, worker_id: str) -> dict[str, Any] | None:
+        _, answer = await self.json("GET", "/api/workers")
+        found: dict[str, Any] | None = next((w for w in answer["workers"] if w["worker_id"] == worker_id), None)
+        return found
+
+    async def follow(self, job_id: str, *, previews: bool = False) -> tuple[list[dict[str, Any]], list[bytes]]:
+        """Every event of a job to its last one, and the previews."""
+        events: list[dict[str, Any]] = []
+        frames: list[bytes] = []
+        async with self.session.ws_connect("/ws", max_msg_size=0) as ws:
+            await ws.send_json({"type": "subscribe_job", "job_id": job_id, "after": None, "previews": previews})
+            async for frame in ws:
+                if frame.type is aiohttp.WSMsgType.BINARY:
+                    frames.append(frame.data)
+                    continue
+                message = json.loads(frame.data)
+                if message.get("job_id") == job_id and "event_id" in message:
+                    events.append(message)
+                    final = message["type"] == "fail_job" and not message["will_retry"]
+                    cancelled = message["type"] == "job_update" and message["status"] == "cancelled"
+                    if final or cancelled or message["type"] == "complete_job":
+                        break
+        return events, frames
+
+
+def node(class_type: str, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": class_type, "inputs": inputs}
+
+
+def slow(steps: int = 40, delay: float = 0.05, seed: int = 0, **inputs: Any) -> dict[str, Any]:
+    """A workflow that takes ``steps * delay`` seconds and can be interrupted."""
+    return {"1": node("EMQTestProgress", steps=steps, delay=delay, seed=seed, **inputs)}
+
+
+def fails(kind: str, message: str = "on purpose") -> dict[str, Any]:
+    return {"1": node("EMQTestFail", kind=kind, message=message)}
+
+
+def sleeps(seconds: float, seed: int = 0) -> dict[str, Any]:
+    return {"1": node("EMQTestSleep", seconds=seconds, seed=seed)}

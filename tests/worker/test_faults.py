@@ -1,0 +1,186 @@
+"""Processes die, connections break: no job is lost, none has two results."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from urllib.parse import urlsplit
+
+import redis
+
+from broker.trial.workflows import plain_image
+from tests.support.comfyui import Client, fails, sleeps, slow
+from tests.support.proxy import Proxy
+from tests.support.waiting import wait_until
+from tests.worker.conftest import MakeBroker, MakeComfy
+
+
+async def worker_of(client: Client, job: str) -> str:
+    record = await client.until(job, "processing", timeout=20)
+    return str(record["worker_id"])
+
+
+async def test_a_killed_comfyui_s_job_is_done_by_the_other(make_broker: MakeBroker, make_comfy: MakeComfy) -> None:
+    broker = make_broker()
+    pair = [make_comfy(broker).start() for _ in range(2)]
+    by_name = {comfy.wait_ready().worker_id: comfy for comfy in pair}
+    async with broker.client() as client:
+        # Two workers share the work.
+        jobs = [await client.submit(slow(20, 0.05, seed=600 + index)) for index in range(4)]
+        assert {(await client.until(job))["worker_id"] for job in jobs} == set(by_name)
+        # One is killed in the middle of a job: the other finishes it.
+        job = await client.submit(slow(60, 0.05, seed=500))
+        victim = by_name.pop(await worker_of(client, job))
+        victim.kill()
+        record = await client.until(job, timeout=30)
+        (survivor,) = by_name.values()
+        assert (record["status"], record["worker_id"]) == ("completed", survivor.worker_id)
+        assert (record["attempt"], record["crashes"]) == (2, 1)
+        # A job that kills its ComfyUI is given to three at most.
+        job = await client.submit(fails("kill"), max_attempts=1)
+        await wait_until(lambda: not survivor.is_alive, 20, "the node has killed its ComfyUI")
+
+        async def is_counted() -> bool:
+            return (await client.job(job))["crashes"] == 1
+
+        await wait_until(is_counted, 20, "the crash is counted")
+
+
+async def test_a_killed_broker_does_not_disturb_the_work(make_broker: MakeBroker, make_comfy: MakeComfy) -> None:
+    """The job goes on, and its picture is delivered once there is a broker again."""
+    broker = make_broker()
+    comfy = make_comfy(broker).start().wait_ready()
+    async with broker.client() as client:
+        warm = await client.run(plain_image(1))
+        assert warm["status"] == "completed"
+        graph = {**plain_image(2), "3": slow(40, 0.05, seed=510)["1"]}
+        job = await client.submit(graph)
+        await client.until(job, "processing")
+        broker.kill()
+        broker.start()
+        record = await client.until(job, timeout=40)
+        assert (record["status"], record["attempt"]) == ("completed", 1)
+        assert len(record["result"]["outputs"]) == 1
+        assert (await client.run(plain_image(3)))["status"] == "completed"
+    assert comfy.is_alive
+
+
+async def test_a_killed_valkey_loses_nothing(make_broker: MakeBroker, make_comfy: MakeComfy) -> None:
+    broker = make_broker()
+    comfy = make_comfy(broker).start().wait_ready()
+    async with broker.client() as client:
+        running = await client.submit(slow(40, 0.05, seed=520))
+        waiting = [await client.submit(plain_image(520 + index)) for index in range(5)]
+        await client.until(running, "processing")
+        with redis.Redis.from_url(broker.redis_url) as server:
+            process = int(server.info("server")["process_id"])
+        os.kill(process, signal.SIGKILL)
+        await asyncio.sleep(0.1)
+
+        async def back() -> bool:
+            async with client.session.get("/health") as answer:
+                return answer.status == 200
+
+        await wait_until(back, 30, "the broker has its Valkey again")
+        for job in [running, *waiting]:
+            assert (await client.until(job, timeout=40))["status"] == "completed"
+        assert (await client.job(running))["attempt"] == 1
+    assert comfy.is_alive
+
+
+async def test_a_worker_that_was_cut_off_comes_back(make_broker: MakeBroker, make_comfy: MakeComfy) -> None:
+    """Its job is another's by then: it stops it, throws it away, and takes the next one."""
+    broker = make_broker()
+    parts = urlsplit(broker.redis_url)
+    proxy = Proxy(parts.port or 0)
+    server = await proxy.serve()
+    near = f"redis://:{parts.password}@127.0.0.1:{proxy.port}/0"
+    cut = make_comfy(EMQ_REDIS_URL=near).start()
+    await asyncio.to_thread(cut.wait_ready)
+    async with broker.client() as client:
+        job = await client.submit(slow(400, 0.05, seed=530), max_attempts=3)
+        await client.until(job, "processing")
+        server.close()
+        proxy.cut()
+        record = await client.until(job, "pending", timeout=20)
+        assert record["crashes"] == 1
+        await client.json("POST", f"/api/jobs/{job}/cancel", {})
+        second = Proxy(parts.port or 0)
+        again = await asyncio.start_server(second._accept, "127.0.0.1", proxy.port)
+        assert (await client.run(plain_image(530), max_attempts=1))["status"] == "completed"
+        assert "the lease is lost" in cut.said()
+        worker = await client.worker(cut.worker_id)
+        assert worker is not None
+        assert (await client.job(job))["status"] == "cancelled"
+        again.close()
+        await second.close()
+    await proxy.close()
+    assert cut.is_alive
+
+
+async def test_a_second_process_of_the_same_name_takes_over(make_broker: MakeBroker, make_comfy: MakeComfy) -> None:
+    broker = make_broker()
+    first = make_comfy(broker, WORKER_ID="twin").start().wait_ready()
+    async with broker.client() as client:
+        job = await client.submit(slow(200, 0.05, seed=540))
+        await client.until(job, "processing")
+        second = make_comfy(broker, WORKER_ID="twin").start().wait_ready()
+        await wait_until(lambda: "has taken over the worker name twin" in first.said(), 10, "the first is told")
+        await client.until(job, "claimed", "processing", timeout=20)
+
+        async def at_second() -> bool:
+            return bool((await second.queue())["queue_running"])
+
+        await wait_until(at_second, 20, "the second runs the job")
+
+        async def stopped() -> bool:
+            return not (await first.queue())["queue_running"]
+
+        await wait_until(stopped, 5, "the first has stopped its prompt")
+        await client.json("POST", f"/api/jobs/{job}/cancel", {})
+
+
+async def test_a_signal_lets_the_job_end(make_broker: MakeBroker, make_comfy: MakeComfy) -> None:
+    """SIGTERM: no more claims, the running job is finished, ComfyUI ends as with Ctrl-C."""
+    broker = make_broker()
+    comfy = make_comfy(broker).start().wait_ready()
+    async with broker.client() as client:
+        running = await client.submit({**plain_image(550), "3": slow(30, 0.05, seed=550)["1"]})
+        await client.until(running, "processing")
+        waiting = await client.submit(plain_image(551))
+        comfy.send(signal.SIGTERM)
+        record = await client.until(running)
+        assert (record["status"], record["attempt"]) == ("completed", 1)
+        assert await asyncio.to_thread(comfy.wait, 10) == 0
+        assert "Stopped server" in comfy.said()
+        assert (await client.job(waiting))["status"] == "pending"
+        worker = await client.worker(comfy.worker_id)
+        assert worker is None or worker["status"] == "offline"
+
+
+async def test_a_drain_that_takes_too_long_gives_the_job_back(make_broker: MakeBroker, make_comfy: MakeComfy) -> None:
+    broker = make_broker()
+    comfy = make_comfy(broker, EMQ_DRAIN_S="0.5").start().wait_ready()
+    async with broker.client() as client:
+        job = await client.submit(sleeps(30, seed=560))
+        await client.until(job, "processing")
+        comfy.send(signal.SIGINT)
+        assert await asyncio.to_thread(comfy.wait, 10) == 0
+        record = await client.job(job)
+        assert record["status"] == "pending"
+
+
+async def test_a_second_signal_ends_at_once(make_broker: MakeBroker, make_comfy: MakeComfy) -> None:
+    broker = make_broker()
+    comfy = make_comfy(broker, EMQ_DRAIN_S="60").start().wait_ready()
+    async with broker.client() as client:
+        job = await client.submit(sleeps(50, seed=570))
+        await client.until(job, "processing")
+        comfy.send(signal.SIGINT)
+        await wait_until(lambda: "a second signal ends at once" in comfy.said(), 5, "the drain has begun")
+        comfy.send(signal.SIGINT)
+        await asyncio.to_thread(comfy.wait, 5)
+        record = await client.until(job, "pending", timeout=10)
+        assert json.dumps(record["error"]) == "null"

@@ -1,0 +1,76 @@
+"""The worker that reaches a broker instead of Redis."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from broker.trial.runtime import TrialRuntime
+from broker.trial.workflows import plain_image
+from tests.support.comfyui import BrokerProcess, ComfyProcess, fails, node, slow
+from tests.support.waiting import wait_until
+from tests.worker.conftest import LEASE_S
+
+
+@pytest.fixture(scope="module")
+def away(
+    runtime: TrialRuntime, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[BrokerProcess, ComfyProcess]]:
+    """A broker, and a ComfyUI that knows its URL alone."""
+    folder = tmp_path_factory.mktemp("gateway")
+    settings = {"EMQ_LEASE_S": LEASE_S, "EMQ_BACKOFF_S": "0.1"}
+    broker = BrokerProcess(folder / "broker.log", data=folder / "data", settings=settings).start()
+    names = {"WORKER_ID": "far", "EMQ_BROKER_URL": broker.url, "LOG_LEVEL": "DEBUG"}
+    comfy = ComfyProcess(folder / "comfy.log", runtime=runtime, base=folder / "base", settings=names)
+    comfy.furnish().start().wait_ready()
+    yield broker, comfy
+    comfy.end()
+    broker.end()
+
+
+async def test_a_picture_comes_back_through_the_gateway(away: tuple[BrokerProcess, ComfyProcess]) -> None:
+    broker, _ = away
+    async with broker.client() as client:
+        job = await client.submit(slow(40, 0.05, seed=1, preview=True))
+        events, frames = await client.follow(job, previews=True)
+        progress = [event["progress"] for event in events if event["type"] == "update_job_progress"]
+        assert progress == sorted(progress)
+        assert progress[-1] == 100
+        assert len(progress) > 3
+        assert frames
+        record = await client.run(plain_image(5, 16))
+        assert (record["status"], record["worker_id"]) == ("completed", "far")
+        assert (await client.fetch(record["result"]["outputs"][0])).startswith(b"\x89PNG")
+        jobs = [await client.submit(plain_image(100 + index, 8)) for index in range(20)]
+        assert {(await client.until(job))["attempt"] for job in jobs} == {1}
+
+
+async def test_failures_and_cancels_pass_the_gateway(away: tuple[BrokerProcess, ComfyProcess]) -> None:
+    broker, comfy = away
+    async with broker.client() as client:
+        record = await client.run(fails("ValueError"), max_attempts=1)
+        assert (record["error"]["code"], record["error"]["node_type"]) == ("node_error", "EMQTestFail")
+        job = await client.submit(slow(1000, 0.05, seed=2))
+        await client.until(job, "processing")
+        await client.json("POST", f"/api/jobs/{job}/cancel", {})
+        assert (await client.until(job, timeout=10))["status"] == "cancelled"
+
+        async def idle() -> bool:
+            return not (await comfy.queue())["queue_running"]
+
+        await wait_until(idle, 5, "the prompt is stopped")
+        assert (await client.run({"1": node("EMQTestText", text="still here")}))["status"] == "completed"
+
+
+async def test_a_job_outlives_its_broker(away: tuple[BrokerProcess, ComfyProcess]) -> None:
+    """The broker is killed and comes back: the worker connects again and still has its job."""
+    broker, _ = away
+    async with broker.client() as client:
+        job = await client.submit({**plain_image(7), "3": slow(60, 0.05, seed=3)["1"]})
+        await client.until(job, "processing")
+        broker.kill()
+        broker.start()
+        record = await client.until(job, timeout=40)
+        assert (record["status"], record["attempt"]) == ("completed", 1)
+        assert (await client.run(plain_image(8)))["status"] == "completed"

@@ -1,0 +1,78 @@
+"""How the worker starts, and how it does not."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from pathlib import Path
+
+from broker.trial.workflows import plain_image
+from tests.support.comfyui import PACK, ComfyProcess
+from tests.support.waiting import wait_until
+from tests.worker.conftest import MakeBroker, MakeComfy
+
+READY = "To see the GUI go to"
+
+
+def lines(comfy: ComfyProcess, word: str) -> list[str]:
+    return [line for line in comfy.said().splitlines() if word in line]
+
+
+async def test_it_finds_a_broker_of_this_machine_whenever_that_starts(
+    make_broker: MakeBroker, make_comfy: MakeComfy, tmp_path: Path
+) -> None:
+    """Without settings it looks into the default data folder, also when the broker comes later; meanwhile one line."""
+    comfy = make_comfy(XDG_DATA_HOME=str(tmp_path), LOG_LEVEL="INFO").start()
+    comfy.wait_for("the queue cannot be reached")
+    assert len(lines(comfy, "the queue cannot be reached")) == 1
+    broker = make_broker()
+    os.symlink(broker.data, tmp_path / "emq")
+    await asyncio.to_thread(comfy.wait_ready)
+    async with broker.client() as client:
+        assert (await client.run(plain_image(1)))["status"] == "completed"
+    assert len(lines(comfy, "the queue cannot be reached")) == 1
+    assert not lines(comfy, "attempt 1 starts") or "INFO" not in comfy.said()
+
+
+def test_missing_packages_are_one_line(make_comfy: MakeComfy, tmp_path: Path) -> None:
+    """ComfyUI starts as if the pack were not there; the line says what to do."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.util as u\n"
+        "real = u.find_spec\n"
+        "u.find_spec = lambda name, *a: None if name in ('redis', 'blake3') else real(name, *a)\n"
+    )
+    comfy = make_comfy(PYTHONPATH=str(tmp_path)).start()
+    comfy.wait_for(READY)
+    (line,) = lines(comfy, "the worker does not start")
+    assert "no redis and no blake3" in line
+    assert "requirements.txt" in line
+    assert "Traceback" not in comfy.said().partition("the worker does not start")[2][:500]
+
+
+def test_a_setting_that_cannot_be_used_is_one_line(make_comfy: MakeComfy) -> None:
+    comfy = make_comfy(EMQ_REDIS_URL="localhost:6379").start()
+    comfy.wait_for(READY)
+    (line,) = lines(comfy, "the worker does not start")
+    assert "EMQ_REDIS_URL" in line
+
+
+async def test_the_settings_file_says_where_the_queue_is(make_broker: MakeBroker, make_comfy: MakeComfy) -> None:
+    """The pack as a copy, its address in emq.json; LOG_LEVEL is honoured; the pack's import costs ComfyUI little."""
+    broker = make_broker()
+    comfy = make_comfy(LOG_LEVEL="WARNING", EMQ_REDIS_URL="redis://127.0.0.1:1/0")
+    pack = comfy.base / "custom_nodes" / PACK.name
+    pack.unlink()
+    shutil.copytree(PACK, pack, ignore=shutil.ignore_patterns("__pycache__", "emq.json"))
+    (pack / "emq.json").write_text(f'{{"EMQ_REDIS_URL": "{broker.redis_url}"}}')
+    comfy.start().wait_for(READY)
+    async with broker.client() as client:
+
+        async def there() -> bool:
+            return await client.worker(comfy.worker_id) is not None
+
+        await wait_until(there, 20, "the worker is in the fleet")
+        assert (await client.run(plain_image(2)))["status"] == "completed"
+    assert not lines(comfy, "attempt 1 starts")
+    (took,) = [line for line in lines(comfy, PACK.name) if "seconds" in line]
+    assert float(took.split(" seconds")[0].strip()) <= 0.2
