@@ -78,7 +78,7 @@ async def _load(client: Redis, meta: str, force: bool) -> int:
             return loaded
         try:
             if loaded is None:
-                await client.execute_command("FUNCTION LOAD", ours.text)
+                await client.function_load(ours.text)
             else:
                 await _replace(client, meta, ours, loaded)
         except WatchError:
@@ -93,7 +93,7 @@ async def _load(client: Redis, meta: str, force: bool) -> int:
 async def _loaded(client: Redis) -> int | None:
     """The version of the loaded library; ``None``: there is none."""
     try:
-        answer = await cast("Awaitable[Any]", client.execute_command("FCALL", "emq_version", 0))
+        answer = await cast("Awaitable[Any]", client.fcall("emq_version", 0))
     except ResponseError as error:
         if "unction not found" in str(error):
             return None
@@ -114,7 +114,7 @@ async def _replace(client: Redis, meta: str, ours: Library, loaded: int) -> None
             watched = False
         if await _loaded(client) != loaded:
             raise WatchError("the library changed")
-        pipe.multi()
+        pipe.multi()  # type: ignore[no-untyped-call]
         pipe.execute_command("FUNCTION LOAD", "REPLACE", ours.text)
         if watched:
             pipe.hset(meta, "library", str(ours.version))

@@ -10,7 +10,7 @@ local function drain(keys, argv)
   if on ~= (w.drain == '1') then
     Q.put(u, w, 'drain', on and '1' or nil)
     if on then Q.unset_idle(u, w) end
-    Q.hint(u, w.instance, on and 'drain' or 'work')
+    Q.hint(u, w.instance, on and 'drain' or 'resume')
     Q.commit(u)
   end
   return { 'ok' }

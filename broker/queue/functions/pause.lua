@@ -10,9 +10,11 @@ end
 
 local function pause_pool(u, on)
   if on == u.paused then return { 'ok' } end
+  for _, instance in ipairs(redis.call('ZRANGE', u.P .. 'leases', 0, 63)) do
+    Q.hint(u, instance, on and 'pause' or 'resume')
+  end
   if on then
     redis.call('HSET', u.P .. 'config', 'paused', '1')
-    for _, instance in ipairs(redis.call('ZRANGE', u.P .. 'leases', 0, 63)) do Q.hint(u, instance, 'pause') end
   else
     redis.call('HDEL', u.P .. 'config', 'paused')
     u.paused = false
@@ -41,7 +43,7 @@ local function pause_worker(u, name, on)
   if on == (w.paused == '1') then return { 'ok' } end
   Q.put(u, w, 'paused', on and '1' or nil)
   if on then Q.unset_idle(u, w) end
-  Q.hint(u, w.instance, on and 'pause' or 'work')
+  Q.hint(u, w.instance, on and 'pause' or 'resume')
   return { 'ok' }
 end
 
