@@ -8,11 +8,9 @@ replaces it.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
 
 from redis.asyncio import ConnectionPool, Redis, RedisCluster
 from redis.exceptions import ResponseError, WatchError
@@ -93,7 +91,7 @@ async def _load(client: Redis, meta: str, force: bool) -> int:
 async def _loaded(client: Redis) -> int | None:
     """The version of the loaded library; ``None``: there is none."""
     try:
-        answer = await cast("Awaitable[Any]", client.fcall("emq_version", 0))
+        answer = await client.fcall("emq_version", 0)
     except ResponseError as error:
         if "unction not found" in str(error):
             return None
