@@ -46,6 +46,8 @@ COMMAND_S = 5.0
 """Read time-out of a command."""
 CALL_S = 6.0
 """A call ends within this time, its repetitions included."""
+AWAY_S = 1.0
+"""The same once Redis is known to be away: a client that asks then hears so soon."""
 BLOCK_S = 5.0
 """The longest blocking read."""
 COMMANDS = 64
@@ -272,7 +274,7 @@ class Connection:
         """Run within the time limit, translate errors, and log when Redis goes and comes."""
         try:
             with _translated(starting):
-                async with asyncio.timeout(CALL_S):
+                async with asyncio.timeout(AWAY_S if self._away else CALL_S):
                     answer = await run()
         except Unavailable as error:
             if not self._away:

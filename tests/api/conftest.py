@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from broker.app import QUEUE, create_app
 from broker.queue.queue import Queue
 from broker.settings import Settings
 from tests.support.jobs import profile
+from tests.support.servers import RedisServer, valkey_binary
 from tests.support.simulated import SimulatedWorker
 
 GRAPH = {
@@ -142,3 +145,13 @@ async def start_broker(valkey_url: str, pool: str, tmp_path: Path) -> AsyncItera
 @pytest.fixture
 async def broker(start_broker: Start) -> Broker:
     return await start_broker()
+
+
+@pytest.fixture
+def own_valkey() -> Iterator[RedisServer]:
+    """A server of the test's own, to be killed and started again."""
+    folder = Path(tempfile.mkdtemp(prefix="emq-own-"))
+    server = RedisServer("own", valkey_binary(), folder).start("--appendfsync", "always")
+    yield server
+    server.kill()
+    shutil.rmtree(folder, ignore_errors=True)
