@@ -30,7 +30,8 @@ class _Request:
         return self._body
 
 
-def _tap() -> None:
+async def _tap(app: web.Application) -> None:
+    """Put the stamps before every other pack's wrapper: EMQ's keeps its own prompts' events from the page."""
     send_sync = SERVER.send_sync
 
     def stamped(event: Any, data: Any, sid: str | None = None) -> None:
@@ -59,4 +60,4 @@ async def put(request: web.Request) -> web.Response:
     return web.json_response({})
 
 
-_tap()
+SERVER.app.on_startup.append(_tap)
