@@ -1,6 +1,16 @@
 -- Writes what a unit of work gathered.
 
-local function write_record(record)
+-- Counts the workers of each state in `states`.
+local function write_state(u, w)
+  local state = Q.state(w)
+  if state == w._state then return end
+  if w._state then redis.call('HINCRBY', u.P .. 'states', w._state, '-1') end
+  if state then redis.call('HINCRBY', u.P .. 'states', state, '1') end
+  w._state = state
+end
+
+local function write_record(u, record)
+  if u.workers[record._id] == record then write_state(u, record) end
   local flat, gone = {}, {}
   for name, value in pairs(record._set) do
     flat[#flat + 1] = name
@@ -69,7 +79,7 @@ function Q.commit(u)
   Q.settle(u)
   Q.wake_all(u)
   for i, record in ipairs(u.touched) do
-    write_record(record)
+    write_record(u, record)
     u.touched[i] = nil
   end
   write_counts(u)

@@ -21,6 +21,16 @@ function Q.job_of(u, id, tenant)
   return r
 end
 
+-- What a worker is doing, as people see it; nil: it is gone.
+function Q.state(w)
+  if w.gone then return nil end
+  if w.drain then return 'draining' end
+  if w.paused then return 'paused' end
+  if w.status == 'unhealthy' or w.status == 'draining' then return w.status end
+  if w.running or w.ahead or w.finishing or w.status == 'busy' then return 'busy' end
+  return 'idle'
+end
+
 -- The part of a worker's record that the functions work with; nil when there is none.
 function Q.worker(u, id)
   local w = u.workers[id]
@@ -34,6 +44,7 @@ function Q.worker(u, id)
       paused = v[5] or nil, drain = v[6] or nil, running = v[7] or nil, ahead = v[8] or nil, finishing = v[9] or nil,
       tokens = v[10] or nil, loaded = v[11] or nil, idle = v[12] or nil, kind = v[13] or nil, gone = v[14] or nil,
     }
+    w._state = Q.state(w)
     u.workers[id] = w
   end
   return w

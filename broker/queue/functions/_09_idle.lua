@@ -1,5 +1,7 @@
 -- Idle workers and their inboxes. An inbox only hints: heartbeats repeat what must not be missed.
 
+local WAKES = 64 -- workers that one call wakes; heartbeats tell the others
+
 -- Leaves a hint in a worker's inbox.
 function Q.hint(u, instance, text)
   if not instance or instance == '' then return end
@@ -51,7 +53,7 @@ end
 
 -- Wakes one idle worker that can run a class; it counts as idle again once it claimed and got nothing.
 function Q.wake(u, class)
-  if u.paused or u.nobody_idle then return false end
+  if u.paused or u.nobody_idle or (u.woken or 0) >= WAKES then return false end
   local profiles = redis.call('ZRANGE', u.P .. 'idle', 0, 31)
   if #profiles == 0 then
     u.nobody_idle = true
@@ -63,6 +65,7 @@ function Q.wake(u, class)
       if w then
         Q.unset_idle(u, w)
         Q.hint(u, w.instance, 'work')
+        u.woken = (u.woken or 0) + 1
         return true
       end
     end
@@ -77,7 +80,7 @@ end
 
 function Q.wake_all(u)
   for i, class in ipairs(u.wakes) do
-    if i > 64 then break end
+    if i > WAKES then break end
     Q.wake(u, class)
   end
   u.wakes = nil

@@ -9,7 +9,7 @@ local COUNTS = {
   'submitted_total', 'completed_total', 'failed_total', 'cancelled_total', 'retried_total', 'lost_total', 'running',
   'est_total', 'est_within_p50_total', 'est_within_p90_total',
 }
-local TENANTS, WORKERS = 200, 2000
+local TENANTS = 200
 
 local function oldest(u, tenants)
   local job, arrival
@@ -29,30 +29,13 @@ local function depth(u)
   return table.concat(lines, '\n')
 end
 
--- A live worker's state as people see it.
-local function state(w)
-  if w.drain then return 'draining' end
-  if w.paused then return 'paused' end
-  if w.status == 'unhealthy' or w.status == 'draining' then return w.status end
-  local held = tonumber(w.running or 0) + tonumber(w.ahead or 0) + tonumber(w.finishing or 0)
-  return (held > 0 or w.status == 'busy') and 'busy' or 'idle'
-end
-
 local function fleet(u, out)
-  local states, live = { idle = 0, busy = 0, paused = 0, draining = 0, unhealthy = 0 }, 0
-  for _, name in ipairs(redis.call('ZREVRANGE', u.P .. 'workers', 0, WORKERS - 1)) do
-    local w = Q.worker(u, name)
-    if w and not w.gone then
-      live = live + 1
-      local is = state(w)
-      states[is] = states[is] + 1
-    end
-  end
+  local states = Q.pairs_of(redis.call('HGETALL', u.P .. 'states'))
   out[#out + 1] = 'workers'
-  out[#out + 1] = Q.int(live)
-  for name, n in pairs(states) do
+  out[#out + 1] = Q.int(redis.call('HLEN', u.P .. 'instances'))
+  for _, name in ipairs({ 'idle', 'busy', 'paused', 'draining', 'unhealthy' }) do
     out[#out + 1] = 'workers_' .. name
-    out[#out + 1] = Q.int(n)
+    out[#out + 1] = states[name] or '0'
   end
 end
 

@@ -1,7 +1,8 @@
 -- emq_workers: the workers' records.
 -- Guarantee: reads only.
--- Arguments: `worker` (empty: all, those with the latest heartbeat first, at most 1,000).
--- Answer: `ok` then `worker` <nested `ok` with `worker_id`, the record, `held` (lines `<job> <phase>`)> for each.
+-- Arguments: `worker` (empty: all, those with the latest heartbeat first), `offset` `limit` (100, at most 1,000).
+-- Answer: `ok` `next` (the offset that goes on; empty: no more) then `worker`
+-- <nested `ok` with `worker_id`, the record, `held` (lines `<job> <phase>`)> for each.
 local function row(u, name)
   local w = Q.pairs_of(redis.call('HGETALL', u.P .. 'wk:' .. name))
   if not w.instance then return nil end
@@ -24,9 +25,14 @@ end
 
 local function workers(keys, argv)
   local u, a = Q.begin(keys, argv)
-  local names = { a.worker }
-  if not a.worker or a.worker == '' then names = redis.call('ZREVRANGE', u.P .. 'workers', 0, 999) end
-  local out = { 'ok' }
+  local from, limit = tonumber(a.offset or 0) or 0, math.max(1, math.min(1000, tonumber(a.limit or 100) or 100))
+  local names, more = { a.worker }, false
+  if not a.worker or a.worker == '' then
+    names = redis.call('ZREVRANGE', u.P .. 'workers', from, from + limit)
+    more = #names > limit
+    names[limit + 1] = nil
+  end
+  local out = { 'ok', 'next', more and Q.int(from + limit) or '' }
   for _, name in ipairs(names) do
     local found = row(u, name)
     if found then
