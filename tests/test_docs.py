@@ -9,13 +9,17 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import AliasChoices
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from broker.app import create_app
 from broker.errors import Unavailable
+from broker.protocol import gateway, messages, records
+from broker.protocol.schema import EVENTS, REPLIES
 from broker.queue import startup
 from broker.settings import Settings, default_data_dir
 from tests.support.servers import free_port, redis7_binary, valkey_binary
@@ -23,6 +27,8 @@ from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+UNSAID = {"type", "message_id", "timestamp"}
+"""Fields of every message, described once."""
 NOTHING = "\N{EN DASH}"
 A_SETTING = re.compile(r"(EMQ|REDIS|COMFYUI|WORKER|MACHINE|GPU|LOG)_[A-Z_]*[A-Z]|COMFYUI")
 
@@ -122,3 +128,28 @@ async def test_the_redis_configuration_is_what_a_broker_accepts(configured_serve
             return False
 
     await wait_until(connected, 20, "a broker accepts the server")
+
+
+def words_of(page: str) -> set[str]:
+    """Everything that a page shows as code or as JSON."""
+    return set(re.findall(r"[a-z0-9_]+", " ".join(re.findall(r"`[^`]+`|```.*?```", page, re.DOTALL))))
+
+
+def test_the_protocol_page_has_every_message_and_field() -> None:
+    page = (ROOT / "docs/protocol.md").read_text()
+    words = words_of(page)
+    for message in (*messages.CLIENT_MESSAGES, *gateway.WORKER_MESSAGES, *gateway.GATEWAY_REPLIES, *EVENTS, *REPLIES):
+        missing = {*get_args(message.model_fields["type"].annotation), *message.model_fields} - words
+        assert not missing - UNSAID, message.__name__
+    for codes in (records.ErrorCode, records.FailureCode, records.WaitingCode):
+        assert set(get_args(codes)) <= words
+
+
+def test_the_protocol_page_has_every_route(tmp_path: Path) -> None:
+    page = (ROOT / "docs/protocol.md").read_text()
+    for resource in create_app(Settings(data=tmp_path)).router.resources():
+        path = resource.canonical
+        # The upload path is given to a worker with its job; static files belong to the page.
+        if "{attempt}" not in path and not path.startswith("/static"):
+            short = re.sub(r"^/api/(jobs|workers)/\{\w+\}(?=/(cancel|retry|priority|pause|resume|drain)$)", "", path)
+            assert f"{path}`" in page or f"`{short}`" in page, path
