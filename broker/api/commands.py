@@ -75,7 +75,15 @@ async def _status(ops: Operations, who: Identity, msg: m.RequestJobStatus) -> di
 
 
 async def _list(ops: Operations, who: Identity, msg: m.ListJobs) -> dict[str, Any]:
-    return {"type": "job_list", **await ops.list_jobs(who.tenant, msg.status, msg.limit, msg.cursor)}
+    return {"type": "job_list", **await ops.list_jobs(listed_tenant(who, msg), msg)}
+
+
+def listed_tenant(who: Identity, msg: m.ListJobs) -> str:
+    """Whose jobs are listed: one's own, or what an administrator names (``*``: everybody's)."""
+    if msg.tenant is None or msg.tenant == who.tenant:
+        return who.tenant
+    who.require(Scope.ADMIN)
+    return "" if msg.tenant == "*" else msg.tenant
 
 
 async def _cancel(ops: Operations, who: Identity, msg: m.CancelJob) -> Reply:

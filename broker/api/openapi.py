@@ -41,9 +41,14 @@ class Operation:
     media: str = "application/json"
 
 
+LIST_QUERY = (
+    "status", "limit", "cursor", "worker", "error", "model", "group", "since", "until", "age_s", "dead", "tenant",
+    "metadata[name]",
+)  # fmt: skip
+
 OPERATIONS: tuple[Operation, ...] = (
     Operation("post", "/api/jobs", 'Submit a job, or many with {"jobs": […]}', m.SubmitJob, m.JobAccepted, 201),
-    Operation("get", "/api/jobs", "The newest jobs", None, m.JobList, query=("status", "limit", "cursor")),
+    Operation("get", "/api/jobs", "The newest jobs", None, m.JobList, query=LIST_QUERY),
     Operation("get", "/api/jobs/{job_id}", "A job", None, r.Job),
     Operation("post", "/api/jobs/{job_id}/cancel", "Cancel a job", m.CancelJob, m.Ack),
     Operation("post", "/api/jobs/{job_id}/retry", "Start a new round of an ended job", m.ForceRetryJob, m.Ack),

@@ -13,7 +13,7 @@ from broker.api import commands, sse
 from broker.api.errors import dumps, response
 from broker.api.services import services
 from broker.errors import BadMessage, EmqError
-from broker.jobs import strict
+from broker.jobs import listing, strict
 from broker.jobs.operations import Operations
 from broker.protocol import messages as m
 from broker.protocol.base import Message, Reply
@@ -106,14 +106,10 @@ async def _submit_many(ops: Operations, who: Identity, body: dict[str, Any], ech
 
 
 async def list_jobs(request: web.Request) -> web.Response:
-    """A page of jobs, newest first."""
+    """A page of jobs, newest first; ``metadata[name]=value`` among the filters."""
     ops, who = asks(request, Scope.READ)
-    query: dict[str, Any] = {name: request.query[name] for name in ("status", "cursor") if request.query.get(name)}
-    if "limit" in request.query:
-        text = request.query["limit"]
-        query["limit"] = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else text
-    msg = commands.read(m.ListJobs, query)
-    return answer(await ops.list_jobs(who.tenant, msg.status, msg.limit, msg.cursor))
+    msg = commands.read(m.ListJobs, listing.from_query(request.query))
+    return answer(await ops.list_jobs(commands.listed_tenant(who, msg), msg))
 
 
 async def show_job(request: web.Request) -> web.Response:

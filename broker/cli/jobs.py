@@ -9,15 +9,14 @@ from typing import Any
 from urllib.parse import quote
 
 from broker.cli import client
-from broker.cli.client import Broker, table
+from broker.cli.client import Broker, BrokerRefused, table
 from broker.cli.command import Command
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     listing = actions.add_parser("list", help="the newest jobs")
-    listing.add_argument("--status", help="only these states, comma-separated")
-    listing.add_argument("--limit", type=int, default=20)
+    _filters(listing)
     for name, text in (("show", "a job's record"), ("cancel", "cancel jobs"), ("retry", "run ended jobs again")):
         actions.add_parser(name, help=text).add_argument("jobs", nargs="+", metavar="JOB")
     actions.choices["cancel"].add_argument("--reason", default="")
@@ -29,10 +28,47 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         client.add_arguments(action)
 
 
+def _filters(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--status", help="only these states, comma-separated")
+    parser.add_argument("--worker", help="held or ended by this worker")
+    parser.add_argument("--error", metavar="CODE", help="failed with this code")
+    parser.add_argument("--model", metavar="FILE", help="needs this checkpoint or diffusion model")
+    parser.add_argument("--group", help="of this group")
+    parser.add_argument("--metadata", action="append", default=[], metavar="NAME=VALUE", help="has this label")
+    parser.add_argument("--since", metavar="AGE", help="submitted within this time: 90s, 15m, 2h, 7d")
+    parser.add_argument("--until", metavar="AGE", help="submitted before this time")
+    parser.add_argument("--tenant", help="another tenant's, or * for everybody's (administrators)")
+    parser.add_argument("--limit", type=int, default=20)
+    parser.add_argument("--cursor", help="go on where a page ended")
+
+
+def _query(args: argparse.Namespace) -> dict[str, Any]:
+    """The filters as the broker's query; raises ``BrokerRefused`` for what cannot be read."""
+    names = ("status", "worker", "error", "model", "group", "tenant", "limit", "cursor")
+    query = {name: getattr(args, name) for name in names}
+    query |= {name: _ago(getattr(args, name)) for name in ("since", "until") if getattr(args, name)}
+    for text in args.metadata:
+        name, given, value = text.partition("=")
+        if not given:
+            raise BrokerRefused(f"--metadata takes NAME=VALUE, not {text!r}.")
+        query[f"metadata[{name}]"] = value
+    return query
+
+
+def _ago(text: str) -> int:
+    seconds = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+    try:
+        return round((time.time() - float(text[:-1]) * seconds[text[-1]]) * 1000)
+    except (KeyError, ValueError):
+        raise BrokerRefused(f"{text!r} is no time like 90s, 15m, 2h or 7d.") from None
+
+
 async def _jobs(broker: Broker, args: argparse.Namespace) -> int:
     if args.action == "list":
-        page = await broker.ask("GET", "/api/jobs", status=args.status, limit=args.limit)
+        page = await broker.ask("GET", "/api/jobs", **_query(args))
         print(json.dumps(page, ensure_ascii=False) if args.json else _listing(page["jobs"]))
+        if page["next_cursor"] and not args.json:
+            print(f"more: --cursor {page['next_cursor']}")
         return 0
     for job in args.jobs:
         path = f"/api/jobs/{quote(job, safe='')}"

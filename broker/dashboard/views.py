@@ -12,6 +12,7 @@ from aiohttp import web
 from broker.access.identity import Scope, current
 from broker.api.services import services
 from broker.errors import EmqError
+from broker.protocol.messages import ListJobs
 
 PAGES = web.AppKey("pages", jinja2.Environment)
 LAST_JOBS = 20
@@ -64,7 +65,7 @@ async def overview(request: web.Request) -> web.Response:
     try:
         shown["stats"] = await ops.stats(who.sees)
         shown["workers"] = await ops.workers()
-        shown["jobs"] = (await ops.list_jobs(who.sees, [], LAST_JOBS, None))["jobs"]
+        shown["jobs"] = (await ops.list_jobs(who.sees, ListJobs(limit=LAST_JOBS)))["jobs"]
     except EmqError as error:
         shown["problem"], status = error.message, error.http_status
     return render(request, "overview.html", status, **shown)

@@ -5,16 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from broker.errors import EmqError, NotFound
-from broker.jobs import records
+from broker.jobs import labels, listing, records
 from broker.jobs.figures import group_figures, public_stats, public_worker
 from broker.jobs.fleet import Fleet
 from broker.jobs.submission import Submitter
 from broker.jobs.waiting import explain
 from broker.protocol.base import WAITING, JobStatus
-from broker.protocol.messages import Ack, GroupStatus
+from broker.protocol.messages import Ack, GroupStatus, ListJobs
 from broker.queue.queue import Answer, Queue, require
 
 _CANCEL_CHUNK = 200
+_LIST_CALLS = 8
+"""Calls for one page at most: each looks at a bounded number of jobs, whether they match or not."""
 
 
 class Operations:
@@ -53,11 +55,19 @@ class Operations:
         record["requirements"] = need.public()
         record["waiting_for"] = [reason.model_dump(mode="json") for reason in explain(need, view)]
 
-    async def list_jobs(self, tenant: str, status: list[JobStatus], limit: int, cursor: str | None) -> dict[str, Any]:
+    async def list_jobs(self, tenant: str, wanted: ListJobs) -> dict[str, Any]:
         """A page of records, newest first: ``jobs`` and ``next_cursor``."""
-        answer = await self.queue.list_jobs(tenant, [s.value for s in status], limit, cursor or "")
-        jobs = [records.public_job(row, self.deliver, result=False) for row in answer.rows]
-        return {"jobs": jobs, "next_cursor": answer.text("next") or None}
+        filters, metadata = listing.filters(wanted), listing.metadata(wanted)
+        states, cursor = [s.value for s in wanted.status], wanted.cursor or ""
+        jobs: list[dict[str, Any]] = []
+        for _ in range(_LIST_CALLS):
+            answer = await self.queue.list_jobs(tenant, states, wanted.limit - len(jobs), cursor, filters)
+            found = (records.public_job(row, self.deliver, result=False) for row in answer.rows)
+            jobs += [job for job in found if labels.matches(job["metadata"], metadata)]
+            cursor = answer.text("next")
+            if not cursor or len(jobs) >= wanted.limit:
+                break
+        return {"jobs": jobs, "next_cursor": cursor or None}
 
     async def cancel(self, job_id: str, tenant: str, reason: str) -> Ack:
         """Cancel a job; raises ``Conflict`` when it has ended otherwise."""

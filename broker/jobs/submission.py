@@ -16,7 +16,7 @@ from blake3 import blake3
 from pydantic import ValidationError
 
 from broker.errors import BadMessage, Conflict, EmqError, InvalidWorkflow, NotFound, PayloadTooLarge
-from broker.jobs import strict
+from broker.jobs import labels, strict
 from broker.jobs.estimates import Forecasts, Prediction
 from broker.jobs.fleet import Fleet, FleetView
 from broker.jobs.requirements import Requirement, complete
@@ -203,6 +203,7 @@ class Submitter:
             depends_on=list(dict.fromkeys(submit.depends_on)),
             on_parent_failure=submit.on_parent_failure,
             group=submit.group,
+            labels=labels.of(submit.metadata),
         )
 
     def _remember(self, class_id: str, need: Requirement) -> None:

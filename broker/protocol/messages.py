@@ -11,6 +11,7 @@ from .records import ErrorBody, EstimatedStart, Job, Stats, WaitingFor
 
 DAY_S = 86_400.0
 YEAR_S = 366 * DAY_S
+Label = Annotated[str, StringConstraints(max_length=256)]
 Priority = Annotated[int, Field(ge=-100, le=100)]
 
 
@@ -179,12 +180,26 @@ class ForceRetryJob(Message):
 
 
 class ListJobs(Message):
-    """The newest jobs, page by page."""
+    """The newest jobs, page by page; those that every given filter matches. A page may be short before the end."""
 
     type: Literal["list_jobs"] = "list_jobs"
     status: list[Status] = Field(default_factory=list, description="One state, several (a list or `a,b`), or all.")
     limit: int = Field(50, ge=1, le=1000)
     cursor: Annotated[str, StringConstraints(pattern=r"^[0-9]{0,16}$")] | None = None
+    worker: Id | None = Field(None, description="Held or ended by this worker.")
+    error: Id | None = Field(None, description="Failed with this code.")
+    model: Name | None = Field(None, description="A heavy model file (checkpoint, diffusion model) that it needs.")
+    group: Id | None = None
+    metadata: dict[Label, Label | bool | int | float] | None = Field(
+        None, max_length=8, description="Values that its metadata has; the first eight scalars of a job are indexed."
+    )
+    since: EpochMs | None = Field(None, description="Submitted at this time or later.")
+    until: EpochMs | None = Field(None, description="Submitted at this time or before.")
+    age_s: float | None = Field(None, gt=0, le=YEAR_S, description="Submitted within this time.")
+    dead: bool = Field(False, description="Dead letters only.")
+    tenant: Annotated[str, StringConstraints(max_length=128)] | None = Field(
+        None, description="Another tenant's, or `*` for all: for administrators."
+    )
 
     @field_validator("status", mode="before")
     @classmethod

@@ -47,6 +47,7 @@ class NewJob:
     on_parent_failure: str = "fail"
     group: str | None = None
     estimate: str | None = None
+    labels: Sequence[str] = ()
 
     def pairs(self) -> list[tuple[str, Value | None]]:
         """The job's section of ``emq_submit``."""
@@ -58,6 +59,7 @@ class NewJob:
             ("start_at", self.start_at), ("expires_ms", self.expires_ms), ("idem", self.idempotency_key),
             ("body", self.body_digest), ("depends_on", "\n".join(self.depends_on)),
             ("on_parent_failure", self.on_parent_failure), ("group", self.group), ("est", self.estimate),
+            ("labels", "".join(self.labels) or None),
         ]  # fmt: skip
 
 
@@ -201,12 +203,19 @@ class Queue:
         return await self._must("payload", f"job {job_id}", job=job_id, tenant=tenant)
 
     async def list_jobs(
-        self, tenant: str = "", status: Sequence[str] = (), limit: int = 50, before: str = ""
+        self,
+        tenant: str = "",
+        status: Sequence[str] = (),
+        limit: int = 50,
+        before: str = "",
+        filters: Mapping[str, Value | None] | None = None,
     ) -> Answer:
-        """Newest first; ``rows`` are records, ``next`` (a pair) continues."""
-        return await self.call(
-            "list", [("tenant", tenant), ("status", "\n".join(status)), ("limit", limit), ("before", before)]
-        )
+        """Newest first; ``rows`` are records, ``next`` (a pair) continues, also after a page that is not full.
+
+        ``filters``: ``worker``, ``error``, ``model``, ``group``, ``labels``, ``dead``, ``since``, ``until``.
+        """
+        page: dict[str, Value | None] = {"tenant": tenant, "status": "\n".join(status), "limit": limit, "before": before}
+        return await self.call("list", [*page.items(), *(filters or {}).items()])
 
     async def stats(self, tenant: str = "") -> Answer:
         """Counts, totals, depth by priority, workers."""

@@ -20,6 +20,7 @@ function Q.finish(u, r, status)
     redis.call('RPUSH', P .. 'cascade', id)
     u.cascade = true
   end
+  Q.index_end(u, r)
   if r.group then Q.group_ended(u, r) end
 end
 
@@ -27,6 +28,7 @@ end
 function Q.fail_finally(u, r, code, error, dead)
   Q.put(u, r, 'error', error)
   Q.put(u, r, 'error_code', code)
+  if dead then Q.put(u, r, 'dead_letter', '1') end
   Q.finish(u, r, 'failed')
   if dead then redis.call('ZADD', u.P .. 'dead', u.ms, r._id) end
   Q.update(u, r, code)

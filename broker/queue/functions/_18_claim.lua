@@ -82,6 +82,7 @@ function Q.claim_for(u, w, a, token)
   Q.take(u, r, w, token)
   Q.judge_estimate(u, r)
   local kind = Q.class(u, Q.lane_class(r)).kind
+  Q.note_models(u, r, kind)
   if kind ~= (w.kind or '') then Q.put(u, w, 'kind', kind ~= '' and kind or nil) end
   Q.update(u, r)
   return assigned(u, r)

@@ -11,6 +11,7 @@ local function forget(u, id, status)
   redis.call('ZREM', P .. 'dead', id)
   if r and r.status == status then
     if r.group then redis.call('ZREM', Q.group_members(u, r.tenant, r.group), id) end
+    Q.unindex(u, r)
     Q.leave(u, r)
     u.jobs[id] = nil
     return

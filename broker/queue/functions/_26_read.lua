@@ -1,12 +1,14 @@
 -- Records as the readers answer them.
 
+local HIDDEN = { token = true, done = true, labels = true, models = true, est = true }
+
 -- A record's fields as pairs, appended to `out`; with what is kept beside it when `whole`.
 function Q.record(u, r, out, whole)
   local P, id = u.P, r._id
   out[#out + 1] = 'job_id'
   out[#out + 1] = id
   for name, value in pairs(r) do
-    if string.sub(name, 1, 1) ~= '_' and name ~= 'token' and name ~= 'done' then
+    if string.sub(name, 1, 1) ~= '_' and not HIDDEN[name] then
       out[#out + 1] = name
       out[#out + 1] = value
     end

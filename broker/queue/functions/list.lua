@@ -1,75 +1,107 @@
--- emq_list: jobs, newest first, by arrival.
--- Guarantee: reads only; cost follows `limit`, not the number of jobs.
--- Arguments: `tenant` (empty: all) `status` (lines, empty: all) `limit` `before` (arrival, exclusive).
+-- emq_list: jobs, newest first, by arrival; those that all filters match.
+-- Guarantee: reads only; cost follows `limit` and a bounded number of looks, not the number of jobs: a page may hold
+-- fewer than `limit` jobs, and `next` goes on from there.
+-- Arguments: `tenant` (empty: all) `status` (lines, empty: all) `limit` `before` (arrival, exclusive), filters `worker`
+-- `error` (code of a failed job) `model` (heavy) `group` `labels` (lines, 8 hex each) `dead` (1) `since` `until` (when
+-- submitted, ms).
 -- Answer: `ok` `next` (empty: no more) then `job` <nested `ok` with a record> for each.
 local ALL = { 'scheduled', 'blocked', 'pending', 'claimed', 'processing', 'completed', 'failed', 'cancelled' }
-local TENANTS = 500
+local TENANTS, LOOKS = 500, 1000
 
--- The index sets that hold jobs of these statuses.
-local function sources(u, a, wanted)
-  local tenants = { a.tenant }
-  if not a.tenant or a.tenant == '' then tenants = redis.call('SMEMBERS', u.P .. 'tenants') end
+-- The index sets of a tenant that hold jobs of the wanted statuses of the given homes.
+local function sets(u, tenant, wanted, homes)
   local keys, seen = {}, {}
-  for i = 1, math.min(#tenants, TENANTS) do
-    for _, status in ipairs(wanted) do
-      local home = Q.HOME[status]
-      local key = home and u.P .. home .. ':' .. tenants[i] .. (home == 'f' and ':' .. status or '')
-      if key and not seen[key] then
-        seen[key] = true
-        keys[#keys + 1] = key
-      end
+  for _, status in ipairs(wanted) do
+    local home = Q.HOME[status]
+    local key = home and u.P .. home .. ':' .. tenant .. (home == 'f' and ':' .. status or '')
+    if key and string.find(homes, home, 1, true) and not seen[key] then
+      seen[key] = true
+      keys[#keys + 1] = key
     end
   end
   return keys
 end
 
--- A set read from the newest entry on, a few at a time.
-local function reader(key, before)
-  local source, at = { key = key, buffer = {} }, 1
-  function source.step()
-    if at > #source.buffer and not source.over then
-      local got = redis.call('ZREVRANGEBYSCORE', key, before, '-inf', 'WITHSCORES', 'LIMIT', 0, 8)
-      source.over = #got < 16
-      source.buffer, at = got, 1
-      if got[1] then before = '(' .. got[#got] end
-    end
-    source.job, source.arrival = source.buffer[at], tonumber(source.buffer[at + 1] or nil)
-    at = at + 2
+-- The terms of the filters: those that hold for jobs of any status, and those that only ended jobs have.
+local function terms(a)
+  local any, ended = {}, {}
+  for digest in string.gmatch(a.labels or '', '%x+') do any[#any + 1] = 'l:' .. digest end
+  if a.dead == '1' then ended[#ended + 1] = 'd:' end
+  for filter, kind in pairs({ worker = 'w', error = 'e', model = 'm' }) do
+    if a[filter] then ended[#ended + 1] = Q.term(kind, a[filter]) end
   end
-  source.step()
-  return source
+  return any, ended
 end
 
-local function newest(readers)
-  local best
-  for _, source in ipairs(readers) do
-    if source.job and (not best or source.arrival > best.arrival) then best = source end
+local function rarest(key, names)
+  local best, size
+  for _, term in ipairs(names) do
+    local n = Q.count_term(key, term)
+    if not size or n < size then best, size = term, n end
   end
-  return best
+  return best, size
+end
+
+-- The readers of a tenant's jobs: the rarest term that is known for all of them, else a term for the ended ones and the
+-- sets of the others, of which there are few, or which are newest first anyway.
+local function sources(u, a, tenant, wanted, before, out)
+  local key, any, ended = u.P .. 'x:' .. tenant, terms(a)
+  local term, size = rarest(key, any)
+  if a.group then
+    local members = Q.group_members(u, tenant, a.group)
+    if not size or redis.call('ZCARD', members) < size then
+      out[#out + 1] = Q.by_score(members, before)
+      return
+    end
+  end
+  if not term and #ended > 0 then
+    if #sets(u, tenant, wanted, 'f') > 0 then out[#out + 1] = Q.by_term(key, rarest(key, ended), before) end
+    if a.error or a.dead == '1' then return end
+    local others = sets(u, tenant, wanted, a.worker and 'a' or 'aw')
+    for _, set in ipairs(others) do out[#out + 1] = Q.by_score(set, before) end
+  elseif term then
+    out[#out + 1] = Q.by_term(key, term, before)
+  else
+    for _, set in ipairs(sets(u, tenant, wanted, 'awf')) do out[#out + 1] = Q.by_score(set, before) end
+  end
+end
+
+local function start(u, a, tenants, wanted)
+  local before, latest = tonumber(a.before or nil), tonumber(a['until'] or nil)
+  if not latest then return before end
+  local keys = {}
+  for _, tenant in ipairs(tenants) do
+    for _, key in ipairs(sets(u, tenant, wanted, 'awf')) do keys[#keys + 1] = key end
+  end
+  local bound = Q.arrival_after(u, keys, latest)
+  return bound and math.min(bound, before or bound) or before
 end
 
 local function list(keys, argv)
   local u, a = Q.begin(keys, argv)
-  local limit = math.max(1, math.min(500, tonumber(a.limit or 50) or 50))
+  for name, value in pairs(a) do
+    if value == '' then a[name] = nil end
+  end
+  local limit = math.max(1, math.min(250, tonumber(a.limit or 50) or 50))
   local wanted, is_wanted = Q.lines(a.status), {}
   if #wanted == 0 then wanted = ALL end
   for _, status in ipairs(wanted) do is_wanted[status] = true end
-  local before = a.before and a.before ~= '' and '(' .. a.before or '+inf'
-  local readers = {}
-  for _, key in ipairs(sources(u, a, wanted)) do readers[#readers + 1] = reader(key, before) end
+  local tenants = a.tenant and { a.tenant } or redis.call('SMEMBERS', u.P .. 'tenants')
+  while #tenants > TENANTS do tenants[#tenants] = nil end
+  local before, readers = start(u, a, tenants, wanted), {}
+  for _, tenant in ipairs(tenants) do sources(u, a, tenant, wanted, before, readers) end
   local out, found, last = { 'ok', 'next', '' }, 0, nil
-  for _ = 1, limit * 20 do
-    local source = newest(readers)
-    if not source or found == limit then
-      if source then out[3] = last end
-      return out
-    end
-    local r = Q.job(u, source.job)
+  for _ = 1, LOOKS do
+    local source = Q.newest(readers)
+    if not source then return out end
+    if found == limit then break end
+    local fits, over = Q.matches(u, a, source.job, is_wanted)
+    if over then return out end
     last = Q.int(source.arrival)
-    if r and is_wanted[r.status] then
+    if fits then
       found = found + 1
       out[#out + 1] = 'job'
-      out[#out + 1] = Q.record(u, r, { 'ok' })
+      out[#out + 1] = Q.record(u, Q.job(u, source.job), { 'ok' })
     end
     source.step()
   end

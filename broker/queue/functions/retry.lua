@@ -5,6 +5,7 @@
 local FORGET = {
   'failures', 'crashes', 'handbacks', 'cancel', 'error', 'error_code', 'finished_at', 'claimed_at', 'started_at',
   'executed_at', 'timings', 'worker_id', 'variant', 'avoid', 'expires_at', 'deps', 'due_at', 'stored_progress', 'done',
+  'dead_letter',
 }
 
 local function retry(keys, argv)
@@ -20,6 +21,7 @@ local function retry(keys, argv)
   for _, kind in ipairs({ 'j:', 'b:', 'e:', 'kids:' }) do redis.call('PERSIST', P .. kind .. a.job) end
   redis.call('DEL', P .. 'r:' .. a.job, P .. 'pr:' .. a.job)
   redis.call('ZREM', P .. 'dead', a.job)
+  Q.unindex_end(u, r)
   for _, name in ipairs(FORGET) do
     if r[name] then Q.put(u, r, name, nil) end
   end

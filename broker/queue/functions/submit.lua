@@ -25,7 +25,8 @@ local function start_time(u, j)
   return at > u.now and at or nil
 end
 
-local COPIED = { 'job_type', 'class', 'max_attempts', 'timeout_s', 'group', 'on_parent_failure', 'est' }
+local COPIED = { 'job_type', 'class', 'max_attempts', 'timeout_s', 'group', 'on_parent_failure', 'est',
+  'labels' }
 
 local function new_record(u, tenant, j, arrival)
   local r = { _id = j.id, _key = u.P .. 'j:' .. j.id }
@@ -91,6 +92,7 @@ local function add(u, tenant, j, arrival, shared)
       'PX', Q.setting(u, 'idem_ttl_ms'))
   end
   if r.group then Q.group_add(u, r) end
+  if r.labels then Q.index_labels(u, r) end
   place(u, r, j)
   local position, exact
   if r.status == 'pending' and not r.finished_at then

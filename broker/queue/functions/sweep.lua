@@ -18,6 +18,7 @@ local function sweep(keys, argv)
   Q.forget_classes(u, 20)
   Q.forget_workers(u, 20)
   Q.prune_tags(u)
+  Q.prune_index(u, 20)
   Q.commit(u)
   more = more or reaped == limit or due == limit or expired >= limit or trimmed >= limit
   return { 'ok', 'reaped', Q.int(reaped), 'due', Q.int(due), 'expired', Q.int(expired), 'trimmed', Q.int(trimmed),

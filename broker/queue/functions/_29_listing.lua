@@ -1,0 +1,77 @@
+-- Reading indexes of jobs from the newest arrival on, several at once.
+
+local FIRST, MOST = 8, 64
+
+-- A set read a few entries at a time. `fetch(before, n)` answers ids and arrivals in turn, `before` exclusive
+-- (nil: all).
+local function reader(fetch, before)
+  local source, at, part = { buffer = {} }, 1, FIRST
+  function source.step()
+    if at > #source.buffer and not source.over then
+      source.buffer, at = fetch(before, part), 1
+      source.over = #source.buffer < 2 * part
+      part = math.min(MOST, 2 * part)
+      if source.buffer[1] then before = source.buffer[#source.buffer] end
+    end
+    source.job, source.arrival = source.buffer[at], source.buffer[at + 1]
+    at = at + 2
+  end
+  source.step()
+  return source
+end
+
+-- Reads a ZSET of job → arrival.
+function Q.by_score(key, before)
+  return reader(function(from, part)
+    local top = from and '(' .. Q.int(from) or '+inf'
+    local got = redis.call('ZREVRANGEBYSCORE', key, top, '-inf', 'WITHSCORES', 'LIMIT', 0, part)
+    for i = 2, #got, 2 do got[i] = tonumber(got[i]) end
+    return got
+  end, before)
+end
+
+-- Reads a term of a tenant's search index.
+function Q.by_term(key, term, before)
+  return reader(function(from, part)
+    local top = from and '(' .. term .. '\n' .. string.format('%012x', from) or '(' .. term .. '\11'
+    local got, out = redis.call('ZREVRANGEBYLEX', key, top, '[' .. term .. '\n', 'LIMIT', 0, part), {}
+    for _, entry in ipairs(got) do
+      local arrival, id = string.match(entry, '\n(%x+):(.*)$')
+      out[#out + 1] = id
+      out[#out + 1] = tonumber(arrival, 16)
+    end
+    return out
+  end, before)
+end
+
+-- How many jobs a term of a tenant's search index has.
+function Q.count_term(key, term)
+  return redis.call('ZLEXCOUNT', key, '[' .. term .. '\n', '(' .. term .. '\11')
+end
+
+-- The reader with the newest job.
+function Q.newest(readers)
+  local best
+  for _, source in ipairs(readers) do
+    if source.job and (not best or source.arrival > best.arrival) then best = source end
+  end
+  return best
+end
+
+-- An arrival that every job submitted after `ms` has or exceeds, found in the largest of `keys`; nil: none is known.
+function Q.arrival_after(u, keys, ms)
+  local key, size = nil, 0
+  for _, name in ipairs(keys) do
+    local n = redis.call('ZCARD', name)
+    if n > size then key, size = name, n end
+  end
+  local low, high = 0, size
+  while low < high do
+    local middle = math.floor((low + high) / 2)
+    local id = redis.call('ZRANGE', key, middle, middle)[1]
+    local created = tonumber(redis.call('HGET', u.P .. 'j:' .. id, 'created_at') or 0)
+    if created > ms then high = middle else low = middle + 1 end
+  end
+  local found = key and redis.call('ZRANGE', key, low, low, 'WITHSCORES')
+  return found and tonumber(found[2] or nil)
+end

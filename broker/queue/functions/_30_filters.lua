@@ -1,0 +1,33 @@
+-- Whether a job is what a listing asks for.
+
+local FIELDS = {
+  'status', 'created_at', 'worker_id', 'error_code', 'models', 'class', 'group', 'labels', 'dead_letter',
+}
+
+local function has_labels(said, labels)
+  local found = {}
+  for digest in string.gmatch(said or '', '%x%x%x%x%x%x%x%x') do found[digest] = true end
+  for digest in string.gmatch(labels, '%x+') do
+    if not found[digest] then return false end
+  end
+  return true
+end
+
+local function has_model(u, r, model)
+  for _, name in ipairs(Q.lines(r.models or Q.class(u, r.class).kind)) do
+    if Q.term('m', name) == Q.term('m', model) then return true end
+  end
+  return false
+end
+
+-- Whether all filters match; `over` when the job and thereby all that follow are too old.
+function Q.matches(u, a, id, is_wanted)
+  local got, r = redis.call('HMGET', u.P .. 'j:' .. id, unpack(FIELDS)), {}
+  for i, name in ipairs(FIELDS) do r[name] = got[i] or nil end
+  local created = tonumber(r.created_at or 0)
+  if not r.status or created > tonumber(a['until'] or math.huge) then return false end
+  if created < tonumber(a.since or 0) then return false, true end
+  return is_wanted[r.status] and (not a.worker or r.worker_id == a.worker) and (not a.group or r.group == a.group)
+    and (not a.error or r.status == 'failed' and r.error_code == a.error) and (a.dead ~= '1' or r.dead_letter == '1')
+    and (not a.labels or has_labels(r.labels, a.labels)) and (not a.model or has_model(u, r, a.model))
+end
