@@ -1,0 +1,74 @@
+"""The published schema is the models', and what the broker sends fits it."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from broker.protocol import gateway, messages, schema
+from tests.api.conftest import Broker, submit
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+def test_the_schema_in_docs_is_the_models() -> None:
+    assert (DOCS / "schema.json").read_text() == schema.text(), "run: python -m broker.protocol.schema docs/schema.json"
+
+
+def test_the_page_names_every_message_and_error() -> None:
+    page = (DOCS / "protocol.md").read_text()
+    models = (*messages.CLIENT_MESSAGES, *gateway.WORKER_MESSAGES, *schema.REPLIES, *schema.EVENTS,
+              *gateway.GATEWAY_REPLIES)  # fmt: skip
+    for model in models:
+        kind = model.model_fields["type"]
+        name = kind.default if isinstance(kind.default, str) else kind.annotation.__args__[0]  # type: ignore[union-attr]
+        assert f"`{name}`" in page, name
+    for field in messages.SubmitJob.model_fields:
+        assert f"`{field}`" in page or f'"{field}"' in page, field
+
+
+@functools.cache
+def validator(family: str, kind: str) -> jsonschema.Draft202012Validator:
+    """Checks messages of one type."""
+    document = json.loads((DOCS / "schema.json").read_text())
+    for name in document["$defs"][family]["oneOf"]:
+        definition = document["$defs"][name["$ref"].rsplit("/", 1)[1]]
+        if definition["properties"]["type"].get("const") == kind:
+            return jsonschema.Draft202012Validator({"$ref": name["$ref"], "$defs": document["$defs"]})
+    raise AssertionError(f"{family} has no {kind}")
+
+
+async def test_what_a_client_hears_fits_the_schema(broker: Broker, valkey_url: str) -> None:
+    async with broker.client() as client:
+        for message in (
+            submit(message_id="1"), {"type": "make_coffee"}, {"type": "request_stats"}, {"type": "list_jobs"},
+            {"type": "subscribe_stats"},
+        ):  # fmt: skip
+            await client.send(message)
+            await client.next()
+        async with broker.worker().running(valkey_url):
+            job = (await client.until("complete_job"))["job_id"]
+        await client.ask({"type": "request_job_status", "job_id": job})
+        await client.ask({"type": "force_retry_job", "job_id": job})
+        await client.ask({"type": "subscribe_job", "job_id": job, "after": "other.1-0"})
+        await client.until("reset")
+        await client.ask({"type": "submit_jobs", "jobs": [submit(group="g")]})
+        await client.ask({"type": "request_group", "group": "g"})
+    kinds = set()
+    for message in client.heard:
+        kinds.add(message["type"])
+        validator("ServerMessage", message["type"]).validate(message)
+    assert kinds >= {
+        "job_accepted", "error", "response_stats", "job_list", "subscription_confirmed", "job_update", "complete_job",
+        "update_job_progress", "response_job_status", "ack", "reset", "jobs_accepted", "group_status",
+        "stats_broadcast",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("model", messages.CLIENT_MESSAGES, ids=lambda m: m.__name__)
+def test_every_message_says_what_it_is(model: type[messages.Message]) -> None:
+    assert model.__doc__
