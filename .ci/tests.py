@@ -22,6 +22,7 @@ NO_TESTS = 5  # pytest's exit code for an empty selection
 def run_half(name: str, marker: str, report: Path) -> int:
     """Run one half, print what it said once it has ended, and give its exit code."""
     started = time.monotonic()
+    print(f"running the tests {name}; their output follows at their end", flush=True)
     command = [sys.executable, "-m", "pytest", "-m", marker, f"--junit-xml={report}", "--durations=10"]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     print(f"===== tests {name}, {time.monotonic() - started:.0f} s =====\n{done.stdout}", flush=True)
