@@ -12,6 +12,10 @@ end
 -- The first of `classes` (best first; name, score, …) that the worker may serve.
 local function first_fit(u, w, top)
   if #top == 0 then return nil end
+  if #top == 2 then
+    local fits = redis.call('SISMEMBER', u.P .. 'ok:' .. w.profile, top[1]) == 1 and not shunned(u, w, top[1])
+    return fits and top[1] or nil, tonumber(top[2])
+  end
   local names = {}
   for i = 1, #top, 2 do names[#names + 1] = top[i] end
   local fits = redis.call('SMISMEMBER', u.P .. 'ok:' .. w.profile, unpack(names))
@@ -21,11 +25,20 @@ local function first_fit(u, w, top)
   return nil
 end
 
+-- The best head often fits, and a worker with few classes is asked for those: only else several heads are looked at.
 local function best_fit(u, w)
-  local top = redis.call('ZRANGE', u.P .. 'i', 0, 15, 'WITHSCORES')
-  local class, score = first_fit(u, w, top)
-  if class or #top < 32 then return class, score end
-  top = redis.call('ZINTER', 2, u.P .. 'i', u.P .. 'ok:' .. w.profile, 'WEIGHTS', 1, 0, 'WITHSCORES')
+  local first = redis.call('ZRANGE', u.P .. 'i', 0, 0, 'WITHSCORES')
+  if not first[1] then return nil end
+  local class, score = first_fit(u, w, first)
+  if class then return class, score end
+  local able = redis.call('SCARD', u.P .. 'ok:' .. w.profile)
+  if able == 0 then return nil end
+  if able > 16 then
+    local heads = redis.call('ZRANGE', u.P .. 'i', 1, 15, 'WITHSCORES')
+    class, score = first_fit(u, w, heads)
+    if class or #heads < 30 then return class, score end
+  end
+  local top = redis.call('ZINTER', 2, u.P .. 'i', u.P .. 'ok:' .. w.profile, 'WEIGHTS', 1, 0, 'WITHSCORES')
   for i = 1, #top, 2 do
     if not shunned(u, w, top[i]) then return top[i], tonumber(top[i + 1]) end
   end

@@ -13,21 +13,19 @@ end
 
 -- The job that an earlier claim with this token got.
 local function claimed_before(w, token)
-  for line in string.gmatch(w.tokens or '', '[^\n]+') do
-    if string.sub(line, 1, #token + 1) == token .. ' ' then return string.sub(line, #token + 2) end
-  end
-  return nil
+  local lines = '\n' .. (w.tokens or '')
+  local at = string.find(lines, '\n' .. token .. ' ', 1, true)
+  return at and string.match(lines, '^[^\n]+', at + #token + 2)
 end
 
 local function assigned(u, r)
   local P, id = u.P, r._id
-  local both, at = redis.call('GET', P .. 'b:' .. id) or '', tonumber(r.spec_len or 0)
   return {
     'job', 'job_id', id, 'attempt', r.attempt, 'lease', r.token, 'lease_ms', Q.int(u.lease), 'job_type', r.job_type,
     'priority', r.priority, 'tenant', r.tenant, 'round', r.round or '1', 'timeout_s', r.timeout_s or '',
     'queued_ms', Q.int(r.claimed_at - r.created_at),
     'watch', redis.call('EXISTS', P .. 'watch:' .. id) == 1 and '1' or '0',
-    'payload', string.sub(both, at + 1), 'spec', string.sub(both, 1, at),
+    'payload', redis.call('GETRANGE', P .. 'b:' .. id, r.spec_len or '0', '-1'),
   }
 end
 
