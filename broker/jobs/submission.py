@@ -322,7 +322,9 @@ def _spec(submit: SubmitJob) -> bytes:
         "webhook_url": submit.webhook_url,
         "depends_on": submit.depends_on,
     }
-    return strict.dumps({k: v for k, v in fields.items() if v is not None and v not in ({}, [])}).encode()
+    # An empty list says nothing, except in metadata, which comes back as it was given.
+    kept = {k: v for k, v in fields.items() if v is not None and (k == "metadata" or v not in ({}, []))}
+    return strict.dumps(kept).encode()
 
 
 def _digest(data: bytes) -> str:
