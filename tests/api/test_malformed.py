@@ -6,7 +6,10 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from broker.api.commands import MODELS
 from tests.api.conftest import GRAPH, Broker, submit
 
 
@@ -238,3 +241,41 @@ async def test_an_error_names_the_message_that_it_answers(broker: Broker) -> Non
         assert refused["message_id"] == "m9"
         [error] = refused["details"]["node_errors"]["1"]["errors"][:1]
         assert set(error) == {"type", "message", "details", "extra_info"}
+
+
+KEYS = [
+    "payload", "workflow", "prompt", "inputs", "class_type", "requirements", "models", "metadata", "priority",
+    "job_id", "jobs", "group", "scope", "id", "depends_on", "strict", "message_id", "1", "extra_data",
+]  # fmt: skip
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=4), inner),
+    max_leaves=12,
+)
+messages = st.builds(
+    lambda kind, fields: {**fields, "type": kind},
+    st.sampled_from(sorted(MODELS)),
+    st.dictionaries(st.sampled_from(KEYS), anything, max_size=5),
+)
+
+
+async def test_no_message_at_all_is_the_broker_s_fault(broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever comes, the answer is a good one or a refusal, never ``internal``, and nothing is raised."""
+    found: list[Any] = []
+
+    @settings(max_examples=300, deadline=None, database=None)
+    @given(messages | anything)
+    def collect(message: Any) -> None:
+        found.append(message)
+
+    collect()
+    async with broker.client() as client:
+        for message in found:
+            await client.send(json.dumps(message))
+        await client.send({"type": "request_stats", "message_id": "the end"})
+        while (heard := await client.next(30)).get("message_id") != "the end":
+            assert heard.get("code") != "internal", heard
+    for message in found[:100]:
+        status, body = await broker.json("POST", "/api/jobs", data=json.dumps(message))
+        assert status < 500, (message, body)
+    assert not [record for record in caplog.records if record.exc_info]
