@@ -113,6 +113,18 @@ async def test_a_worker_with_the_model_loaded_is_woken_first(desk: Desk) -> None
     assert (await cold.inbox(), await warm.inbox()) == ([], ["work"])
 
 
+async def test_a_retry_wakes_another_worker_than_the_one_that_failed(desk: Desk) -> None:
+    first, second = await desk.worker("a"), await desk.worker("b")
+    await desk.add("j")
+    await first.start()
+    await first.fail("j", claim=1, claim_token="b" * 32)
+    desk.tick(10)
+    await second.claim()
+    desk.tick(2500)
+    await desk.queue.sweep()
+    assert (await first.inbox(), await second.inbox()) == ([], ["work"])
+
+
 async def test_a_lost_hint_costs_one_heartbeat(desk: Desk) -> None:
     worker = await desk.worker()
     await worker.claim()

@@ -227,6 +227,16 @@ async def test_after_the_grace_a_silent_worker_is_lost(desk: Desk) -> None:
     assert await desk.status("j") == "pending"
 
 
+async def test_a_broker_that_sweeps_rarely_still_takes_leases_back(desk: Desk) -> None:
+    await desk.add("j")
+    worker = await desk.worker()
+    await worker.start()
+    for _ in range(2):
+        desk.tick(2 * LEASE_MS)
+        await desk.queue.sweep()
+    assert await desk.status("j") == "pending"
+
+
 async def test_a_claim_takes_lapsed_leases_back(desk: Desk) -> None:
     """Recovery does not hang on brokers: whoever calls next does it."""
     await desk.add("j")

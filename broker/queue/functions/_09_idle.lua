@@ -38,12 +38,12 @@ function Q.is_warm(kind, loaded)
 end
 
 -- Chooses among a profile's idle workers: one with the kind's models loaded, else the one that waits longest.
-local function choose(u, profile, kind)
+local function choose(u, profile, class, kind)
   local names = redis.call('ZRANGE', u.P .. 'idle:' .. profile, 0, kind ~= '' and 7 or 3)
   local best
   for _, name in ipairs(names) do
     local w = Q.worker(u, name)
-    if w and w.idle and not w.paused and not w.drain then
+    if w and w.idle and not w.paused and not w.drain and not Q.shunned(u, w, class) then
       if kind ~= '' and Q.is_warm(kind, w.loaded) then return w end
       best = best or w
     end
@@ -61,7 +61,7 @@ function Q.wake(u, class)
   end
   for _, profile in ipairs(profiles) do
     if redis.call('SISMEMBER', u.P .. 'ok:' .. profile, class) == 1 then
-      local w = choose(u, profile, Q.class(u, class).kind)
+      local w = choose(u, profile, class, Q.class(u, class).kind)
       if w then
         Q.unset_idle(u, w)
         Q.hint(u, w.instance, 'work')

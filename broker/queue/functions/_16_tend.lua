@@ -3,9 +3,11 @@
 local GAP_MS = 5000
 
 -- After a gap, a time in which Redis saw neither sweep nor heartbeat (it stood still, or was away), nobody could keep a
--- lease: all get one lease of grace. Answers whether leases may be taken back.
+-- lease: all get one lease of grace, but not one after the other (a broker may sweep rarely, its workers be dead).
+-- Answers whether leases may be taken back.
 local function in_force(u)
-  if u.seen > 0 and u.now - u.seen > math.max(u.lease / 2, GAP_MS) then
+  local gap = u.seen > 0 and u.now - u.seen > math.max(u.lease / 2, GAP_MS)
+  if gap and u.now - u.grace > u.lease then
     u.grace = u.now + u.lease
     redis.call('HSET', u.P .. 'config', 'grace', Q.int(u.grace), 'seen', u.ms)
     u.seen = u.now

@@ -2,7 +2,7 @@
 
 -- Whether a class is a variant that this worker leaves to others. It does so as long as another live worker can run it,
 -- but not for ever: that one may be paused.
-local function shunned(u, w, class)
+function Q.shunned(u, w, class)
   if not string.find(class, '!', 1, true) then return false end
   local c = redis.call('HMGET', u.P .. 'c:' .. class, 'base', 'avoid', 'since')
   if c[2] ~= w._id or u.now - (c[3] or 0) > Q.setting(u, 'avoid_ms') then return false end
@@ -13,14 +13,14 @@ end
 local function first_fit(u, w, top)
   if #top == 0 then return nil end
   if #top == 2 then
-    local fits = redis.call('SISMEMBER', u.P .. 'ok:' .. w.profile, top[1]) == 1 and not shunned(u, w, top[1])
+    local fits = redis.call('SISMEMBER', u.P .. 'ok:' .. w.profile, top[1]) == 1 and not Q.shunned(u, w, top[1])
     return fits and top[1] or nil, tonumber(top[2])
   end
   local names = {}
   for i = 1, #top, 2 do names[#names + 1] = top[i] end
   local fits = redis.call('SMISMEMBER', u.P .. 'ok:' .. w.profile, unpack(names))
   for i, name in ipairs(names) do
-    if fits[i] == 1 and not shunned(u, w, name) then return name, tonumber(top[2 * i]) end
+    if fits[i] == 1 and not Q.shunned(u, w, name) then return name, tonumber(top[2 * i]) end
   end
   return nil
 end
@@ -40,7 +40,7 @@ local function best_fit(u, w)
   end
   local top = redis.call('ZINTER', 2, u.P .. 'i', u.P .. 'ok:' .. w.profile, 'WEIGHTS', 1, 0, 'WITHSCORES')
   for i = 1, #top, 2 do
-    if not shunned(u, w, top[i]) then return top[i], tonumber(top[i + 1]) end
+    if not Q.shunned(u, w, top[i]) then return top[i], tonumber(top[i + 1]) end
   end
   return nil
 end
