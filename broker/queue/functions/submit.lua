@@ -33,12 +33,13 @@ local function new_record(u, tenant, j, arrival)
   u.jobs[j.id] = r
   local spec = j.spec or ''
   local fields = {
-    tenant = tenant, arrival = Q.int(arrival), created_at = Q.int(u.now), priority = Q.int(tonumber(j.priority or 0)),
-    spec_len = Q.int(#spec), round = '1', max_attempts = '3', job_type = 'comfyui',
+    tenant = tenant, arrival = Q.int(arrival), created_at = u.ms, priority = Q.int(tonumber(j.priority or 0)),
+    spec_len = Q.int(#spec), max_attempts = '3', job_type = 'comfyui',
   }
   for _, name in ipairs(COPIED) do
     if j[name] and j[name] ~= '' then fields[name] = j[name] end
   end
+  if fields.on_parent_failure == 'fail' then fields.on_parent_failure = nil end
   if j.expires_ms then fields.expires_at = Q.int(u.now + j.expires_ms) end
   for name, value in pairs(fields) do Q.put(u, r, name, value) end
   redis.call('SET', u.P .. 'b:' .. j.id, spec .. (j.payload or ''))
@@ -56,7 +57,7 @@ local function place(u, r, j)
   Q.enter(u, r, status)
   if r.expires_at then redis.call('ZADD', u.P .. 'expiry', r.expires_at, r._id) end
   if status ~= 'pending' then Q.pin(u, r, 1) end
-  if status == 'scheduled' then redis.call('ZADD', u.P .. 'due', due, r._id) end
+  if status == 'scheduled' then redis.call('ZADD', u.P .. 'due', r.due_at, r._id) end
   if failed then
     Q.unwait(u, r)
     Q.fail_finally(u, r, 'dependency_failed', Q.error('dependency_failed',
@@ -73,14 +74,18 @@ local function use_class(u, j)
   if not c.exists then
     Q.new_class(u, j.class, j.atoms or '', tonumber(j.vram_mb or 0) or 0, j.kind or '')
   elseif u.now - c.used > 3600000 then
-    redis.call('HSET', u.P .. 'c:' .. j.class, 'used', u.now)
-    redis.call('ZADD', u.P .. 'classes', u.now, j.class)
+    redis.call('HSET', u.P .. 'c:' .. j.class, 'used', u.ms)
+    redis.call('ZADD', u.P .. 'classes', u.ms, j.class)
     c.used = u.now
   end
 end
 
 local function missing(u, class, known)
-  if known[class] == nil then known[class] = Q.served(u, class) and '' or Q.missing(u, class) end
+  if known[class] == nil then
+    -- Each class is compared with every profile; a bulk of many classes leaves some unanswered.
+    known.classes = (known.classes or 0) + 1
+    known[class] = (known.classes > 20 or Q.served(u, class)) and '' or Q.missing(u, class)
+  end
   return known[class]
 end
 

@@ -6,10 +6,11 @@ local function sweep(keys, argv)
   local u, a = Q.begin(keys, argv)
   local limit = math.max(1, math.min(1000, tonumber(a.limit or 100) or 100))
   Q.alive(u)
-  local reaped = Q.reap_lapsed(u, limit)
-  local due = Q.promote_due(u, limit)
-  local expired = Q.expire_waiting(u, limit) + Q.time_out(u, limit)
-  local more = Q.cascade(u, limit)
+  local few, some = math.ceil(limit / 5), math.ceil(limit / 2)
+  local reaped = Q.reap_lapsed(u, few)
+  local due = Q.promote_due(u, some)
+  local expired, late = Q.expire_waiting(u, some), Q.time_out(u, some)
+  local more = Q.cascade(u, some)
   Q.match_more(u, 4)
   Q.unpark_more(u)
   Q.age(u, math.min(limit, 100))
@@ -20,7 +21,8 @@ local function sweep(keys, argv)
   Q.prune_tags(u)
   Q.prune_index(u, 20)
   Q.commit(u)
-  more = more or reaped == limit or due == limit or expired >= limit or trimmed >= limit
+  more = more or reaped == few or due == some or expired == some or late == some or trimmed >= limit
+  expired = expired + late
   return { 'ok', 'reaped', Q.int(reaped), 'due', Q.int(due), 'expired', Q.int(expired), 'trimmed', Q.int(trimmed),
     'more', more and '1' or '0' }
 end
