@@ -33,6 +33,7 @@ class Membership:
         self.model_inputs: dict[str, dict[str, str]] = {}
         self._profile: dict[str, Any] = {}
         self._info: dict[str, Any] = {}
+        self._ranges = b""
         self._registered: set[str] = set()
         self._paused: dict[str, bool] = {}
         self._draining: dict[str, bool] = {}
@@ -74,7 +75,8 @@ class Membership:
     def _look(self) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
         inventory = self._comfy.inventory
         gpus = inventory.gpus()
-        inputs = inventory.model_inputs()
+        inputs, document = inventory.read_inputs()
+        digest, self._ranges = document.packed()
         profile = {
             "supported_job_types": list(self._settings.job_types),
             "job_types": list(self._settings.job_types),
@@ -84,6 +86,7 @@ class Membership:
             "tags": list(self._settings.tags),
             "vram_mb": max((gpu["vram_mb"] for gpu in gpus), default=0),
             "gpu": gpus[0]["name"] if gpus else "",
+            "ranges": digest,
         }
         return profile, inputs
 
@@ -144,7 +147,7 @@ class Membership:
     async def _register(self, queue: WorkQueue) -> None:
         machine = self._settings.machine_id or self._worker_id.rsplit("-", 1)[0]
         jobs = [run.job for run in self._worker.held(queue)]
-        said = Registration(machine, self._profile, self._info, self._worker.status, jobs)
+        said = Registration(machine, self._profile, self._info, self._worker.status, jobs, self._ranges)
         self.terms = await queue.register(said)
         self._worker.set_input_policy(self.terms.input_urls)
         self._brokers[queue.pool] = self.terms.brokers

@@ -9,6 +9,7 @@ import asyncio
 import itertools
 import json
 import logging
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -75,7 +76,12 @@ class GatewayQueue:
             machine_id=registration.machine,
             status=registration.status,
             **self._from_before(registration),
-            capabilities={**registration.info, **registration.profile, "slots": 1},
+            capabilities={
+                **registration.info,
+                **registration.profile,
+                "slots": 1,
+                "ranges": json.loads(zlib.decompress(registration.ranges)) if registration.ranges else None,
+            },
         )
         self._instance = str(answer.get("instance") or self._instance)
         return Terms(

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+from .ranges import Document, judges_combos
+
 log = logging.getLogger("emq")
 
 MODEL_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf", ".sft")
@@ -106,8 +108,11 @@ class Inventory:
                 found[str(folder)] = sorted(names)
         return found
 
-    def model_inputs(self) -> dict[str, dict[str, str]]:
-        """Which inputs of which classes name a file of which folder, found by watching where their lists come from."""
+    def read_inputs(self) -> tuple[dict[str, dict[str, str]], Document]:
+        """Which inputs of which classes name a file of which folder, and which values inputs take.
+
+        Files are found by watching where the lists of choices come from.
+        """
         real = self._folders.get_filename_list
 
         def watched(folder: str, *args: Any, **kwargs: Any) -> list[str]:
@@ -117,24 +122,26 @@ class Inventory:
 
         self._folders.get_filename_list = watched
         try:
+            document = Document(judges_combos())
             classes = list(self._nodes.NODE_CLASS_MAPPINGS.items())
-            found = {str(name): self._inputs_of(node) for name, node in classes}
+            found = {str(name): self._inputs_of(str(name), node, document) for name, node in classes}
         finally:
             self._folders.get_filename_list = real
-        return {name: inputs for name, inputs in found.items() if inputs}
+        return {name: inputs for name, inputs in found.items() if inputs}, document
 
     @staticmethod
-    def _inputs_of(node: Any) -> dict[str, str]:
+    def _inputs_of(name: str, node: Any, document: Document) -> dict[str, str]:
         found: dict[str, str] = {}
         try:
             groups = node.INPUT_TYPES()
             for group in ("required", "optional"):
-                for name, spec in (groups.get(group) or {}).items():
+                for key, spec in (groups.get(group) or {}).items():
                     options = spec[0] if isinstance(spec, list | tuple) and spec else None
                     if not isinstance(options, _Listing) and len(spec) > 1 and isinstance(spec[1], dict):
                         options = spec[1].get("options")
                     if isinstance(options, _Listing):
-                        found[str(name)] = options.folder
+                        found[str(key)] = options.folder
+            document.add(name, node, groups, found)
         except Exception as error:  # a pack's own mistake; ComfyUI logs it when its page asks
             log.debug("cannot read the inputs of %s: %s", node, error)
         return found

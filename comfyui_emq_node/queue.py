@@ -76,6 +76,8 @@ class Registration:
     status: str = "idle"
     jobs: Sequence[Claimed] = ()
     """What this process still has from before the connection broke."""
+    ranges: bytes = b""
+    """What values inputs take (``ranges.py``), compressed; the profile has its digest."""
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,7 @@ class RedisQueue:
             previous=self._who["instance"],
             machine=registration.machine,
             profile=_json(registration.profile),
+            ranges=registration.ranges,
             info=_json(registration.info),
             slots=1,
             via="redis",

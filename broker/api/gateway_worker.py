@@ -9,6 +9,7 @@ from typing import Any
 
 from broker.errors import Conflict, EmqError
 from broker.jobs import strict
+from broker.jobs.ranges import pack
 from broker.protocol import gateway as g
 from broker.queue.queue import Answer, Queue, Value, require
 
@@ -59,13 +60,15 @@ class GatewayWorker:
     async def enrol(self, message: g.RegisterWorker) -> Answer:
         """Register; a process that comes back names the instance it was, and keeps the jobs that it names."""
         caps = message.capabilities
+        digest, packed = pack(caps.ranges) if caps.ranges else (None, None)
         answer = await self.call(
             "register",
             {
+                "ranges": packed,
                 "worker": message.worker_id,
                 "instance": self.instance,
                 "machine": message.machine_id,
-                "profile": strict.canonical(_profile(caps)),
+                "profile": strict.canonical({**_profile(caps), "ranges": digest}),
                 "info": strict.dumps(_info(message)),
                 "slots": caps.slots,
                 "via": "gateway",

@@ -9,9 +9,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from broker.jobs.ranges import Known, Ranges, parse
 from broker.queue.queue import Answer, Queue
 
 MAX_AGE_S = 3.0
+_KEPT_RANGES = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,7 @@ class Profile:
     models: dict[str, list[str]]
     model_inputs: dict[str, dict[str, str]] | None
     without: frozenset[str]
+    ranges: Ranges | None = None
 
 
 @dataclass(slots=True)
@@ -35,6 +38,14 @@ class FleetView:
     taken_at: float = 0.0
     _known: frozenset[str] | None = None
     _folders: dict[str, set[str]] | None = None
+    _values: Known | None = None
+
+    @property
+    def values(self) -> Known:
+        """What values the inputs of node classes take."""
+        if self._values is None:
+            self._values = Known((profile.node_classes, profile.ranges) for profile in self.profiles)
+        return self._values
 
     @property
     def atoms(self) -> frozenset[str]:
@@ -70,9 +81,12 @@ def _strings(value: Any) -> Iterable[str]:
     return (item for item in value if isinstance(item, str)) if isinstance(value, list) else ()
 
 
-def parse_profile(profile_id: str, text: str, without: frozenset[str] = frozenset()) -> Profile:
+def parse_profile(
+    profile_id: str, text: str, without: frozenset[str] = frozenset(), ranges: Ranges | None = None
+) -> Profile:
     """A profile from its JSON (the fields of ``emq_register``), less the atoms it turned out not to have."""
     data = json.loads(text)
+    lacking = {atom[2:] for atom in without if atom.startswith("n:")}
     models = {folder: [slashes(n) for n in _strings(names)] for folder, names in (data.get("models") or {}).items()}
     classes = frozenset(_strings(data.get("node_classes")))
     atoms = {f"t:{name}" for name in _strings(data.get("job_types"))} | {f"n:{name}" for name in classes}
@@ -82,7 +96,7 @@ def parse_profile(profile_id: str, text: str, without: frozenset[str] = frozense
         atoms.update(f"m:{folder}/{name}" for name in names)
     inputs = data.get("model_inputs") or None
     vram_mb = int(data.get("vram_mb") or 0)
-    return Profile(profile_id, frozenset(atoms) - without, vram_mb, classes, models, inputs, without)
+    return Profile(profile_id, frozenset(atoms) - without, vram_mb, classes - lacking, models, inputs, without, ranges)
 
 
 class Fleet:
@@ -92,6 +106,7 @@ class Fleet:
         self._queue = queue
         self._view = FleetView(taken_at=float("-inf"))
         self._parsed: dict[str, Profile] = {}
+        self._ranges: dict[str, Ranges] = {}
         self._lock = asyncio.Lock()
 
     async def view(self, max_age_s: float = MAX_AGE_S) -> FleetView:
@@ -103,14 +118,30 @@ class Fleet:
             if self._view.taken_at < wanted:
                 now = time.monotonic()
                 answer = await self._queue.fleet()
-                self._view = FleetView([self._profile(row) for row in answer.rows if row.number("workers", 1)], now)
+                self._view = FleetView(
+                    [await self._profile(row) for row in answer.rows if row.number("workers", 1)], now
+                )
                 self._parsed = {profile.profile_id: profile for profile in self._view.profiles}
         return self._view
 
-    def _profile(self, row: Answer) -> Profile:
+    async def _profile(self, row: Answer) -> Profile:
         profile_id = row.text("profile") or row.outcome
         without = frozenset(row.lines("without"))
         known = self._parsed.get(profile_id)
         if known is None or known.without != without:
-            known = parse_profile(profile_id, row.text("json"), without)
+            known = parse_profile(profile_id, row.text("json"), without, await self._ranges_of(profile_id, row))
         return known
+
+    async def _ranges_of(self, profile_id: str, row: Answer) -> Ranges | None:
+        """What values a profile takes, read once for all that say the same."""
+        digest = json.loads(row.text("json")).get("ranges")
+        if not isinstance(digest, str):
+            return None
+        if digest not in self._ranges:
+            data = await self._queue.ranges(profile_id)
+            if not data:
+                return None
+            self._ranges[digest] = parse(data)
+            if len(self._ranges) > _KEPT_RANGES:
+                del self._ranges[next(iter(self._ranges))]
+        return self._ranges[digest]

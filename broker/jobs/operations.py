@@ -9,7 +9,7 @@ from broker.jobs import labels, listing, records
 from broker.jobs.figures import group_figures, public_stats, public_worker
 from broker.jobs.fleet import Fleet
 from broker.jobs.submission import Submitter
-from broker.jobs.waiting import explain
+from broker.jobs.waiting import explain, values
 from broker.protocol.base import WAITING, JobStatus
 from broker.protocol.messages import Ack, GroupStatus, ListJobs
 from broker.queue.queue import Answer, Queue, require
@@ -53,7 +53,9 @@ class Operations:
         except EmqError:
             return  # the record itself is good; the explanation is extra
         record["requirements"] = need.public()
-        record["waiting_for"] = [reason.model_dump(mode="json") for reason in explain(need, view)]
+        suspects = records.loads(answer.text("spec"), {}).get("suspects", [])
+        reasons = explain(need, view) + values(view.values.again(suspects))
+        record["waiting_for"] = [reason.model_dump(mode="json") for reason in reasons]
 
     async def list_jobs(self, tenant: str, wanted: ListJobs) -> dict[str, Any]:
         """A page of records, newest first: ``jobs`` and ``next_cursor``."""

@@ -19,8 +19,9 @@ from broker.errors import BadMessage, Conflict, EmqError, InvalidWorkflow, NotFo
 from broker.jobs import labels, strict
 from broker.jobs.estimates import Forecasts, Prediction
 from broker.jobs.fleet import Fleet, FleetView
+from broker.jobs.ranges import Problem, node_errors
 from broker.jobs.requirements import Requirement, complete
-from broker.jobs.waiting import explain, from_atoms
+from broker.jobs.waiting import explain, from_atoms, values
 from broker.jobs.workflow import Graph, check, check_inputs, normalise
 from broker.protocol.base import JobStatus, now_ms
 from broker.protocol.messages import InputFile, JobAccepted, Requirements, SubmitJob
@@ -40,6 +41,7 @@ class Draft:
     submit: SubmitJob
     job: NewJob
     need: Requirement
+    problems: list[Problem]
     expected: Prediction | None = None
 
 
@@ -158,7 +160,8 @@ class Submitter:
         payload, graph = self._payload(submit)
         need = complete(submit.job_type, submit.requirements.model_dump(), graph, view)
         self._remember(need.class_id, need)
-        return Draft(submit, self._new_job(submit, payload, need, job_id or new_job_id()), need)
+        problems = view.values.problems(graph, payload.get("inputs") or ()) if graph else []
+        return Draft(submit, self._new_job(submit, payload, need, job_id or new_job_id(), problems), need, problems)
 
     def _check_metadata(self, metadata: Any) -> None:
         size = strict.size(metadata)
@@ -181,12 +184,14 @@ class Submitter:
             payload = {**payload, "inputs": _inputs(payload["inputs"], graph)}
         return payload, graph
 
-    def _new_job(self, submit: SubmitJob, payload: dict[str, Any], need: Requirement, job_id: str) -> NewJob:
+    def _new_job(
+        self, submit: SubmitJob, payload: dict[str, Any], need: Requirement, job_id: str, problems: list[Problem]
+    ) -> NewJob:
         keyed = submit.idempotency_key is not None
         return NewJob(
             job_id=job_id,
             payload=encode_payload(payload),
-            spec=_spec(submit),
+            spec=_spec(submit, problems),
             job_class=need.class_id,
             atoms=need.atoms,
             kind=need.kind,
@@ -224,11 +229,11 @@ class Submitter:
             job.estimate = draft.expected.stored()
 
     async def _refuse_waiting(self, draft: Draft) -> None:
-        reasons = explain(draft.need, await self._fleet.view(max_age_s=0.5))
+        reasons = explain(draft.need, await self._fleet.view(max_age_s=0.5)) + values(draft.problems)
         if reasons:
             raise InvalidWorkflow(
                 f"No live worker could run this: {reasons[0].message}",
-                node_errors={},
+                node_errors=node_errors(draft.problems),
                 reason="strict",
                 waiting_for=[reason.model_dump() for reason in reasons],
             )
@@ -237,7 +242,7 @@ class Submitter:
         """Answer as a submit would, submitting nothing."""
         for parent in draft.job.depends_on:
             await self._queue.job(parent, tenant)
-        reasons = explain(draft.need, await self._fleet.view(max_age_s=0.5))
+        reasons = explain(draft.need, await self._fleet.view(max_age_s=0.5)) + values(draft.problems)
         if draft.submit.strict:
             await self._refuse_waiting(draft)
         status = JobStatus.PENDING
@@ -274,11 +279,14 @@ class Submitter:
             estimated_start=expected.public(answer.number("created_at", now_ms())) if expected else None,
             notified_workers=answer.number("notified"),
             duplicate=duplicate,
-            waiting_for=[] if duplicate else await self._waiting(draft.need, answer.lines("missing")),
+            waiting_for=[] if duplicate else await self._waiting(draft, answer.lines("missing")),
             requirements=None if duplicate else draft.need.public(),
         )
 
-    async def _waiting(self, need: Requirement, missing: list[str]) -> list[WaitingFor]:
+    async def _waiting(self, draft: Draft, missing: list[str]) -> list[WaitingFor]:
+        return await self._lacking(draft.need, missing) + values(draft.problems)
+
+    async def _lacking(self, need: Requirement, missing: list[str]) -> list[WaitingFor]:
         if not missing:
             return []
         try:
@@ -313,7 +321,7 @@ def _inputs(inputs: Any, graph: Graph) -> dict[str, dict[str, Any]]:
     return result
 
 
-def _spec(submit: SubmitJob) -> bytes:
+def _spec(submit: SubmitJob, problems: list[Problem]) -> bytes:
     """What the record keeps beside its fields; small, for every waiting job has one."""
     given = {k: v for k, v in submit.requirements.model_dump().items() if v}
     fields = {
@@ -321,6 +329,7 @@ def _spec(submit: SubmitJob) -> bytes:
         "metadata": submit.metadata,
         "webhook_url": submit.webhook_url,
         "depends_on": submit.depends_on,
+        "suspects": [problem.suspect() for problem in problems],
     }
     # An empty list says nothing, except in metadata, which comes back as it was given.
     kept = {k: v for k, v in fields.items() if v is not None and (k == "metadata" or v not in ({}, []))}

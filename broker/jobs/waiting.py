@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 from broker.jobs.fleet import FleetView
+from broker.jobs.ranges import Problem
 from broker.jobs.requirements import Requirement
 from broker.protocol.records import WaitingCode, WaitingFor
 
@@ -32,6 +33,11 @@ def explain(need: Requirement, fleet: FleetView) -> list[WaitingFor]:
     if need.vram_mb > max(p.vram_mb for p in fleet.profiles):
         reasons.append(_no_room(need, fleet))
     return reasons or [_no_single(need, fleet)]
+
+
+def values(problems: Iterable[Problem]) -> list[WaitingFor]:
+    """The reasons that lie in the values of inputs."""
+    return [problem.reason() for problem in problems]
 
 
 def from_atoms(missing: Iterable[str], need: Requirement, fleet: FleetView) -> list[WaitingFor]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from broker.errors import InvalidWorkflow
@@ -82,6 +82,17 @@ def links(node: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for name, value in node["inputs"].items():
         if isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and type(value[1]) is int:
             yield name, value[0]
+
+
+def needed(graph: Graph, outputs: Iterable[str]) -> list[str]:
+    """The nodes that some of the ``outputs`` are made from, themselves included, in the graph's order."""
+    found, ahead = set(), list(outputs)
+    while ahead:
+        node_id = ahead.pop()
+        if node_id not in found:
+            found.add(node_id)
+            ahead += [source for _, source in links(graph[node_id])]
+    return [node_id for node_id in graph if node_id in found]
 
 
 class _Findings:

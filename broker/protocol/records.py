@@ -48,6 +48,10 @@ WaitingCode = Literal[
     "no_worker_has_job_type",
     "not_enough_vram",
     "no_single_worker",
+    "value_out_of_range",
+    "value_not_in_list",
+    "required_input_missing",
+    "invalid_input_type",
 ]
 
 
@@ -65,8 +69,8 @@ class WaitingFor(Outgoing):
     """One reason why no live worker could run a job."""
 
     code: WaitingCode
-    detail: str | None = Field(None, description="The model file, node class, tag …")
-    suggestion: str | None = Field(None, description="The nearest name that some worker has.")
+    detail: str | None = Field(None, description="The model file, node class, tag, `node.input` …")
+    suggestion: str | None = Field(None, description="The nearest name that some worker has or takes.")
     message: str | None = Field(None, description="The reason as a sentence.")
 
 

@@ -229,6 +229,10 @@ class Queue:
         """The live capability profiles, one row a profile."""
         return await self.call("fleet")
 
+    async def ranges(self, profile: str) -> bytes:
+        """What values the inputs of a profile's node classes take, as its workers told it; empty: not told."""
+        return (await self.call("ranges", [("profile", profile)])).pairs.get("ranges", b"")
+
     async def group(self, tenant: str, group: str) -> Answer:
         """A group's counts."""
         return await self._must("group", f"group {group}", tenant=tenant, group=group)

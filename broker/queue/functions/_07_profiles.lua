@@ -93,8 +93,9 @@ local function atoms_of(json)
   return atoms, tonumber(p.vram_mb) or 0, gpu
 end
 
--- Stores a profile from its JSON, unless it is there; answers its name.
-function Q.new_profile(u, json)
+-- Stores a profile from its JSON, unless it is there; answers its name. `ranges` is kept as it is (its digest is in the
+-- JSON, so equal profiles have equal ones).
+function Q.new_profile(u, json, ranges)
   local P, profile = u.P, string.sub(redis.sha1hex(json), 1, 16)
   if redis.call('EXISTS', P .. 'pv:' .. profile) == 0 then
     local atoms, vram_mb, gpu = atoms_of(json)
@@ -102,6 +103,7 @@ function Q.new_profile(u, json)
       redis.call('SADD', P .. 'p:' .. profile, unpack(atoms, from, math.min(#atoms, from + 4999)))
     end
     redis.call('SET', P .. 'pd:' .. profile, json)
+    if ranges and ranges ~= '' then redis.call('SET', P .. 'px:' .. profile, ranges) end
     if gpu ~= '' then redis.call('SET', P .. 'pg:' .. profile, gpu) end
     redis.call('SET', P .. 'pv:' .. profile, Q.int(vram_mb))
   end

@@ -1,6 +1,6 @@
 -- Live profiles: how many workers have each, and which classes somebody can run.
 
-local KINDS = { 'p:', 'pd:', 'pv:', 'pw:', 'pg:' }
+local KINDS = { 'p:', 'pd:', 'pv:', 'pw:', 'pg:', 'px:' }
 local DAY = 86400000
 
 -- A worker takes up a profile.
@@ -32,6 +32,7 @@ function Q.lesser_profile(u, profile, atoms)
     redis.call('SET', P .. 'pd:' .. lesser, redis.call('GET', P .. 'pd:' .. profile) or '{}')
     redis.call('SET', P .. 'pv:' .. lesser, redis.call('GET', P .. 'pv:' .. profile) or '0')
     redis.call('COPY', P .. 'pg:' .. profile, P .. 'pg:' .. lesser)
+    redis.call('COPY', P .. 'px:' .. profile, P .. 'px:' .. lesser)
     local without = redis.call('GET', P .. 'pw:' .. profile)
     redis.call('SET', P .. 'pw:' .. lesser, (without and without .. '\n' or '') .. table.concat(atoms, '\n'))
   end

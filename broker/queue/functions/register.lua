@@ -3,7 +3,7 @@
 -- names it as `previous` (the same process on a new connection): then it takes its jobs over. With `jobs` it says which
 -- of them it still has; the others go back at once.
 -- Arguments: `worker` `instance` `machine` `profile` (JSON) `info` (JSON) `slots` `via` `status` `previous` `jobs`
--- (lines `<job> <token>`).
+-- (lines `<job> <token>`) `ranges` (opaque: what values inputs take).
 -- Answer: `ok` `superseded` `deployment` `lease_ms` `profile` `input_urls` `hang_ms` `stall_ms` `max_finishing`
 -- `max_crashes` `brokers` `paused`.
 
@@ -55,7 +55,7 @@ local function register(keys, argv)
     return { 'invalid', 'argument', 'worker' }
   end
   Q.alive(u)
-  local profile = Q.new_profile(u, a.profile or '{}')
+  local profile = Q.new_profile(u, a.profile or '{}', a.ranges)
   local w, superseded, was_live = Q.worker(u, a.worker), '', false
   if w then
     was_live = not w.gone
