@@ -31,9 +31,18 @@ def runtime() -> TrialRuntime:
     return prepare()
 
 
-@pytest.fixture(scope="session")
-def bare_venv(runtime: TrialRuntime, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def bare_venv(comfyui_venv: Path) -> Path:
     """A virtual environment with ComfyUI's requirements and without the worker's two packages."""
+    site = next(comfyui_venv.glob("lib/python*/site-packages"))
+    for found in [*site.glob("redis*"), *site.glob("blake3*")]:
+        shutil.rmtree(found)
+    return comfyui_venv
+
+
+@pytest.fixture(scope="session")
+def comfyui_venv(runtime: TrialRuntime, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What ``bare_venv`` gives, with what the tests before installed."""
     folder = tmp_path_factory.mktemp("bare")
     venv = folder / "venv"
     subprocess.run([runtime.python, "-m", "venv", venv], check=True)

@@ -70,7 +70,6 @@ def test_no_worker_fails(comfyui: Path, install: Install) -> None:
 
 
 def test_missing_packages_fail(comfyui: Path, bare_venv: Path, install: Install) -> None:
-    subprocess.run([bare_venv / "bin/python", "-m", "pip", "uninstall", "-qy", "redis", "blake3"], check=True)
     shutil.copytree(ROOT / PACK, comfyui / "custom_nodes" / PACK)
     (comfyui / "venv").unlink()
     (comfyui / "venv").symlink_to(bare_venv)
