@@ -6,14 +6,14 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-
-from aiohttp import WSMsgType, web
 
 from broker.access.identity import Identity, Scope
 from broker.access.limits import TokenBucket
 from broker.api import commands
 from broker.api.errors import dumps, frame, unexpected
+from broker.api.frames import Frames, Socket
 from broker.api.outbox import Outbox
 from broker.errors import BadMessage, EmqError, RateLimited
 from broker.jobs import strict
@@ -31,7 +31,18 @@ MAX_SUBSCRIPTIONS = 10_000
 SALVAGE_BYTES = 65_536
 """A message over the rate is read for its ``message_id`` only up to this size: refusing must stay cheap."""
 
-Socket = web.WebSocketResponse[bool]
+BATCH = 64
+"""Submits that wait on one connection and go to Redis in one call, at most."""
+
+
+@dataclass(slots=True)
+class _Request:
+    """A message that was read, or what is wrong with it."""
+
+    kind: str = ""
+    message: dict[str, Any] = field(default_factory=dict)
+    echo: str | None = None
+    error: EmqError | None = None
 
 
 class ClientSocket:
@@ -78,30 +89,37 @@ class ClientSocket:
     # -- reading ------------------------------------------------------------------------------------------------------
 
     async def _read(self) -> None:
-        async for msg in self._ws:
-            if msg.type in (WSMsgType.TEXT, WSMsgType.BINARY) and len(msg.data) > self._limit:
-                await self._ws.close(code=1009, message=b"the message is too large")
-                return
-            if msg.type is WSMsgType.TEXT:
-                await self._handle(msg.data)
-            elif msg.type is WSMsgType.BINARY:
-                self._fail(BadMessage("Messages are JSON text frames; binary frames are not accepted."), None)
-            await self._outbox.room()
-
-    async def _handle(self, raw: bytes) -> None:
-        """Answer one message; nothing it can contain ends the connection."""
-        echo = None
+        frames = Frames(self._ws, self._limit)
         try:
+            held: _Request | None = None
+            while (request := held or self._open(await frames.next())) is not None:
+                batch, held = self._together(request, frames)
+                await (self._handle(request) if len(batch) == 1 else self._submit_batch(batch))
+                await self._outbox.room()
+            if frames.too_large:
+                await self._ws.close(code=1009, message=b"the message is too large")
+        finally:
+            await frames.stop()
+
+    def _open(self, frame: tuple[bool, bytes] | None) -> _Request | None:
+        """Read a frame as far as it says what it wants; what is wrong with it is kept to be answered in its turn."""
+        if frame is None:
+            return None
+        text, raw = frame
+        request = _Request()
+        try:
+            if not text:
+                raise BadMessage("Messages are JSON text frames; binary frames are not accepted.")
             self._bucket.take()
-            message = self._parse(raw)
-            echo = commands.message_id(message)
-            if message.get("message_id") is not None and echo is None:
+            request.message = self._parse(raw)
+            request.echo = commands.message_id(request.message)
+            if request.message.get("message_id") is not None and request.echo is None:
                 raise BadMessage("message_id: a string of at most 128 characters.")
-            await self._dispatch(commands.type_of(message), message, echo)
+            request.kind = commands.type_of(request.message)
         except EmqError as error:
-            self._fail(error, echo if echo is not None else _salvage(raw, error))
-        except Exception as exc:
-            self._fail(unexpected(exc, "a client's message"), echo)
+            request.error = error
+            request.echo = request.echo if request.echo is not None else _salvage(raw, error)
+        return request
 
     def _parse(self, raw: bytes) -> dict[str, Any]:
         message = strict.parse(raw)
@@ -109,12 +127,33 @@ class ClientSocket:
             raise BadMessage("A message must be a JSON object with a type.")
         return message
 
-    async def _dispatch(self, kind: str, message: dict[str, Any], echo: str | None) -> None:
-        special = self._special.get(kind)
-        if special is not None:
-            await special(message, echo)
-        else:
-            self._reply(commands.wire(await commands.run(kind, message, self._ops, self._who), echo))
+    def _together(self, first: _Request, frames: Frames) -> tuple[list[_Request], _Request | None]:
+        """``first``, with the submits right behind it if it is one; and what came after them, if that was read."""
+        batch = [first]
+        while first.kind == "submit_job" and len(batch) < BATCH:
+            following = self._open(frames.take())
+            if following is None:
+                break
+            if following.kind != "submit_job":
+                return batch, following
+            batch.append(following)
+        return batch, None
+
+    async def _handle(self, request: _Request) -> None:
+        """Answer one message; nothing it can contain ends the connection."""
+        try:
+            if request.error is not None:
+                raise request.error
+            special = self._special.get(request.kind)
+            if special is not None:
+                await special(request.message, request.echo)
+            else:
+                reply = await commands.run(request.kind, request.message, self._ops, self._who)
+                self._reply(commands.wire(reply, request.echo))
+        except EmqError as error:
+            self._fail(error, request.echo)
+        except Exception as exc:
+            self._fail(unexpected(exc, "a client's message"), request.echo)
 
     # -- submitting ---------------------------------------------------------------------------------------------------
 
@@ -122,17 +161,37 @@ class ClientSocket:
         submitter = self._ops.submitter
         submitter.check_size(message)
         self._who.require(Scope.SUBMIT)
-        follow = message.get("subscribe") is not False and message.get("dry_run") is not True
-        self._check_room(1 if follow else 0)
+        follow = _follows(message)
+        self._check_room(int(follow))
         accepted = await submitter.submit(self._who.tenant, message)
         self._reply(commands.wire(accepted, echo))
         if follow and accepted.job_id:
             self._follow(accepted.job_id, until_end=True)
 
+    async def _submit_batch(self, batch: list[_Request]) -> None:
+        """Answer submits that came together, in order; one call of the queue makes them all durable."""
+        outcomes: list[m.JobAccepted | EmqError]
+        try:
+            self._who.require(Scope.SUBMIT)
+            self._check_room(sum(_follows(request.message) for request in batch))
+            messages = [request.message for request in batch]
+            outcomes = await self._ops.submitter.submit_many(self._who.tenant, messages, None)
+        except EmqError as error:
+            outcomes = [error] * len(batch)
+        except Exception as exc:
+            outcomes = [unexpected(exc, "clients' submits")] * len(batch)
+        for request, outcome in zip(batch, outcomes, strict=True):
+            if isinstance(outcome, EmqError):
+                self._fail(outcome, request.echo)
+                continue
+            self._reply(commands.wire(outcome, request.echo))
+            if _follows(request.message) and outcome.job_id:
+                self._follow(outcome.job_id, until_end=True)
+
     async def _submit_many(self, message: dict[str, Any], echo: str | None) -> None:
         self._who.require(Scope.SUBMIT)
         bulk = commands.read(m.SubmitJobs, message)
-        follow = [job.get("subscribe") is not False and job.get("dry_run") is not True for job in bulk.jobs]
+        follow = [_follows(job) for job in bulk.jobs]
         self._check_room(sum(follow))
         self._bucket.take(len(bulk.jobs) / 100)
         outcomes = await self._ops.submitter.submit_many(self._who.tenant, bulk.jobs, bulk.group)
@@ -245,6 +304,11 @@ class ClientSocket:
         request = self._ws._req  # aiohttp shows the transport of a socket nowhere else
         if request is not None and request.transport is not None:
             request.transport.abort()
+
+
+def _follows(message: dict[str, Any]) -> bool:
+    """Whether a submit wants its job's events on this socket."""
+    return message.get("subscribe") is not False and message.get("dry_run") is not True
 
 
 def _salvage(raw: bytes, error: EmqError) -> str | None:

@@ -8,7 +8,8 @@ from aiohttp import web
 
 from broker.access.identity import current
 from broker.access.limits import BROWSERS_PER_S, SERVERS_PER_S, TokenBucket
-from broker.api.client_socket import ClientSocket, Socket
+from broker.api.client_socket import ClientSocket
+from broker.api.frames import Socket
 from broker.api.services import SERVICES, services
 from broker.logging import bind_client
 

@@ -215,3 +215,30 @@ async def test_previews_go_first_when_a_client_lags() -> None:
     for _ in range(9):
         await box.get()
     await asyncio.wait_for(waiting, 1)
+
+
+async def test_pipelined_messages_are_answered_in_order(broker: Broker) -> None:
+    """Submits that wait together go to Redis together; each has its own answer, at its own place."""
+    async with broker.client() as client:
+        for n in range(300):
+            kinds: list[dict[str, Any]] = [
+                submit(message_id=str(n), metadata=n, subscribe=False),
+                {"type": "submit_job", "message_id": str(n), "payload": {}},
+                {"type": "request_job_status", "message_id": str(n), "job_id": "nope"},
+                submit(message_id=str(n), dry_run=True),
+            ]
+            await client.send(kinds[0] if n % 20 < 16 else kinds[n % 20 - 16])
+        answers = [await client.next() for _ in range(300)]
+        assert [answer["message_id"] for answer in answers] == [str(n) for n in range(300)]
+        codes = [answer.get("code") or answer["type"] for answer in answers[16:20]]
+        assert codes == ["job_accepted", "invalid_workflow", "not_found", "job_accepted"]
+        jobs = [answer["job_id"] for answer in answers if answer.get("job_id")]
+        seen: list[int] = []
+        cursor = None
+        while True:
+            page = await client.ask({"type": "list_jobs", "limit": 500, "cursor": cursor})
+            seen += [job["metadata"] for job in page["jobs"]]
+            if (cursor := page["next_cursor"]) is None:
+                break
+        assert seen == sorted(seen, reverse=True), "they queue in the order they were sent"
+        assert len(seen) == len(jobs)

@@ -1,0 +1,71 @@
+"""A socket's incoming messages, read ahead within bounds, so that submits that wait together go to Redis together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+from aiohttp import WSMsgType, web
+
+READ_AHEAD = 256
+
+Socket = web.WebSocketResponse[bool]
+
+
+class Frames:
+    """Messages in order; ``limit`` is the largest one and bounds all that were read ahead, in bytes."""
+
+    def __init__(self, ws: Socket, limit: int) -> None:
+        self.too_large = False
+        self._ws = ws
+        self._limit = limit
+        self._bytes = 0
+        self._items: deque[tuple[bool, bytes]] = deque()
+        self._changed = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._ended = False
+        self._task = asyncio.create_task(self._read(), name="socket-reader")
+
+    async def next(self) -> tuple[bool, bytes] | None:
+        """The next message as ``(is text, data)``; ``None`` after the last one."""
+        while not self._items and not self._ended:
+            self._changed.clear()
+            await self._changed.wait()
+        return self.take()
+
+    def take(self) -> tuple[bool, bytes] | None:
+        """The next message if one is here already."""
+        if not self._items:
+            return None
+        item = self._items.popleft()
+        self._bytes -= len(item[1])
+        if len(self._items) < READ_AHEAD // 2 and self._bytes <= self._limit // 2:
+            self._room.set()
+        return item
+
+    async def stop(self) -> None:
+        """Read no more."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _read(self) -> None:
+        try:
+            async for msg in self._ws:
+                if msg.type not in (WSMsgType.TEXT, WSMsgType.BINARY):
+                    continue
+                if len(msg.data) > self._limit:
+                    self.too_large = True
+                    return
+                self._add(msg.type is WSMsgType.TEXT, msg.data)
+                await self._room.wait()
+        finally:
+            self._ended = True
+            self._changed.set()
+
+    def _add(self, text: bool, data: bytes) -> None:
+        self._items.append((text, data))
+        self._bytes += len(data)
+        if len(self._items) >= READ_AHEAD or self._bytes > self._limit:
+            self._room.clear()
+        self._changed.set()
