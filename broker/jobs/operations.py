@@ -9,7 +9,7 @@ from broker.jobs import labels, listing, records
 from broker.jobs.figures import group_figures, public_stats, public_worker
 from broker.jobs.fleet import Fleet
 from broker.jobs.submission import Submitter
-from broker.jobs.waiting import explain, values
+from broker.jobs.waiting import from_atoms, held_back, values
 from broker.protocol.base import WAITING, JobStatus
 from broker.protocol.messages import Ack, GroupStatus, ListJobs
 from broker.queue.queue import Answer, Queue, require
@@ -54,7 +54,8 @@ class Operations:
             return  # the record itself is good; the explanation is extra
         record["requirements"] = need.public()
         suspects = records.loads(answer.text("spec"), {}).get("suspects", [])
-        reasons = explain(need, view) + values(view.values.again(suspects))
+        reasons = from_atoms(answer.lines("missing"), need, view) + values(view.values.again(suspects))
+        reasons += held_back(answer.text("held"))
         record["waiting_for"] = [reason.model_dump(mode="json") for reason in reasons]
 
     async def list_jobs(self, tenant: str, wanted: ListJobs) -> dict[str, Any]:

@@ -22,6 +22,13 @@ _CODES: dict[str, tuple[WaitingCode, str]] = {
 }
 
 
+_HELD: dict[str, tuple[WaitingCode, str]] = {
+    "pool": ("pool_paused", "The queue is paused."),
+    "tenant": ("tenant_paused", "The jobs of this tenant are paused."),
+    "cap": ("tenant_at_limit", "As many jobs of this tenant run as may run at once."),
+}
+
+
 def explain(need: Requirement, fleet: FleetView) -> list[WaitingFor]:
     """The reasons why ``need`` runs nowhere; empty when some live worker could run it."""
     if not fleet.profiles:
@@ -33,6 +40,12 @@ def explain(need: Requirement, fleet: FleetView) -> list[WaitingFor]:
     if need.vram_mb > max(p.vram_mb for p in fleet.profiles):
         reasons.append(_no_room(need, fleet))
     return reasons or [_no_single(need, fleet)]
+
+
+def held_back(by: str) -> list[WaitingFor]:
+    """The reason that lies in a pause or limit (``held`` of ``emq_job``)."""
+    found = _HELD.get(by)
+    return [WaitingFor(code=found[0], message=found[1])] if found else []
 
 
 def values(problems: Iterable[Problem]) -> list[WaitingFor]:

@@ -37,7 +37,8 @@ class Capabilities(Incoming):
     models: dict[Name, list[Name]] = Field(default_factory=dict, description="Folder → file names.")
     model_inputs: dict[Name, dict[Name, Name]] | None = Field(None, description="Class → input → folder.")
     ranges: dict[str, Any] | None = Field(
-        None, description="What values inputs take: `lists` of choices, and by class `r` required, `n` numbers, `c` lists."
+        None,
+        description="What values inputs take: `lists` of choices, and by class `r` required, `n` numbers, `c` lists.",
     )
     gpus: list[Gpu] = Field(default_factory=list, max_length=64)
     tags: list[Name] = Field(default_factory=list, max_length=64)

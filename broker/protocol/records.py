@@ -52,6 +52,9 @@ WaitingCode = Literal[
     "value_not_in_list",
     "required_input_missing",
     "invalid_input_type",
+    "pool_paused",
+    "tenant_paused",
+    "tenant_at_limit",
 ]
 
 
@@ -66,7 +69,7 @@ class Failure(Outgoing):
 
 
 class WaitingFor(Outgoing):
-    """One reason why no live worker could run a job."""
+    """One reason why a job waits: no live worker could run it, or something holds it back."""
 
     code: WaitingCode
     detail: str | None = Field(None, description="The model file, node class, tag, `node.input` …")
