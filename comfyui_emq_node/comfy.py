@@ -22,6 +22,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from . import previews
 from .inventory import Inventory
 
 log = logging.getLogger("emq")
@@ -77,20 +78,6 @@ class _Request:
         return self._body
 
 
-class _GatedPreviewer:
-    """A sampler's previewer that works only when somebody wants the picture."""
-
-    def __init__(self, previewer: Any, wanted: Callable[[], bool]) -> None:
-        self._previewer, self._wanted = previewer, wanted
-
-    def decode_latent_to_preview_image(self, preview_format: str, x0: Any) -> Any:
-        """ComfyUI's callback of a sampling step."""
-        return self._previewer.decode_latent_to_preview_image(preview_format, x0) if self._wanted() else None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._previewer, name)
-
-
 class Comfy:
     """This process's ComfyUI."""
 
@@ -110,6 +97,9 @@ class Comfy:
         """Called (on any thread) when a prompt that is not ours has ended."""
         self._listeners: dict[str, Listener] = {}
         self._cancelled: set[str] = set()
+        self._staged: set[str] = set()
+        self._held: dict[str, Any] = {}
+        self._following: dict[str, str] = {}
         self._thread: threading.Thread | None = None
         self._quiet_until = 0.0
         self._status_due = False
@@ -133,30 +123,14 @@ class Comfy:
         self._guard("previews", self._hook_previews)
 
     def _hook_previews(self) -> None:
+        import comfy.cli_args
         import latent_preview
 
-        real = latent_preview.get_previewer
+        def running() -> Callable[[], bool] | None:
+            listener = self._running_listener()
+            return None if listener is None else listener.wants_preview
 
-        def get_previewer(*args: Any, **kwargs: Any) -> Any:
-            listener = self._guard("previews", self._running_listener)
-            if listener is None:
-                return real(*args, **kwargs)
-            previewer = real(*args, **kwargs) or self._guard("previews", self._forced_previewer, real, args, kwargs)
-            return previewer and _GatedPreviewer(previewer, listener.wants_preview)
-
-        latent_preview.get_previewer = get_previewer
-
-    @staticmethod
-    def _forced_previewer(real: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A previewer for a ComfyUI that was started without: somebody may come to watch this job."""
-        from comfy.cli_args import LatentPreviewMethod
-        from comfy.cli_args import args as options
-
-        before, options.preview_method = options.preview_method, LatentPreviewMethod.Latent2RGB
-        try:
-            return real(*args, **kwargs)
-        finally:
-            options.preview_method = before
+        previews.gate(latent_preview, comfy.cli_args, running, self._guard)
 
     def _guard(self, what: str, function: Callable[..., Any], *args: Any) -> Any:
         """Call; an error is logged (once for each ``what``) and gives None."""
@@ -171,7 +145,7 @@ class Comfy:
     # -- the hooks ----------------------------------------------------------------------------------------------------
 
     def _send_sync(self, event: Any, data: Any, sid: Any = None, *args: Any, **kwargs: Any) -> Any:
-        if sid == self.client_id:  # nobody is connected under this id: ComfyUI would encode and send it to no one
+        if sid == self.client_id:  # nobody is connected under this id: ComfyUI would wake its loop and send to no one
             self._guard(f"event {event}", self._observe, event, data)
             return None
         if event == "status" and sid is None and self._guard("status", self._is_quiet):
@@ -210,8 +184,10 @@ class Comfy:
             return None
         if item[1] != prompt_id:  # before 0.3.45 ComfyUI draws the id itself
             item = (item[0], prompt_id, *item[2:])
-        self._quiet_until = time.monotonic() + STATUS_PAUSE_S
-        return self._real_put(item, *args, **kwargs)
+        self._held[prompt_id] = item
+        if prompt_id not in self._staged:
+            self.push(prompt_id)
+        return None
 
     def _task_done(self, item_id: Any, *args: Any, **kwargs: Any) -> Any:
         item = self._guard("task_done", self._queue.currently_running.get, item_id)
@@ -222,6 +198,9 @@ class Comfy:
                 self._guard("task_done", self._ended, item[1])
 
     def _ended(self, prompt_id: str) -> None:
+        following = self._following.pop(prompt_id, None)
+        if following is not None and self.foreign()[1] == 0:
+            self.push(following)
         listener = self.forget(prompt_id)
         if listener is None:
             self.on_foreign_end()
@@ -247,24 +226,35 @@ class Comfy:
     # -- prompts ------------------------------------------------------------------------------------------------------
 
     async def submit(
-        self, prompt_id: str, graph: dict[str, Any], extra: dict[str, Any], listener: Listener, front: bool
+        self,
+        prompt_id: str,
+        graph: dict[str, Any],
+        extra: dict[str, Any],
+        listener: Listener,
+        *,
+        front: bool,
+        hold: bool,
     ) -> Submitted:
         """Give a prompt to ComfyUI's own handler, as its page would.
 
-        ``front`` puts it before the waiting prompts of the page. Raises ``asyncio.TimeoutError`` when ComfyUI's loop
-        does not answer within a minute; the prompt then never runs.
+        ``front`` puts it before the waiting prompts of the page; with ``hold`` it is validated now and queued by
+        :meth:`push`. Raises ``asyncio.TimeoutError`` when ComfyUI's loop is needed and does not answer within a
+        minute; the prompt then never runs.
         """
         self._listeners[prompt_id] = listener
-        body = {
+        if hold:
+            self._staged.add(prompt_id)
+        extra = {**extra, MARK: prompt_id}
+        body: dict[str, Any] = {
             "prompt": graph,
             "prompt_id": prompt_id,
             "client_id": self.client_id,
-            "extra_data": {**extra, MARK: prompt_id},
-            **({"front": True} if front else {}),
+            "extra_data": extra,
         }
-        future = asyncio.run_coroutine_threadsafe(self._post(body), self._server.loop)
+        if front:
+            body["front"] = True
         try:
-            answer = await asyncio.wait_for(asyncio.wrap_future(future), 60)
+            answer = await self._post_somewhere(body)
         except BaseException:
             self.cancel(prompt_id)
             self.forget(prompt_id)
@@ -273,10 +263,31 @@ class Comfy:
             self.forget(prompt_id)
         return answer
 
-    async def _post(self, body: dict[str, Any]) -> Submitted:
+    async def _post_somewhere(self, body: dict[str, Any]) -> Submitted:
+        """Call the handler here, where it keeps ComfyUI's own loop free; there, where packs have a hand in it."""
         self._ask_for_metadata()
-        response = await self._handler()(_Request(body))
+        handler = self._handler()
+        packs = getattr(self._server, "on_prompt_handlers", None)
+        if not packs and getattr(handler, "__module__", "") == "server":
+            return await self._post(handler, body)
+        future = asyncio.run_coroutine_threadsafe(self._post(handler, body), self._server.loop)
+        return await asyncio.wait_for(asyncio.wrap_future(future), 60)
+
+    @staticmethod
+    async def _post(handler: Callable[[Any], Awaitable[Any]], body: dict[str, Any]) -> Submitted:
+        response = await handler(_Request(body))
         return Submitted(response.status, json.loads(response.text or "{}"))
+
+    def push(self, prompt_id: str) -> None:
+        """Queue a held prompt; harmless when it is queued already."""
+        item = self._held.pop(prompt_id, None)
+        if item is not None:
+            self._quiet_until = time.monotonic() + STATUS_PAUSE_S
+            self._real_put(item)
+
+    def follow(self, prompt_id: str, following: str) -> None:
+        """Queue a held prompt in the moment in which another one ends, on ComfyUI's own thread."""
+        self._following[prompt_id] = following
 
     def _handler(self) -> Callable[[Any], Awaitable[Any]]:
         for route in self._server.routes:
@@ -294,6 +305,9 @@ class Comfy:
     def forget(self, prompt_id: str) -> Listener | None:
         """Tell nobody about this prompt any more; returns who was told."""
         self._cancelled.discard(prompt_id)
+        self._staged.discard(prompt_id)
+        self._following.pop(prompt_id, None)
+        self._held.pop(prompt_id, None)
         return self._listeners.pop(prompt_id, None)
 
     def cancel(self, prompt_id: str) -> None:
@@ -305,7 +319,8 @@ class Comfy:
             if prompt_id not in self._listeners:
                 return
             self._cancelled.add(prompt_id)
-            if self._queue.delete_queue_item(lambda item: item[1] == prompt_id):
+            held = self._held.pop(prompt_id, None) is not None
+            if held or self._queue.delete_queue_item(lambda item: item[1] == prompt_id):
                 listener = self.forget(prompt_id)
                 if listener is not None:
                     listener.end(None)
@@ -314,6 +329,8 @@ class Comfy:
 
     def is_known(self, prompt_id: str) -> bool:
         """Whether ComfyUI still has the prompt, waiting or running (a person may clear the queue)."""
+        if prompt_id in self._held:
+            return True
         with self._queue.mutex:
             items = [*self._queue.queue, *self._queue.currently_running.values()]
         return any(item[1] == prompt_id for item in items)
@@ -351,9 +368,9 @@ class Comfy:
         folder = self._folders.get_directory_by_type(str(item.get("type") or "output"))
         if folder is None:
             return None
-        root = os.path.realpath(folder)
-        path = os.path.realpath(os.path.join(root, str(item.get("subfolder") or ""), str(item["filename"])))
-        return path if os.path.commonpath([root, path]) == root and os.path.isfile(path) else None
+        root = os.path.abspath(folder)
+        path = os.path.abspath(os.path.join(root, str(item.get("subfolder") or ""), str(item["filename"])))
+        return path if path.startswith(root + os.sep) and os.path.isfile(path) else None
 
     def input_folder(self) -> str:
         """Where input files go."""

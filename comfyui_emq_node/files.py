@@ -26,6 +26,8 @@ from .queue import Claimed, Failure, StaleLease, Uploads
 log = logging.getLogger("emq")
 
 CHUNK = 1 << 20
+SMALL = 256 << 10
+"""A file up to this size is read at once: it was just written, so handing it to a thread costs more than reading it."""
 INLINE_BYTES = 8 * 1024
 INLINE_TOTAL = 64 * 1024
 TRY_FOR_S = 600.0
@@ -230,22 +232,31 @@ class Courier:
             pause = min(pause * 2, 10.0)
 
     async def _put(self, place: Uploads, number: int, output: Output) -> dict[str, Any]:
-        loop = asyncio.get_running_loop()
-        size, digest = await loop.run_in_executor(None, _measure, output.path)
+        content = _read_small(output.path)
+        if content is not None:
+            size, digest = _measured(content)
+        else:
+            size, digest = await asyncio.get_running_loop().run_in_executor(None, _measure, output.path)
         if place.max_bytes is not None and size > place.max_bytes:
             raise UploadFailed(f"{output.filename} has {size} bytes; the broker takes {place.max_bytes}.")
         headers = {"Content-Length": str(size), "X-Content-Blake3": digest}
+
+        def body() -> bytes | AsyncIterator[bytes]:
+            return _pieces(output.path) if content is None else content
+
         url = f"{place.url_prefix}{number}/{quote(output.filename, safe='')}"
-        status, answer, location = await self._send(url, output.path, {**headers, "Authorization": place.authorization})
+        status, answer, location = await self._send(url, body(), {**headers, "Authorization": place.authorization})
         if status in (307, 308) and location:  # to the store itself; the lease is for the broker alone
-            status, stored, _ = await self._send(urljoin(url, location), output.path, headers)
+            status, stored, _ = await self._send(urljoin(url, location), body(), headers)
             answer = answer if status < 300 else stored
         if status < 300:
             return {"size": size, "hash": f"blake3:{digest}", **answer}
         raise _refusal(status, answer, output.filename)
 
-    async def _send(self, url: str, path: str, headers: dict[str, str]) -> tuple[int, dict[str, Any], str | None]:
-        async with self.session.put(url, data=_pieces(path), headers=headers, allow_redirects=False) as response:
+    async def _send(
+        self, url: str, body: bytes | AsyncIterator[bytes], headers: dict[str, str]
+    ) -> tuple[int, dict[str, Any], str | None]:
+        async with self.session.put(url, data=body, headers=headers, allow_redirects=False) as response:
             text = await response.text()
             try:
                 answer = json.loads(text)
@@ -277,6 +288,19 @@ def kind_of(content_type: str) -> str:
     """The kind of an output: image, video, audio, text or file."""
     head = content_type.partition("/")[0]
     return head if head in ("image", "video", "audio", "text") else "file"
+
+
+def _read_small(path: str) -> bytes | None:
+    """The content of a small file, whole: its reading is not worth another thread."""
+    with open(path, "rb") as file:
+        content = file.read(SMALL + 1)
+    return content if len(content) <= SMALL else None
+
+
+def _measured(content: bytes) -> tuple[int, str]:
+    from blake3 import blake3
+
+    return len(content), blake3(content).hexdigest()
 
 
 def _measure(path: str) -> tuple[int, str]:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import socket
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -43,10 +44,9 @@ class Membership:
 
     # -- what the worker asks ---------------------------------------------------------------------------------------
 
-    @property
-    def may_work(self) -> bool:
-        """Whether jobs may be claimed: registered, not paused, not draining."""
-        return bool(self._registered) and not any(self._paused.values()) and not self.is_draining
+    def may_work(self, queue: WorkQueue) -> bool:
+        """Whether jobs may be claimed from a queue: registered, not paused, not draining."""
+        return queue.pool in self._registered and not self._paused.get(queue.pool) and not self.is_draining
 
     @property
     def is_draining(self) -> bool:
@@ -145,7 +145,7 @@ class Membership:
             log.warning("the queue cannot be reached: %s; ComfyUI goes on, and the worker keeps trying", error)
 
     async def _register(self, queue: WorkQueue) -> None:
-        machine = self._settings.machine_id or self._worker_id.rsplit("-", 1)[0]
+        machine = self._settings.machine_id or socket.gethostname()
         jobs = [run.job for run in self._worker.held(queue)]
         said = Registration(machine, self._profile, self._info, self._worker.status, jobs, self._ranges)
         self.terms = await queue.register(said)
@@ -167,13 +167,13 @@ class Membership:
             word = beat.jobs.get(run.job.job_id, ("ok", ""))[0]
             if word in ("cancel", "lost"):
                 self._worker.told(run.job.job_id, word)
-            if beat.watched is not None and run.job.job_id in beat.watched:
-                run.watch(True)
+            if beat.watched is not None:
+                run.watch(run.job.job_id in beat.watched)
 
     def _take(self, queue: WorkQueue, beat: Beat) -> None:
         if beat.brokers:
             self._brokers[queue.pool] = beat.brokers
-        before = self.may_work
+        before = self.may_work(queue)
         self._paused[queue.pool], self._draining[queue.pool] = beat.paused, beat.drain
-        if beat.work or (self.may_work and not before):
+        if beat.work or (self.may_work(queue) and not before):
             self._worker.wake()

@@ -142,9 +142,9 @@ class GatewayQueue:
         except Refused:  # nothing there, or taken by another
             return None
 
-    async def report(self, job: Claimed, report: Report) -> Reported:
+    async def report(self, report: Report) -> Reported:
         """Report progress; a job's first report starts it. There is no answer: what is wrong comes as a hint."""
-        await self._send("update_job_progress", f"progress-{next(self._ids)}", {**_about(job), **report.data})
+        await self._send("update_job_progress", f"progress-{next(self._ids)}", {**_about(report.job), **report.data})
         return Reported()
 
     async def preview(self, job: Claimed, frame: int, data: bytes) -> bool | None:
@@ -156,33 +156,33 @@ class GatewayQueue:
         return None
 
     async def executed(
-        self, job: Claimed, timings: Mapping[str, int], cold: bool, last: Report | None, claim: Claim | None
+        self, job: Claimed, timings: Mapping[str, int], cold: bool, reports: Sequence[Report], claim: Claim | None
     ) -> Claimed | None:
         """The device is free, files are still going out."""
-        return await self._end("job_executed", job, {"timings": dict(timings), "cold": cold}, last, claim)
+        return await self._end("job_executed", job, {"timings": dict(timings), "cold": cold}, reports, claim)
 
     async def finish(
-        self, job: Claimed, result: Mapping[str, Any], cold: bool, last: Report | None, claim: Claim | None
+        self, job: Claimed, result: Mapping[str, Any], cold: bool, reports: Sequence[Report], claim: Claim | None
     ) -> Claimed | None:
         """Complete the job."""
-        return await self._end("complete_job", job, {"result": dict(result), "cold": cold}, last, claim)
+        return await self._end("complete_job", job, {"result": dict(result), "cold": cold}, reports, claim)
 
     async def fail(self, job: Claimed, failure: Failure, claim: Claim | None) -> Claimed | None:
         """End the job without a result."""
         more: Message = {"error": failure.as_error(), "hand_back": failure.hand_back, "missing": list(failure.missing)}
         if not failure.retry:
             more["retry"] = "no"
-        return await self._end("fail_job", job, more, None, claim)
+        return await self._end("fail_job", job, more, (), claim)
 
     async def release(self, job: Claimed, reason: str) -> None:
         """Give back a job that was not started."""
         await self._ask("release_job", **_about(job), reason=reason)
 
     async def _end(
-        self, kind: str, job: Claimed, more: Message, last: Report | None, claim: Claim | None
+        self, kind: str, job: Claimed, more: Message, reports: Sequence[Report], claim: Claim | None
     ) -> Claimed | None:
-        if last is not None:
-            await self.report(job, last)
+        for report in reports:
+            await self.report(report)
         if claim is None:
             await self._ask(kind, **_about(job), **more)
             return None

@@ -6,10 +6,24 @@ the errors below and give the same answers. Repeating a call after a lost reply 
 
 from __future__ import annotations
 
-import secrets
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+
+class Tokens:
+    """Draws random ids of 128 bits, many at a time: each system call would give the interpreter to another thread."""
+
+    def __init__(self) -> None:
+        self._pool = b""
+
+    def draw(self) -> bytes:
+        """16 random bytes that nobody has had."""
+        if not self._pool:
+            self._pool = os.urandom(4096)
+        token, self._pool = self._pool[:16], self._pool[16:]
+        return token
 
 
 class QueueAway(Exception):
@@ -61,9 +75,9 @@ class Claimed:
 class Claim:
     """A wish for the next job; a repeated one with the same token gives the same job."""
 
+    token: str
     loaded: Sequence[str] = ()
     ahead: bool = False
-    token: str = field(default_factory=lambda: secrets.token_hex(16))
 
 
 @dataclass(frozen=True)
@@ -108,6 +122,7 @@ class Beat:
 class Report:
     """One progress report: ``number`` counts within the claim, ``store`` keeps it in the record."""
 
+    job: Claimed
     number: int
     data: Mapping[str, Any]
     store: bool
@@ -164,21 +179,21 @@ class WorkQueue(Protocol):
     async def claim(self, claim: Claim) -> Claimed | None:
         """Take the best job for this worker."""
 
-    async def report(self, job: Claimed, report: Report) -> Reported:
+    async def report(self, report: Report) -> Reported:
         """Report progress; a job's first report starts it."""
 
     async def preview(self, job: Claimed, frame: int, data: bytes) -> bool | None:
         """Send one preview frame; says whether somebody still watches, if it knows."""
 
     async def executed(
-        self, job: Claimed, timings: Mapping[str, int], cold: bool, last: Report | None, claim: Claim | None
+        self, job: Claimed, timings: Mapping[str, int], cold: bool, reports: Sequence[Report], claim: Claim | None
     ) -> Claimed | None:
-        """The device is free, files are still going out. ``last`` is reported before; gives the next job, if any."""
+        """The device is free, files are still going out. ``reports`` are made before; gives the next job, if any."""
 
     async def finish(
-        self, job: Claimed, result: Mapping[str, Any], cold: bool, last: Report | None, claim: Claim | None
+        self, job: Claimed, result: Mapping[str, Any], cold: bool, reports: Sequence[Report], claim: Claim | None
     ) -> Claimed | None:
-        """Complete the job; gives the next one, if any."""
+        """Complete the job, after ``reports``; gives the next one, if any."""
 
     async def fail(self, job: Claimed, failure: Failure, claim: Claim | None) -> Claimed | None:
         """End the job without a result; gives the next one, if any."""

@@ -5,6 +5,7 @@ redis-py is imported by the class, not by the module: ComfyUI's start is not to 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -66,6 +67,14 @@ class Answer:
         return tuple(text.split("\n")) if text else ()
 
 
+class _Trip:
+    """Calls that go to the server together."""
+
+    def __init__(self) -> None:
+        self.commands: list[tuple[Any, ...]] = []
+        self.answers: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+
+
 class RedisQueue:
     """A pool's queue in Redis (a server, a sentinels' service or a cluster).
 
@@ -79,6 +88,8 @@ class RedisQueue:
         self._who = {"worker": worker, "instance": instance}
         self._inbox = f"{self._prefix}in:{instance}"
         self._commands: Any = None
+        self._trip: _Trip | None = None
+        self._sending: set[asyncio.Future[None]] = set()
         self._blocking: Any = None
 
     # -- the worker -----------------------------------------------------------------------------------------------
@@ -147,9 +158,9 @@ class RedisQueue:
             if answer.outcome != "again":
                 return _claimed(answer)
 
-    async def report(self, job: Claimed, report: Report) -> Reported:
+    async def report(self, report: Report) -> Reported:
         """Report progress; a job's first report starts it."""
-        answer = await self._call(*_report(job, report))
+        answer = await self._call(*_report(report))
         return Reported(answer.text("cancel") or None, answer.flag("watch"))
 
     async def preview(self, job: Claimed, frame: int, data: bytes) -> bool:
@@ -158,19 +169,19 @@ class RedisQueue:
         return answer.flag("watch")
 
     async def executed(
-        self, job: Claimed, timings: Mapping[str, int], cold: bool, last: Report | None, claim: Claim | None
+        self, job: Claimed, timings: Mapping[str, int], cold: bool, reports: Sequence[Report], claim: Claim | None
     ) -> Claimed | None:
         """The device is free, files are still going out."""
         more = {"timings": _json(timings), "exec_ms": timings.get("execution_ms", 0), "cold": cold}
-        return await self._end("executed", job, more, last, claim)
+        return await self._end("executed", job, more, reports, claim)
 
     async def finish(
-        self, job: Claimed, result: Mapping[str, Any], cold: bool, last: Report | None, claim: Claim | None
+        self, job: Claimed, result: Mapping[str, Any], cold: bool, reports: Sequence[Report], claim: Claim | None
     ) -> Claimed | None:
         """Complete the job."""
         timings = result.get("timings") or {}
         more = {"result": _json(result), "exec_ms": timings.get("execution_ms", 0), "cold": cold}
-        return await self._end("finish", job, more, last, claim)
+        return await self._end("finish", job, more, reports, claim)
 
     async def fail(self, job: Claimed, failure: Failure, claim: Claim | None) -> Claimed | None:
         """End the job without a result."""
@@ -181,18 +192,18 @@ class RedisQueue:
             "missing": "\n".join(failure.missing),
             "retry": "auto" if failure.retry else "no",
         }
-        return await self._end("fail", job, more, None, claim)
+        return await self._end("fail", job, more, (), claim)
 
     async def release(self, job: Claimed, reason: str) -> None:
         """Give back a job that was not started."""
         await self._call("release", **_about(job), reason=reason)
 
     async def _end(
-        self, function: str, job: Claimed, more: Pairs, last: Report | None, claim: Claim | None
+        self, function: str, job: Claimed, more: Pairs, reports: Sequence[Report], claim: Claim | None
     ) -> Claimed | None:
-        """End (a part of) a job; the last report goes in the same trip, before it."""
+        """End (a part of) a job; the reports go in the same trip, before it."""
         wishes = {**self._who, "claim": 1, "claim_token": claim.token, **_wishes(claim)} if claim else {}
-        calls: list[Call] = [_report(job, last)] if last else []
+        calls: list[Call] = [_report(report) for report in reports]
         calls.append((function, {**_about(job), **more, **wishes}))
         answer = (await self._calls(calls))[-1]
         return _claimed(answer.next) if answer.next else None
@@ -203,22 +214,46 @@ class RedisQueue:
         return (await self._calls([(function, {**(given[0] if given else {}), **pairs})]))[0]
 
     async def _calls(self, calls: Sequence[Call]) -> list[Answer]:
-        """Run functions in one trip to the server."""
-        self._connect()
-        flat = [("FCALL", f"emq_{function}", 1, self._prefix, *_flat(pairs)) for function, pairs in calls]
-        if len(flat) == 1:
-            answers = [await self._guarded(self._commands.execute_command(*flat[0]))]
-        else:
-            pipe = self._commands.pipeline(transaction=False)
-            for _, function, keys, prefix, *arguments in flat:
-                pipe.fcall(function, keys, prefix, *arguments)
-            answers = await self._guarded(pipe.execute())
-        parsed = [Answer(raw) for raw in answers]
+        """Run functions, one after the other; what is asked in one turn of the loop goes in one trip."""
+        trip = self._trip
+        if trip is None:
+            self._connect()
+            trip = self._trip = _Trip()
+            sending = asyncio.ensure_future(self._send(trip))
+            self._sending.add(sending)
+            sending.add_done_callback(self._sending.discard)
+        start = len(trip.commands)
+        for function, pairs in calls:
+            trip.commands.append((f"emq_{function}", 1, self._prefix, *_flat(pairs)))
+        raw = (await asyncio.shield(trip.answers))[start : start + len(calls)]
+        for answer in raw:
+            if isinstance(answer, Exception):
+                raise answer
+        parsed = [Answer(answer) for answer in raw]
         if error := RAISED.get(parsed[-1].outcome):
             raise error(calls[-1][0])
         if parsed[-1].outcome == "invalid":
             raise Refused(f"{calls[-1][0]}: {parsed[-1].text('argument')}")
         return parsed
+
+    async def _send(self, trip: _Trip) -> None:
+        """Send a trip's commands, in the turn of the loop after the one that asked first."""
+        self._trip = None
+        pipe = self._commands.pipeline(transaction=False)
+        for command in trip.commands:
+            pipe.fcall(*command)
+        try:
+            answers = await self._guarded(pipe.execute(raise_on_error=False))
+        except QueueAway as error:
+            answers = [error] * len(trip.commands)
+        trip.answers.set_result([self._judged(answer) for answer in answers])
+
+    def _judged(self, answer: Any) -> Any:
+        """An answer, or the error that it means."""
+        if not isinstance(answer, Exception) or isinstance(answer, QueueAway):
+            return answer
+        self._ask = True
+        return _meaning(answer)
 
     def _connect(self) -> None:
         """Build the clients, for the first time or where the server may have moved."""
@@ -249,18 +284,22 @@ class RedisQueue:
 
 async def _translated(command: Any) -> Any:
     """Await a command; redis-py's errors become ours."""
-    from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
+    from redis.exceptions import RedisError
 
     try:
         return await command
-    except (AuthenticationError, NoPermissionError) as error:
-        raise QueueAway(f"Redis refuses the login: {error}") from None
-    except ResponseError as error:
-        if "Function not found" in str(error):
-            raise QueueAway("Redis has no EMQ functions yet: start a broker on it") from None
-        raise QueueAway(str(error)[:300]) from None
     except (RedisError, OSError) as error:
-        raise QueueAway(str(error)[:300] or type(error).__name__) from None
+        raise _meaning(error) from None
+
+
+def _meaning(error: Exception) -> QueueAway:
+    """What an error of redis-py means for the worker: always that it has to wait."""
+    text = str(error)[:300] or type(error).__name__
+    if "Function not found" in text:
+        return QueueAway("Redis has no EMQ functions yet: start a broker on it")
+    if "WRONGPASS" in text or "NOAUTH" in text or "NOPERM" in text:
+        return QueueAway(f"Redis refuses the login: {text}")
+    return QueueAway(text)
 
 
 def _client(url: str, timeout_s: float, retries: int) -> Any:
@@ -321,8 +360,8 @@ def _about(job: Claimed) -> Pairs:
     return {"job": job.job_id, "token": job.lease}
 
 
-def _report(job: Claimed, report: Report) -> Call:
-    return "report", {**_about(job), "p": report.number, "data": _json(report.data), "store": report.store}
+def _report(report: Report) -> Call:
+    return "report", {**_about(report.job), "p": report.number, "data": _json(report.data), "store": report.store}
 
 
 def _wishes(claim: Claim) -> Pairs:

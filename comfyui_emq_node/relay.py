@@ -150,6 +150,11 @@ class Progress:
         running = time.monotonic() - self._node_since if self._node is not None else 0.0
         return max(0.0, sum(self._weights[name] for name in left) - running)
 
+    def expected(self) -> float | None:
+        """Seconds for all nodes by what they took here before; None while a class is new."""
+        known = all(self._durations.knows(self._classes[name]) for name in self._weights)
+        return self._total if known else None
+
     def _eta(self) -> float | None:
         """Seconds to the end, once enough has run to tell; what was cached tells nothing."""
         head = 100 * sum(self._weights.get(each, 0.0) for each in self._cached) / self._total

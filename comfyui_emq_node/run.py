@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 import time
-import uuid
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -30,6 +29,9 @@ from .relay import (
 log = logging.getLogger("emq")
 
 WATCH_S = 0.25
+KNOWN_S = 5.0
+SETTLE_S = 0.01
+"""The start of a job that follows another at once is reported by the call that ends the other, if that comes soon."""
 GRACE_S = 30.0
 """A node that does not look at an interrupt gets this long before its job is reported without it."""
 MAX_PAYLOAD = 64 << 20
@@ -44,9 +46,10 @@ class BadPayload(Exception):
 class Run:
     """A job that this worker holds, from the claim to the last word on it."""
 
-    def __init__(self, job: Claimed, queue: WorkQueue, comfy: Comfy, durations: Durations, worker: str) -> None:
-        self.job, self.queue = job, queue
-        self.prompt_id = str(uuid.uuid4())
+    def __init__(
+        self, job: Claimed, queue: WorkQueue, comfy: Comfy, durations: Durations, *, worker: str, prompt_id: str
+    ) -> None:
+        self.job, self.queue, self.prompt_id = job, queue, prompt_id
         self.claimed_at = time.monotonic()
         self.failure: Failure | None = None
         """Set when the job is to end without a result; whatever still happens is thrown away."""
@@ -65,12 +68,14 @@ class Run:
         self._extra: dict[str, Any] = {}
         self._stopped_at: float | None = None
         self._reports = 0
-        self._is_reported = False
+        self._known = asyncio.Event()
+        """The queue knows that the job has started."""
         self._stored_at = 0.0
         self._frames = 0
         self._watched = job.watched
         self._pump: asyncio.Task[None] | None = None
         self._ready: asyncio.Task[None] | None = None
+        self._staging: asyncio.Task[bool] | None = None
 
     # -- before -------------------------------------------------------------------------------------------------------
 
@@ -100,38 +105,68 @@ class Run:
 
     # -- running ------------------------------------------------------------------------------------------------------
 
+    async def stage(self, model_inputs: ModelInputs) -> bool:
+        """Have ComfyUI validate the prompt while another one runs; says whether it may follow that one."""
+        if self._staging is None:
+            self._staging = asyncio.ensure_future(self._stage(model_inputs))
+        return await self._staging
+
+    async def _stage(self, model_inputs: ModelInputs) -> bool:
+        await self._be_ready()
+        if self.failure is not None or self.lost:
+            return False
+        relay = self._listen(at_once=False)
+        return await self._submit(relay, model_inputs, hold=True)
+
     async def execute(self, model_inputs: ModelInputs, stall_s: float) -> None:
         """Run the prompt to its end; afterwards :attr:`failure` and :attr:`ending` say what came of it."""
-        assert self._ready is not None
-        await self._ready
-        if self.failure is not None or self.lost:
+        relay = await self._start(model_inputs)
+        if relay is None:
             return
-        loop = asyncio.get_running_loop()
-        nodes = needed_nodes(self._graph, self._comfy.inventory.is_output)
-        progress = Progress(self._graph, nodes, self._durations)
-        self.relay = Relay(loop, progress, self.started, self._watched)
-        self.cold = bool(set(self.model_files) - set(self._comfy.inventory.loaded_models()))
-        at_once = self._comfy.foreign() == (0, 0)
-        self._pump = asyncio.ensure_future(self._report_all(self.relay, at_once))
-        await asyncio.sleep(0)  # the first report is on its way now: a node that kills this process is found out by it
-        if not await self._submit(self.relay, model_inputs):
-            self.relay.end(None)
-            return
-        watching = asyncio.ensure_future(self._watch(self.relay, stall_s))
+        watching = asyncio.ensure_future(self._watch(relay, stall_s))
         try:
-            await _first_of(self.relay.ended, self.gave_up)
+            await _first_of(relay.ended, self.gave_up)
         finally:
             watching.cancel()
-        if self.relay.ended.done():
-            self._take_ending(self.relay.ended.result())
+        if relay.ended.done():
+            self._take_ending(relay.ended.result())
 
-    async def _submit(self, relay: Relay, model_inputs: ModelInputs) -> bool:
+    async def _start(self, model_inputs: ModelInputs) -> Relay | None:
+        if self._staging is not None:
+            await self._staging
+            if self.relay is None or self.failure is not None or self.lost:
+                return None
+            self._comfy.push(self.prompt_id)
+            return self.relay
+        await self._be_ready()
+        if self.failure is not None or self.lost:
+            return None
+        relay = self._listen(at_once=self._comfy.foreign() == (0, 0))
+        if self.job.attempt > 1:  # it may be one that kills its ComfyUI: found out only if its start is known by then
+            await _first_of(self._known, relay.ended, KNOWN_S)
+        return relay if await self._submit(relay, model_inputs, hold=False) else None
+
+    async def _be_ready(self) -> None:
+        assert self._ready is not None
+        await self._ready
+
+    def _listen(self, at_once: bool) -> Relay:
+        """Begin to listen to the prompt and to report on it."""
+        nodes = needed_nodes(self._graph, self._comfy.inventory.is_output)
+        progress = Progress(self._graph, nodes, self._durations)
+        relay = self.relay = Relay(asyncio.get_running_loop(), progress, self.started, self._watched)
+        self.cold = bool(set(self.model_files) - set(self._comfy.inventory.loaded_models()))
+        self._pump = asyncio.ensure_future(self._report_all(relay, at_once))
+        return relay
+
+    async def _submit(self, relay: Relay, model_inputs: ModelInputs, hold: bool) -> bool:
         """Give the prompt to ComfyUI. Before the waiting prompts of its page, if there are any: turn by turn."""
-        waiting = self._comfy.foreign()[1]
+        front = not hold and self._comfy.foreign()[1] > 0
         try:
-            answer = await self._comfy.submit(self.prompt_id, self._graph, self._extra, relay, front=waiting > 0)
+            answer = await self._comfy.submit(self.prompt_id, self._graph, self._extra, relay, front=front, hold=hold)
         except asyncio.TimeoutError:
             self.stop(Failure("stalled", "ComfyUI did not take the prompt within a minute."))
+            relay.end(None)
             return False
         if answer.status == 200 and not answer.node_errors:
             if self.failure is not None or self.lost:
@@ -140,6 +175,7 @@ class Run:
         self._comfy.cancel(self.prompt_id)
         if answer.status == 200:  # only a part of the prompt is valid; ComfyUI would run that part
             await _first_of(relay.ended, None, 5.0)
+        relay.end(None)
         self.failure = self.failure or errors.not_valid(answer.body, answer.node_errors, model_inputs)
         return False
 
@@ -160,6 +196,10 @@ class Run:
             self.failure = failure
             self._interrupt()
 
+    def withdraw(self) -> None:
+        """Take back a prompt that has not started: its job is not ours any more."""
+        self._comfy.cancel(self.prompt_id)
+
     def lose(self) -> None:
         """The job is another's now: stop, and say nothing more."""
         if not self.lost:
@@ -175,6 +215,11 @@ class Run:
     def is_running(self) -> bool:
         """Whether the prompt was started and has not ended."""
         return self.relay is not None and self.relay.started.is_set() and not self.relay.ended.done()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the prompt has ended."""
+        return self.relay is not None and self.relay.ended.done()
 
     @property
     def is_started(self) -> bool:
@@ -220,41 +265,55 @@ class Run:
         """Report the start (at once, or when ComfyUI gets to it) and progress while there is any."""
         if not at_once:
             await _first_of(relay.started, relay.ended)
-        while not self.lost and (at_once or relay.is_started):
-            await self._report_once(relay)
-            if not self._is_over(relay):
-                await _first_of(relay.ended, self.gave_up, REPORT_PAUSE_S)
-            elif not self._is_reported and self.failure is None:
-                await asyncio.sleep(REPORT_PAUSE_S)
-            if self._is_over(relay) and (self._is_reported or self.failure is not None):
+            await _first_of(relay.ended, self.gave_up, SETTLE_S)
+        pause = 0.0 if not self._reports else REPORT_PAUSE_S
+        while True:
+            if pause:
+                await _first_of(relay.ended, self.gave_up, pause)
+            if self._is_over(relay):
                 return
+            await self._report_once(relay)
+            pause = REPORT_PAUSE_S
 
     def _is_over(self, relay: Relay) -> bool:
-        return relay.ended.done() or self.gave_up.is_set()
+        return relay.ended.done() or self.gave_up.is_set() or self.lost
 
     async def _report_once(self, relay: Relay) -> None:
         data = relay.take_changes()
-        if data is not None or not self._is_reported:
-            await self._say(data or relay.progress.snapshot())
+        if data is not None or not self._reports:
+            await self._say(self._report(data or relay.progress.snapshot()))
         preview = relay.take_preview() if self._watched else None
         if preview is not None:
             await self._show(*preview)
 
-    async def _say(self, data: Mapping[str, Any]) -> None:
+    def _report(self, data: Mapping[str, Any]) -> Report:
         now = time.monotonic()
-        store = not self._is_reported or now - self._stored_at >= STORE_PAUSE_S
+        store = not self._reports or now - self._stored_at >= STORE_PAUSE_S
+        self._stored_at = now if store else self._stored_at
         self._reports += 1
         full = {**data, "worker_id": self._worker, "attempt": self.job.attempt}
+        return Report(self.job, self._reports, full, store)
+
+    def unconfirmed(self) -> list[Report]:
+        """A report to go ahead of whatever is said next, unless the queue is known to know that the job has started."""
+        if self._known.is_set() or self.relay is None:
+            return []
+        return [self._report(self.relay.progress.snapshot())]
+
+    def confirm(self) -> None:
+        """The queue knows that the job has started."""
+        self._known.set()
+
+    async def _say(self, report: Report) -> None:
         try:
-            answer = await self.queue.report(self.job, Report(self._reports, full, store))
+            answer = await self.queue.report(report)
         except StaleLease:
-            self.lose()
+            if not self.is_settled:
+                self.lose()
             return
         except (QueueAway, Unregistered, Superseded):
             return
-        self._is_reported = True
-        if store:
-            self._stored_at = now
+        self.confirm()
         if answer.watched is not None:
             self.watch(answer.watched)
         if answer.cancel:
@@ -270,18 +329,17 @@ class Run:
         except (QueueAway, StaleLease, Unregistered, Superseded) as error:
             log.debug("job %s: a preview was not sent: %s", self.job.job_id, error)
 
-    async def reported(self) -> None:
-        """Wait until the start of the job is reported, as far as it can be."""
-        if self._pump is not None:
-            await self._pump
-
     # -- figures ------------------------------------------------------------------------------------------------------
 
     def remaining_s(self) -> float | None:
         """Seconds to the expected end of the prompt; None when nothing is known."""
-        if not self.is_running or self.relay is None:
+        if self.relay is None or self.relay.ended.done():
             return None
         return self.relay.progress.remaining()
+
+    def expected_s(self) -> float | None:
+        """Seconds that the whole prompt is expected to take; None when it is new here."""
+        return None if self.relay is None else self.relay.progress.expected()
 
     def timings(self) -> dict[str, int]:
         """Milliseconds of the steps so far."""

@@ -62,11 +62,13 @@ class Host:
             log.exception("the worker has ended; ComfyUI goes on without it")
 
     async def _main(self) -> None:
-        from .worker import Worker, new_instance
+        import secrets
+
+        from .worker import Worker
 
         self._loop = asyncio.get_running_loop()
         worker_id = self._settings.worker_id or default_worker_id(self._comfy.port())
-        instance = new_instance()
+        instance = secrets.token_hex(16)
         worker = self._worker = Worker(self._settings, self._comfy, self._queues(worker_id, instance), worker_id)
         loop = self._loop
 

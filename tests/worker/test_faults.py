@@ -38,14 +38,16 @@ async def test_a_killed_comfyui_s_job_is_done_by_the_other(make_broker: MakeBrok
         (survivor,) = by_name.values()
         assert (record["status"], record["worker_id"]) == ("completed", survivor.worker_id)
         assert (record["attempt"], record["crashes"]) == (2, 1)
-        # A job that kills its ComfyUI is given to three at most.
+        # A job that kills its ComfyUI is found out: at the latest when it has come back once.
         job = await client.submit(fails("kill"), max_attempts=1)
-        await wait_until(lambda: not survivor.is_alive, 20, "the node has killed its ComfyUI")
-
-        async def is_counted() -> bool:
-            return (await client.job(job))["crashes"] == 1
-
-        await wait_until(is_counted, 20, "the crash is counted")
+        for _ in range(2):
+            await wait_until(lambda: not survivor.is_alive, 30, "the node has killed its ComfyUI")
+            await client.until(job, "pending", timeout=20)
+            crashes = (await client.job(job))["crashes"]
+            if crashes:
+                break
+            survivor.start()
+        assert crashes == 1
 
 
 async def test_a_killed_broker_does_not_disturb_the_work(make_broker: MakeBroker, make_comfy: MakeComfy) -> None:
@@ -100,7 +102,7 @@ async def test_a_worker_that_was_cut_off_comes_back(make_broker: MakeBroker, mak
     cut = make_comfy(EMQ_REDIS_URL=near).start()
     await asyncio.to_thread(cut.wait_ready)
     async with broker.client() as client:
-        job = await client.submit(slow(400, 0.05, seed=530), max_attempts=3)
+        job = await client.submit(slow(2000, 0.05, seed=530), max_attempts=3)
         await client.until(job, "processing")
         server.close()
         proxy.cut()
@@ -124,7 +126,7 @@ async def test_a_second_process_of_the_same_name_takes_over(make_broker: MakeBro
     broker = make_broker()
     first = make_comfy(broker, WORKER_ID="twin").start().wait_ready()
     async with broker.client() as client:
-        job = await client.submit(slow(200, 0.05, seed=540))
+        job = await client.submit(slow(2000, 0.05, seed=540))
         await client.until(job, "processing")
         second = make_comfy(broker, WORKER_ID="twin").start().wait_ready()
         await wait_until(lambda: "has taken over the worker name twin" in first.said(), 10, "the first is told")
