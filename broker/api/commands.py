@@ -94,6 +94,10 @@ async def _retry(ops: Operations, who: Identity, msg: m.ForceRetryJob) -> Reply:
     return await ops.retry(msg.job_id, who.tenant)
 
 
+async def _retry_dead(ops: Operations, who: Identity, msg: m.RetryDead) -> Reply:
+    return await ops.retry_dead(who.tenant, msg.job_ids)
+
+
 async def _priority(ops: Operations, who: Identity, msg: m.SetPriority) -> Reply:
     return await ops.set_priority(msg.job_id, who.tenant, msg.priority, msg.front)
 
@@ -142,6 +146,7 @@ _HANDLERS: dict[str, tuple[Scope, Handler[Any]]] = dict([
     _handler(m.RequestGroup, Scope.READ, _group),
     _handler(m.CancelJob, Scope.SUBMIT, _cancel),
     _handler(m.ForceRetryJob, Scope.SUBMIT, _retry),
+    _handler(m.RetryDead, Scope.SUBMIT, _retry_dead),
     _handler(m.SetPriority, Scope.SUBMIT, _priority),
     _handler(m.CancelGroup, Scope.SUBMIT, _cancel_group),
     _handler(m.Pause, Scope.SUBMIT, _pause),

@@ -56,6 +56,8 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("get", "/api/jobs/{job_id}/events", "A job's events", query=("after",), media="text/event-stream"),
     Operation("get", "/api/jobs/{job_id}/preview", "The latest preview; 204: none", media="image/*"),
     Operation("get", "/api/jobs/{job_id}/outputs/{name}", "An output file", media="application/octet-stream"),
+    Operation("get", "/api/dead", "Dead letters with their evidence", None, m.JobList, query=LIST_QUERY),
+    Operation("post", "/api/dead/retry", "Replay dead letters", m.RetryDead, m.Ack),
     Operation("get", "/api/groups/{group}", "A group's figures", None, m.GroupStatus),
     Operation("post", "/api/groups/{group}/cancel", "Cancel a group", m.CancelGroup, m.Ack),
     Operation("get", "/api/workers", "The fleet"),

@@ -32,6 +32,8 @@ def add_to(app: web.Application) -> None:
         web.post("/api/jobs/{job_id}/priority", priority),
         web.get("/api/jobs/{job_id}/events", sse.events),
         web.get("/api/jobs/{job_id}/preview", preview),
+        web.get("/api/dead", list_dead),
+        web.post("/api/dead/retry", retry_dead),
         web.get("/api/groups/{group}", show_group),
         web.post("/api/groups/{group}/cancel", cancel_group),
         web.get("/api/workers", list_workers),
@@ -110,6 +112,20 @@ async def list_jobs(request: web.Request) -> web.Response:
     ops, who = asks(request, Scope.READ)
     msg = commands.read(m.ListJobs, listing.from_query(request.query))
     return answer(await ops.list_jobs(commands.listed_tenant(who, msg), msg))
+
+
+async def list_dead(request: web.Request) -> web.Response:
+    """A page of dead letters with their evidence, newest first; the filters of a listing."""
+    ops, who = asks(request, Scope.READ)
+    msg = commands.read(m.ListJobs, {**listing.from_query(request.query), "dead": True})
+    return answer(await ops.list_jobs(commands.listed_tenant(who, msg), msg))
+
+
+async def retry_dead(request: web.Request) -> web.Response:
+    """Replay dead letters: all, or ``{"job_ids": […]}``."""
+    ops, who = asks(request, Scope.SUBMIT)
+    msg = await read_message(request, m.RetryDead)
+    return _ack(await ops.retry_dead(who.tenant, msg.job_ids), msg)
 
 
 async def show_job(request: web.Request) -> web.Response:

@@ -20,6 +20,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     for name, text in (("show", "a job's record"), ("cancel", "cancel jobs"), ("retry", "run ended jobs again")):
         actions.add_parser(name, help=text).add_argument("jobs", nargs="+", metavar="JOB")
     actions.choices["cancel"].add_argument("--reason", default="")
+    dead = actions.add_parser("dead", help="jobs that their workers did not survive, with the evidence")
+    dead.add_argument("--retry", nargs="*", metavar="JOB", help="run them again: these, or all")
+    dead.add_argument("--limit", type=int, default=20)
     moving = actions.add_parser("priority", help="move a waiting job")
     moving.add_argument("jobs", nargs=1, metavar="JOB")
     moving.add_argument("priority", help="-100 to 100, or front")
@@ -70,6 +73,8 @@ async def _jobs(broker: Broker, args: argparse.Namespace) -> int:
         if page["next_cursor"] and not args.json:
             print(f"more: --cursor {page['next_cursor']}")
         return 0
+    if args.action == "dead":
+        return await _dead(broker, args)
     for job in args.jobs:
         path = f"/api/jobs/{quote(job, safe='')}"
         if args.action == "show":
@@ -79,6 +84,28 @@ async def _jobs(broker: Broker, args: argparse.Namespace) -> int:
         answer = await broker.ask("POST", f"{path}/{args.action}", _change(args))
         print(json.dumps(answer, ensure_ascii=False) if args.json else f"{job}: {answer.get('status') or 'done'}")
     return 0
+
+
+async def _dead(broker: Broker, args: argparse.Namespace) -> int:
+    if args.retry is not None:
+        answer = await broker.ask("POST", "/api/dead/retry", {"job_ids": args.retry or None})
+        print(json.dumps(answer) if args.json else f"{answer['retried']} run again")
+        return 0
+    page = await broker.ask("GET", "/api/dead", limit=args.limit)
+    print(json.dumps(page, ensure_ascii=False) if args.json else _evidence(page["jobs"]))
+    return 0
+
+
+def _evidence(jobs: list[dict[str, Any]]) -> str:
+    if not jobs:
+        return "no dead letters"
+    rows = [[job["job_id"], _age(job["finished_at"]), ", ".join(map(_crash, job["crash_log"]))] for job in jobs]
+    return table(rows, ["JOB", "DIED", "LOST WORKERS"])
+
+
+def _crash(crash: dict[str, Any]) -> str:
+    node = crash["node"]
+    return f"{crash['worker_id']}{' at ' + str(node['id']) + ' ' + str(node['class_type']) if node else ''}"
 
 
 def _change(args: argparse.Namespace) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
-from broker.errors import EmqError, NotFound
+from broker.errors import Conflict, EmqError, NotFound
 from broker.jobs import labels, listing, records
 from broker.jobs.figures import group_figures, public_stats, public_worker
 from broker.jobs.fleet import Fleet
@@ -81,6 +83,27 @@ class Operations:
         """Start a new round of a job that has ended; raises ``Conflict`` when it has not."""
         answer = await self.queue.retry(job_id, tenant)
         return Ack.model_validate({"job_id": job_id, "status": "pending", "round": answer.number("round", 1)})
+
+    async def retry_dead(self, tenant: str, job_ids: Sequence[str] | None) -> Ack:
+        """Start a new round of dead letters, all of them or the named; those that are none (any more) are left out."""
+        retried = 0
+        for job_id in await self._dead(tenant) if job_ids is None else job_ids:
+            with suppress(NotFound, Conflict):
+                record = await self.queue.job(job_id, tenant)
+                if record.flag("dead_letter"):
+                    await self.queue.retry(job_id, tenant)
+                    retried += 1
+        return Ack.model_validate({"retried": retried})
+
+    async def _dead(self, tenant: str) -> list[str]:
+        found: list[str] = []
+        cursor = None
+        while True:
+            page = await self.list_jobs(tenant, ListJobs(dead=True, limit=250, cursor=cursor))
+            found += [job["job_id"] for job in page["jobs"]]
+            cursor = page["next_cursor"]
+            if not cursor:
+                return found
 
     async def set_priority(self, job_id: str, tenant: str, priority: int | None, front: bool) -> Ack:
         """Move a waiting job."""

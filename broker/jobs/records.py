@@ -56,6 +56,7 @@ def public_job(answer: Answer, deliver: Deliver, *, result: bool = True) -> dict
         "failures": failures,
         "crashes": crashes,
         "dead_letter": answer.flag("dead_letter"),
+        "crash_log": loads(f"[{answer.text('crash_log')}]", []),
         "round": answer.number("round", 1),
         "worker_id": answer.text("worker_id") or None,
         "position": answer.number("position") or None,

@@ -179,6 +179,13 @@ class ForceRetryJob(Message):
     job_id: Id
 
 
+class RetryDead(Message):
+    """Start a new round of dead letters: the named ones, or all."""
+
+    type: Literal["retry_dead"] = "retry_dead"
+    job_ids: list[Id] | None = Field(None, max_length=1000)
+
+
 class ListJobs(Message):
     """The newest jobs, page by page; those that every given filter matches. A page may be short before the end."""
 
@@ -222,7 +229,7 @@ class SubscribeStats(Message):
 
 CLIENT_MESSAGES: tuple[type[Message], ...] = (
     SubmitJob, SubmitJobs, SetPriority, Pause, Resume, DrainWorker, CancelGroup, RequestGroup, SubscribeJob,
-    UnsubscribeJob, RequestJobStatus, CancelJob, ForceRetryJob, ListJobs, RequestStats, SubscribeStats,
+    UnsubscribeJob, RequestJobStatus, CancelJob, ForceRetryJob, RetryDead, ListJobs, RequestStats, SubscribeStats,
 )  # fmt: skip
 
 

@@ -122,6 +122,15 @@ class EstimatedStart(Outgoing):
     p90: EpochMs
 
 
+class Crash(Outgoing):
+    """A worker that was lost while it ran a job."""
+
+    worker_id: str | None = None
+    attempt: int
+    at: EpochMs
+    node: ProgressNode | None = Field(None, description="What ran, as far as it was reported.")
+
+
 class Job(Outgoing):
     """A job's public record, as ``GET /api/jobs/{id}`` answers it."""
 
@@ -134,7 +143,8 @@ class Job(Outgoing):
     max_attempts: int
     failures: int = 0
     crashes: int = Field(0, description="Workers lost while this job ran.")
-    dead_letter: bool = False
+    dead_letter: bool = Field(False, description="Its workers were lost too often; a forced retry replays it.")
+    crash_log: list[Crash] = Field(default_factory=list, description="Each worker lost while it ran, in this round.")
     round: int = 1
     worker_id: str | None = None
     position: int | None = Field(None, description="Jobs of the same requirements before it, plus one, while it waits.")

@@ -59,9 +59,28 @@ function Q.released(u, r, reason, told)
   return 'pending'
 end
 
+-- The node that ran when a worker was lost, as JSON, from the last progress of this attempt that was stored.
+local function last_node(u, r)
+  local stored = r.stored_progress and redis.call('GET', u.P .. 'pr:' .. r._id)
+  local good, data = pcall(cjson.decode, string.match(stored or '', '\n(.*)$') or '{}')
+  local node = good and type(data) == 'table' and tostring(data.attempt) == r.attempt and data.node
+  if type(node) ~= 'table' then return 'null' end
+  local function text(value)
+    return Q.json(type(value) == 'string' and string.sub(value, 1, 128) or nil)
+  end
+  return '{"id":' .. text(node.id) .. ',"class_type":' .. text(node.class_type) .. '}'
+end
+
+-- Keeps what is known of a crash: who was lost, in which attempt, when, at which node.
+local function note_crash(u, r)
+  local crash = '{"worker_id":' .. Q.json(r.worker_id) .. ',"attempt":' .. r.attempt .. ',"at":' .. Q.int(u.now)
+    .. ',"node":' .. last_node(u, r) .. '}'
+  Q.put(u, r, 'crash_log', (r.crash_log and r.crash_log .. ',' or '') .. crash)
+end
+
 local function die(u, r, crashes)
   local details = '{"crashes":' .. crashes .. ',"worker_id":' .. Q.json(r.worker_id)
-    .. ',"attempt":' .. r.attempt .. '}'
+    .. ',"attempt":' .. r.attempt .. ',"crash_log":[' .. (r.crash_log or '') .. ']}'
   Q.let_go(u, r)
   Q.fail_finally(u, r, 'worker_lost', Q.error('worker_lost', 'The worker was lost while it ran this job.', details),
     crashes > 0)
@@ -75,6 +94,7 @@ function Q.lost(u, r)
     Q.add(u, r, 'uncounted', 1)
   elseif r.phase == 'running' then
     local crashes = Q.add(u, r, 'crashes', 1)
+    note_crash(u, r)
     if crashes >= Q.setting(u, 'max_crashes') then return die(u, r, crashes) end
   elseif not attempts_left(r) then
     return die(u, r, 0)

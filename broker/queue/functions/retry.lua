@@ -5,7 +5,7 @@
 local FORGET = {
   'failures', 'crashes', 'handbacks', 'cancel', 'error', 'error_code', 'finished_at', 'claimed_at', 'started_at',
   'executed_at', 'timings', 'worker_id', 'variant', 'avoid', 'expires_at', 'deps', 'due_at', 'stored_progress', 'done',
-  'dead_letter',
+  'dead_letter', 'crash_log',
 }
 
 local function retry(keys, argv)
