@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from bench import main_job
+from bench import main_job, queue
 
-BENCHES = {"main-job": main_job.main}
+BENCHES = {"main-job": main_job.main, "queue": queue.main}
 
 
 def main(argv: list[str]) -> int:

@@ -1,0 +1,17 @@
+"""taskiq-redis, ``ListQueueBroker``: a job is gone when its worker dies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from taskiq_redis import ListQueueBroker
+
+from bench.peers import taskiq_common
+
+
+async def producer(url: str) -> taskiq_common.Producer:
+    return await taskiq_common.produce_with(ListQueueBroker(url))
+
+
+def work(url: str, in_flight: int, note: Callable[[str], None]) -> None:
+    taskiq_common.work_with(lambda: ListQueueBroker(url), in_flight, note)
