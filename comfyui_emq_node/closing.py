@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import random
 from collections.abc import Awaitable, Callable
@@ -40,6 +41,12 @@ async def persist(call: Callable[[], Awaitable[T]], until: Callable[[], bool] = 
         await asyncio.sleep(pause * (0.5 + random.random()))  # noqa: S311
         pause = min(pause * 2, 5.0)
     return None
+
+
+def cannot_keep(error: OSError) -> Failure:
+    """The outputs cannot be read, or what is no file yet cannot be written."""
+    code = "worker_disk_full" if error.errno == errno.ENOSPC else "output_upload_failed"
+    return Failure(code, f"The worker cannot keep the outputs: {error}.")
 
 
 class Closing:
@@ -92,7 +99,7 @@ class Closing:
         try:
             gathered = await self._gather(run)
         except OSError as error:
-            run.failure = UploadFailed(f"Cannot read the outputs: {error}.").failure
+            run.failure = cannot_keep(error)
             return await self._fail(run, claim)
         reports = [*run.unconfirmed(), *(following.unconfirmed() if following is not None else ())]
         if not gathered.outputs:

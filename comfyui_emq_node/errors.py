@@ -13,6 +13,7 @@ from .relay import Ending
 TRACEBACK_LINES = 8
 MAX_TEXT = 2000
 OOM_HINT = "ran out of memory on your GPU"
+DISK_HINT = "No space left on device"
 
 
 def cut(value: Any) -> str:
@@ -119,9 +120,10 @@ def not_finished(ending: Ending) -> Failure:
 def _node_failed(error: Mapping[str, Any]) -> Failure:
     kind, text = str(error.get("exception_type") or "Exception"), cut(error.get("exception_message") or "").strip()
     memory = kind.endswith("OutOfMemoryError") or OOM_HINT in text
+    code = "out_of_memory" if memory else "worker_disk_full" if DISK_HINT in text else "node_error"
     traceback = [cut(line) for line in list(error.get("traceback") or ())[-TRACEBACK_LINES:]]
     return Failure(
-        "out_of_memory" if memory else "node_error",
+        code,
         f"{kind}: {text}" if text else kind,
         node_id=_text(error.get("node_id")),
         node_type=_text(error.get("node_type")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import errno
 import ipaddress
 import os
 import re
@@ -34,9 +35,9 @@ TYPES = {
 class InputUnavailable(Exception):
     """An input file cannot be had; carries what the job fails with."""
 
-    def __init__(self, place: str, message: str, retry: bool = True) -> None:
+    def __init__(self, place: str, message: str, retry: bool = True, code: str = "input_unavailable") -> None:
         super().__init__(message)
-        self.failure = Failure("input_unavailable", f"Input {place}: {message}", details={"input": place}, retry=retry)
+        self.failure = Failure(code, f"Input {place}: {message}", details={"input": place}, retry=retry)
 
 
 class _PublicOnly(ThreadedResolver):
@@ -81,6 +82,8 @@ class Inputs:
             try:
                 return await self._fetch_once(job, place, source)
             except (aiohttp.ClientError, asyncio.TimeoutError, OSError, QueueAway) as error:
+                if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                    raise InputUnavailable(place, f"{error}.", code="worker_disk_full") from error
                 if attempt + 1 == TRIES:
                     raise InputUnavailable(place, f"{error or type(error).__name__}.") from error
                 await asyncio.sleep(0.3 * 2**attempt)
