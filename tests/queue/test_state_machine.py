@@ -1,0 +1,46 @@
+"""The functions keep their promises over thousands of random histories, on both servers.
+
+``EMQ_HISTORIES`` is the number of histories of 50 steps on each server (1,000).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import redis
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from broker.queue.loader import library
+from tests.support.machine_whole import QueueMachine
+from tests.support.servers import RedisServer
+
+HISTORIES = int(os.environ.get("EMQ_HISTORIES", "1000"))
+QUIET = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large, HealthCheck.large_base_example]
+
+
+def profile(histories: int, phases: tuple[Phase, ...] = (Phase.explicit, Phase.generate, Phase.shrink)) -> settings:
+    return settings(
+        max_examples=histories, stateful_step_count=50, deadline=None, suppress_health_check=QUIET, database=None,
+        print_blob=False, phases=phases, report_multiple_bugs=False,
+    )  # fmt: skip
+
+
+def machine(client: redis.Redis) -> type[QueueMachine]:
+    return type("Machine", (QueueMachine,), {"client": client})
+
+
+@pytest.fixture
+def machine_client(redis_server: RedisServer) -> Iterator[redis.Redis]:
+    """A database of one's own, by the Unix socket: the machine empties it before each history."""
+    with redis.Redis.from_url(redis_server.socket_url, db=9) as client:
+        client.function_load(library().text, replace=True)
+        yield client
+        client.flushdb()
+
+
+@pytest.mark.timeout(1800)
+def test_random_histories(machine_client: redis.Redis) -> None:
+    run_state_machine_as_test(machine(machine_client), settings=profile(HISTORIES))

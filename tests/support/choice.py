@@ -1,0 +1,122 @@
+"""What a claim may answer: the model of who can run what, who is held back, and who comes first."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from broker.queue.queue import Answer
+from tests.support.audit import ACTIVE, need
+from tests.support.dump import Dump
+
+Record = Mapping[str, str]
+
+
+class Fleet:
+    """Workers, tenants and what jobs need, kept beside the queue and never read from it."""
+
+    def __init__(self, slots: Mapping[str, int]) -> None:
+        self.slots = slots
+        self.able: dict[str, set[str]] = {}
+        self.atoms: dict[str, set[str]] = {}
+        self.first: dict[str, set[str]] = {}
+        """What a job needed when it was submitted."""
+        self.caps: dict[str, int] = {}
+        self.unordered: set[str] = set()
+        self.paused: set[tuple[str, str]] = set()
+        self.draining: set[str] = set()
+
+    def registered(self, worker: str, profile: str) -> None:
+        """A new instance of a worker says what it can do; a drain ended with the old one."""
+        self.draining.discard(worker)
+        said = json.loads(profile)
+        models = said["models"]["checkpoints"]
+        self.able[worker] = {"t:comfyui", *(f"m:{m}" for m in models), *(f"m:checkpoints/{m}" for m in models)}
+
+    def lacks(self, worker: str, atom: str, job: str) -> None:
+        """A hand-back says that the worker has no such thing and that the job needs it."""
+        self.able.get(worker, set()).discard(atom)
+        self.atoms[job].add(atom)
+        self.unordered.add(job)
+
+    def pause(self, scope: str, name: str, on: bool) -> None:
+        (self.paused.add if on else self.paused.discard)((scope, name))
+
+    def drain(self, worker: str, on: bool) -> None:
+        (self.draining.add if on else self.draining.discard)(worker)
+
+    # -- judging ------------------------------------------------------------------------------------------------------
+
+    def stopped(self, worker: str) -> bool:
+        """Whether the worker may take nothing."""
+        pool_paused = any(scope == "pool" for scope, _ in self.paused)
+        return pool_paused or ("worker", worker) in self.paused or worker in self.draining
+
+    def held_back(self, tenant: str, pool: Dump, but: str = "") -> bool:
+        """Whether the tenant is paused or at its cap (the job ``but`` not counted)."""
+        if ("tenant", tenant) in self.paused:
+            return True
+        running = sum(
+            record["tenant"] == tenant
+            and record["status"] in ACTIVE
+            and record.get("phase") != "finishing"
+            and job != but
+            for job, record in pool.jobs.items()
+        )
+        return 0 < self.caps.get(tenant, 0) <= running
+
+    def fits(self, job: str, worker: str) -> bool:
+        return self.atoms[job] <= self.able.get(worker, set())
+
+    def avoids(self, job: str, record: Record, worker: str, pool: Dump) -> bool:
+        """Whether the job is kept from the worker, because another live one could do it."""
+        if not record.get("variant", "").endswith(f"!{worker}"):
+            return False
+        live = {
+            key[3:] for key, other in pool.hashes.items()
+            if key.startswith("wk:") and not other.get("gone") and key != f"wk:{worker}"
+        }  # fmt: skip
+        return any(self.fits(job, other) for other in live)
+
+    def claimable(self, worker: str, pool: Dump) -> list[str]:
+        """The jobs in lanes that the worker could have been given."""
+        in_lanes = {member[13:] for key, of in pool.zsets.items() if key.startswith("n:") for member in of}
+        return sorted(
+            job for job, record in pool.jobs.items()
+            if job in in_lanes and self.fits(job, worker) and not self.held_back(record["tenant"], pool)
+            and not self.avoids(job, record, worker, pool)
+        )  # fmt: skip
+
+    def check_claim(self, answer: Answer, worker: str, before: Dump, after: Dump, named: bool = False) -> None:
+        """Raise ``Broken`` when the answer is not one that was promised; a ``named`` job may jump the queue."""
+        if answer.outcome == "job":
+            self._check_given(answer.text("job_id"), worker, before, after, named)
+        elif answer.outcome == "none":
+            missed = [] if self.stopped(worker) else self.claimable(worker, after)
+            need(not missed, "I1", f"{worker} got nothing, though it could run {missed}")
+        elif answer.outcome == "paused":
+            need(self.stopped(worker), "state", f"{worker} is told that it is paused")
+        else:
+            known = ("busy", "conflict", "not_found", "unknown", "superseded", "again")
+            need(answer.outcome in known, "state", f"claim: {answer}")
+
+    def _check_given(self, job: str, worker: str, before: Dump, after: Dump, named: bool) -> None:
+        mine = after.jobs[job]
+        need(not self.stopped(worker), "drain", f"{worker} is paused or draining, and got {job}")
+        need(self.fits(job, worker), "fit", f"{worker} cannot run {job}, which needs {self.atoms[job]}")
+        tenant = mine["tenant"]
+        need(not self.held_back(tenant, after, but=job), "cap", f"{job} was given though {tenant} is held back")
+        if before.jobs.get(job, {}).get("status") in ACTIVE:
+            return  # the same claim again
+        for other in [] if named else self.claimable(worker, after):
+            self._check_order(job, mine, other, after.jobs[other])
+
+    def _check_order(self, job: str, mine: Record, other: str, record: Record) -> None:
+        need(
+            int(record["priority"]) <= int(mine["priority"]),
+            "priority", f"{job} of priority {mine['priority']} was given before {other} of {record['priority']}",
+        )  # fmt: skip
+        lane = ("tenant", "priority", "class", "variant")
+        same = all(mine.get(name) == record.get(name) for name in lane)
+        if same and not {job, other} & self.unordered:
+            need(int(mine["arrival"]) < int(record["arrival"]), "fifo", f"{job} was given before {other}")

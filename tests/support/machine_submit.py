@@ -1,0 +1,106 @@
+"""The rules of the state machine that add jobs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import strategies as st
+from hypothesis.stateful import precondition, rule
+
+from broker.queue.queue import Answer, NewJob, Value, parse
+from tests.support.audit import WAITING, need
+from tests.support.jobs import new_job
+from tests.support.machine import CONFIG, NEEDS, Driven, index, often, tenant_names
+
+
+class Submitting(Driven):
+    """Submits: plain, with a key, with parents."""
+
+    @rule(
+        tenant=tenant_names,
+        needs=st.sampled_from(NEEDS[:4]),
+        priority=st.sampled_from([0, 0, 0, 5, -100, 100]),
+        count=st.sampled_from([1, 1, 1, 2, 3]),
+        more=st.sampled_from(
+            [{}, {}, {}, {"delay_ms": 3000}, {"expires_ms": 5000}, {"timeout_s": 15}, {"max_attempts": 1}]
+        ),
+        group=st.sampled_from([None, None, "g1"]),
+        twice=often,
+    )
+    def submit(  # noqa: PLR0917
+        self,
+        tenant: str,
+        needs: tuple[str, ...],
+        priority: int,
+        count: int,
+        more: dict[str, int],
+        group: str | None,
+        twice: bool,
+    ) -> None:
+        jobs = [self._new(needs, priority=priority, group=group, **more) for _ in range(count)]
+        answers = self._submit(tenant, jobs, twice)
+        wanted = "scheduled" if "delay_ms" in more else "pending"
+        need(all(a.text("status") == wanted for a in answers if a.outcome == "ok"), "state", f"submitted: {answers}")
+
+    @rule(tenant=tenant_names, key=st.sampled_from(["k1", "k2"]), body=st.sampled_from(["x", "x", "y"]), twice=often)
+    def submit_with_key(self, tenant: str, key: str, body: str, twice: bool) -> None:
+        job = self._new(("A",), idempotency_key=key, body_digest=body)
+        known = self.keys.get((tenant, key))
+        answer = self._submit(tenant, [job], twice)[0]
+        if known and known[0] in self.state.jobs:
+            wanted = ("duplicate" if known[1] == body else "conflict", known[0])
+            need((answer.outcome, answer.text("job_id")) == wanted, "P3", f"{key} again: {answer}, not {wanted}")
+        elif answer.outcome == "ok":
+            self.keys[tenant, key] = (job.job_id, body)
+
+    @precondition(lambda self: self.state.jobs)
+    @rule(
+        tenant=tenant_names,
+        picks=st.lists(index, min_size=1, max_size=3),
+        policy=st.sampled_from(["fail", "run"]),
+        twice=often,
+    )
+    def submit_dependent(self, tenant: str, picks: list[int], policy: str, twice: bool) -> None:
+        known = sorted(self.state.jobs)
+        parents = sorted({known[pick % len(known)] for pick in picks})
+        job = self._new((), depends_on=parents, on_parent_failure=policy)
+        records = self.state.jobs
+        answer = self._submit(tenant, [job], twice)[0]
+        if any(records[p]["tenant"] != tenant for p in parents):
+            need(answer.outcome == "not_found", "I14", f"{tenant} depends on another tenant's job: {answer}")
+        elif answer.outcome == "ok":
+            self.parents[job.job_id] = parents
+
+    def _new(self, needs: tuple[str, ...], **more: Any) -> NewJob:
+        number = next(self.numbers)
+        labels = ("c0ffee00", f"{number % 3:08x}") if number % 2 else ()
+        job = new_job(f"j{number:04d}", models=needs, labels=labels, **more)
+        self.fleet.atoms[job.job_id] = set(job.atoms)
+        self.fleet.first[job.job_id] = set(job.atoms)
+        if more.get("delay_ms") or more.get("depends_on"):
+            self.fleet.unordered.add(job.job_id)
+        return job
+
+    def _submit(self, tenant: str, jobs: list[NewJob], twice: bool) -> list[Answer]:
+        pairs: list[tuple[str, Value | None]] = [("tenant", tenant)]
+        for job in jobs:
+            pairs.extend(job.pairs())
+        waiting = len(self.jobs(WAITING))
+        answers = [parse(row) for row in self._fcall("submit", pairs)]
+        self.settle("submit", set())
+        for job, answer in zip(jobs, answers, strict=True):
+            full = waiting >= int(CONFIG["max_queued"])
+            need(answer.outcome != "ok" or not full, "limit", f"{waiting} jobs wait, and {job.job_id} was accepted")
+            need(answer.outcome != "queue_full" or full, "limit", f"only {waiting} jobs wait, but the queue is full")
+            need((answer.outcome == "ok") == (job.job_id in self.state.jobs), "I1", f"{job.job_id}: {answer}")
+            waiting += answer.outcome == "ok"
+        if twice:
+            before = self.state
+            again = [parse(row) for row in self._fcall("submit", pairs)]
+            self.settle("submit", set())
+            changed = before.differences(self.state)
+            need(not changed, "repeat", f"submit again changed {changed[:5]}")
+            for first, second in zip(answers, again, strict=True):
+                same = (first.outcome, first.text("job_id")) == (second.outcome, second.text("job_id"))
+                need(same, "repeat", f"submit said {first}, then {second}")
+        return answers

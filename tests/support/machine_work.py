@@ -1,0 +1,195 @@
+"""The rules of the state machine that workers follow, or break."""
+
+from __future__ import annotations
+
+import json
+
+from hypothesis import strategies as st
+from hypothesis.stateful import precondition, rule
+
+from broker.queue.queue import Value
+from tests.support.audit import ACTIVE, need
+from tests.support.jobs import profile
+from tests.support.machine import CONFIG, LEASE_MS, SLOTS, WORKERS, Driven, index, often, worker_names
+
+
+class Working(Driven):
+    """Workers come, work, crash and call too late."""
+
+    @rule(worker=worker_names, twice=often)
+    def register(self, worker: str, twice: bool) -> None:
+        old = self.state.hashes.get(f"wk:{worker}", {}).get("instance")
+        lost = {job for job, r in self.state.jobs.items() if r["status"] in ACTIVE and r["instance"] == old}
+        instance = f"i{next(self.numbers):04d}"
+        answer = self.call(
+            "register", lost, twice, worker=worker, instance=instance, machine="m", slots=SLOTS.get(worker, 1),
+            profile=profile(WORKERS[worker]), info="{}", via="redis", status="idle",
+        )  # fmt: skip
+        need(answer.outcome == "ok", "state", f"register: {answer}")
+        need(not lost & set(self.jobs(ACTIVE)), "I8", f"{worker} was taken over, but {lost} are still held")
+        self.instances[worker] = instance
+        self.fleet.registered(worker, profile(WORKERS[worker]))
+
+    @precondition(lambda self: self.instances)
+    @rule(pick=index, twice=often, forgets=often)
+    def heartbeat(self, pick: int, twice: bool, forgets: bool) -> None:
+        worker = sorted(self.instances)[pick % len(self.instances)]
+        instance = self.instances[worker]
+        mine = [job for job in self.held() if self.state.jobs[job]["instance"] == instance]
+        named = mine[1:] if forgets else mine
+        old = {j for j, at in self.state.zsets.get(f"held:{instance}", {}).items() if at + LEASE_MS <= self.now}
+        cancels = {job for job in named if self.state.jobs[job].get("cancel")}
+        answer = self.call(
+            "heartbeat", old - set(named), twice, worker=worker, instance=instance, loaded="",
+            status="busy" if mine else "idle", jobs="\n".join(f"{job} {self.token(job)}" for job in named),
+        )  # fmt: skip
+        self._alive(worker, answer)
+        if answer.outcome == "ok":
+            words = dict(line.split(" ", 2)[:2] for line in answer.lines("jobs"))
+            wanted = {job: "cancel" if job in cancels else "ok" for job in named}
+            need(words == wanted, "I7", f"heartbeat of {named}: {words}, not {wanted}")
+
+    @precondition(lambda self: self.instances)
+    @rule(pick=index)
+    def crash(self, pick: int) -> None:
+        """A process dies: nothing is called for it any more, its tokens stay in the air."""
+        self.instances.pop(sorted(self.instances)[pick % len(self.instances)])
+
+    @precondition(lambda self: self.instances)
+    @rule(pick=index, function=st.sampled_from(["keep", "keep", "gone", "bye"]), twice=often)
+    def keeper(self, pick: int, function: str, twice: bool) -> None:
+        worker = sorted(self.instances)[pick % len(self.instances)]
+        instance = self.instances[worker]
+        mine = {job for job, r in self.state.jobs.items() if r.get("instance") == instance and r["status"] in ACTIVE}
+        pairs = {"worker": worker, "instance": instance} if function == "bye" else {"instance": instance}
+        self.call(function, mine if function != "keep" else set(), twice, **pairs)
+        if function != "keep":
+            self.instances.pop(worker)
+            need(not mine & set(self.jobs(ACTIVE)), "I3", f"{worker} said {function}, but still holds {mine}")
+
+    @precondition(lambda self: self.instances)
+    @rule(pick=index, ahead=st.booleans(), loaded=st.sampled_from(["", "A", "B"]), twice=often)
+    def claim(self, pick: int, ahead: bool, loaded: str, twice: bool) -> None:
+        worker = sorted(self.instances)[pick % len(self.instances)]
+        self._claim(worker, ahead, loaded, twice)
+
+    @precondition(lambda self: self.instances and self.state.jobs)
+    @rule(pick=index, which=index, twice=often)
+    def claim_named(self, pick: int, which: int, twice: bool) -> None:
+        worker = sorted(self.instances)[pick % len(self.instances)]
+        known = sorted(self.state.jobs)
+        job = known[which % len(known)]
+        answer = self._claim(worker, twice=twice, job=job)
+        need(answer.text("job_id", job) == job, "state", f"asked for {job}: {answer}")
+
+    @precondition(lambda self: self.held(("ahead", "running")))
+    @rule(pick=index, progress=st.integers(0, 100), store=st.booleans(), twice=often)
+    def report(self, pick: int, progress: int, store: bool, twice: bool) -> None:
+        job = self._pick(self.held(("ahead", "running")), pick)
+        full = self.state.jobs[job]["phase"] == "ahead" and self.running(job) >= SLOTS.get(self.worker_of(job), 1)
+        if full:
+            return  # a worker runs one job a slot; it does not start another
+        data = json.dumps({"progress": progress, "attempt": int(self.state.jobs[job]["attempt"])})
+        answer = self.call(
+            "report", {job}, twice, job=job, token=self.token(job), p=next(self.numbers), data=data, store=store
+        )
+        need(answer.outcome == "ok", "state", f"report: {answer}")
+        need(self.state.jobs[job]["status"] == "processing", "state", f"{job} reported, but is not processing")
+
+    @precondition(lambda self: self.held(("running",)))
+    @rule(pick=index, claim=st.booleans(), twice=often)
+    def executed(self, pick: int, claim: bool, twice: bool) -> None:
+        job = self._pick(self.held(("running",)), pick)
+        before, pairs, worker = self.state, self.claim_pairs(job, claim), self.worker_of(job)
+        finishing = sum(
+            self.state.jobs[other].get("phase") == "finishing" and self.worker_of(other) == worker
+            for other in self.held()
+        )
+        if finishing >= int(CONFIG["max_finishing"]):
+            return  # a worker waits with it until an upload has ended
+        answer = self.call(
+            "executed", {job}, twice, job=job, token=self.token(job), timings="{}", exec_ms=500, cold=0, **pairs
+        )
+        need(answer.outcome == "ok", "state", f"executed: {answer}")
+        self.took(answer.next, worker, before, str(pairs.get("claim_token")))
+
+    @precondition(lambda self: self.held(("running", "finishing")))
+    @rule(pick=index, claim=st.booleans(), twice=often)
+    def finish(self, pick: int, claim: bool, twice: bool) -> None:
+        self._end(
+            "finish",
+            self._pick(self.held(("running", "finishing")), pick),
+            claim,
+            twice,
+            result='{"outputs":[]}',
+            exec_ms=700,
+            cold=0,
+        )
+
+    @precondition(lambda self: self.held())
+    @rule(
+        pick=index,
+        claim=st.booleans(),
+        twice=often,
+        code=st.sampled_from(["node_error", "out_of_memory", "validation_failed", "interrupted"]),
+        retry=st.sampled_from(["auto", "auto", "no"]),
+    )
+    def fail(self, pick: int, claim: bool, twice: bool, code: str, retry: str) -> None:
+        error = json.dumps({"code": code, "message": "m"})
+        self._end("fail", self._pick(self.held(), pick), claim, twice, code=code, error=error, retry=retry)
+
+    @precondition(lambda self: self.held(("ahead", "running")))
+    @rule(pick=index, claim=st.booleans(), twice=often, missing=st.sampled_from([None, None, "m:A", "m:B"]))
+    def hand_back(self, pick: int, claim: bool, twice: bool, missing: str | None) -> None:
+        job = self._pick(self.held(("ahead", "running")), pick)
+        worker, before = self.worker_of(job), self.state.jobs[job]
+        last = int(before.get("handbacks", 0)) + 1 >= int(CONFIG["max_handbacks"])
+        if missing and not before.get("cancel") and not last:
+            self.fleet.lacks(worker, missing, job)
+        error = json.dumps({"code": "validation_failed", "message": "missing"})
+        self._end("fail", job, claim, twice, code="validation_failed", error=error, hand_back=1, missing=missing)
+        after = self.state.jobs[job]
+        counted = [int(r.get("attempt", 0)) - int(r.get("uncounted", 0)) for r in (before, after)]
+        if after["status"] == "pending":
+            need(counted[1] == counted[0] - 1, "I6", f"a hand-back of {job} counts as an attempt: {counted}")
+
+    @precondition(lambda self: self.held(("ahead",)))
+    @rule(pick=index, twice=often)
+    def release(self, pick: int, twice: bool) -> None:
+        job = self._pick(self.held(("ahead",)), pick)
+        answer = self.call("release", {job}, twice, job=job, token=self.token(job), reason="shutdown")
+        need(answer.outcome == "ok", "state", f"release: {answer}")
+
+    @precondition(lambda self: self.tokens)
+    @rule(pick=index, function=st.sampled_from(["report", "executed", "finish", "fail", "release", "preview"]))
+    def stale(self, pick: int, function: str) -> None:
+        """Whoever lost its lease changes nothing, whatever it says."""
+        job, token = self.tokens[-1 - pick % len(self.tokens)]
+        record = self.state.jobs.get(job, {})
+        if record.get("token") == token:
+            token = "0" * 32
+        pairs: dict[str, Value | None] = {
+            "p": 999, "data": "{}", "result": '{"outputs":["stale"]}', "code": "node_error",
+            "error": '{"code":"node_error"}', "reason": "stale", "frame": 1, "timings": "{}", "exec_ms": 1,
+        }  # fmt: skip
+        answer = self.call(function, set(), job=job, token=token, **pairs)
+        repeated = record.get("done", "").startswith(token)
+        need(answer.outcome == "stale_lease" or repeated, "I7", f"{function} with a stale token: {answer}")
+
+    @precondition(lambda self: self.past)
+    @rule(pick=index)
+    def late_repeat(self, pick: int) -> None:
+        """A call that was repeated long after: it may find things changed, but changes no job itself."""
+        function, pairs = self.past[-1 - pick % len(self.past)]
+        token = str(pairs.get("token"))
+        if function not in ("report", "executed", "finish", "fail", "release", "claim"):
+            return
+        if function == "claim":
+            held = [job for job, r in self.state.jobs.items() if r.get("token") == token]
+            known = {t for _, t in self.tokens}
+            if token not in known:
+                return  # it got nothing then; now it is a new claim
+            answer = self.call("claim", set(), **pairs)
+            need(answer.outcome != "job" or answer.text("job_id") in held, "I7", f"an old claim's token got {answer}")
+        elif all(r.get("token") != token for r in self.state.jobs.values()):
+            self.call(function, set(), **{**pairs, "claim": None})
