@@ -31,6 +31,7 @@ from broker.jobs.records import Deliver
 from broker.jobs.submission import Submitter
 from broker.queue.connection import Connection
 from broker.queue.events import EventHub
+from broker.queue.group_events import GroupHub
 from broker.queue.inbox import Inbox
 from broker.queue.janitor import Janitor
 from broker.queue.queue import Queue
@@ -131,9 +132,11 @@ async def _services(app: web.Application) -> AsyncIterator[None]:
         operations=operations,
         streams=Streams(app[HUB], deliver),
         figures=StatsFeed(operations.stats),
+        groups=GroupHub(app[CONNECTION], queue),
         health=partial(app[CONNECTION].health, queue.prefix),
         version=emq_version(),
     )
     app[SERVICES] = parts
     yield
     parts.figures.close()
+    await parts.groups.stop()

@@ -14,6 +14,7 @@ from broker.access.limits import TokenBucket
 from broker.api import commands
 from broker.api.errors import dumps, frame, unexpected
 from broker.api.frames import Frames, Socket
+from broker.api.groups import GroupFollower
 from broker.api.outbox import Outbox
 from broker.errors import BadMessage, EmqError, RateLimited
 from broker.jobs import strict
@@ -59,12 +60,14 @@ class ClientSocket:
         self._outbox = Outbox()
         self._jobs: dict[str, asyncio.Task[None]] = {}
         self._stats: asyncio.Task[None] | None = None
+        self._groups = GroupFollower(services.groups, who.tenant, self._reply, self._fail)
         self._special: dict[str, Callable[[dict[str, Any], str | None], Awaitable[None]]] = {
             "submit_job": self._submit,
             "submit_jobs": self._submit_many,
             "subscribe_job": self._subscribe,
             "unsubscribe_job": self._unsubscribe,
             "subscribe_stats": self._subscribe_stats,
+            "subscribe_group": self._subscribe_group,
         }
 
     async def run(self, *, stats: bool = False) -> None:
@@ -75,7 +78,7 @@ class ClientSocket:
                 self._watch_stats(True)
             await self._read()
         finally:
-            tasks = [writer, *self._jobs.values(), *([self._stats] if self._stats else [])]
+            tasks = [writer, *self._jobs.values(), *self._groups.tasks(), *([self._stats] if self._stats else [])]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -167,6 +170,7 @@ class ClientSocket:
         self._reply(commands.wire(accepted, echo))
         if follow and accepted.job_id:
             self._follow(accepted.job_id, until_end=True)
+            self._groups.once(message.get("group"))
 
     async def _submit_batch(self, batch: list[_Request]) -> None:
         """Answer submits that came together, in order; one call of the queue makes them all durable."""
@@ -187,6 +191,7 @@ class ClientSocket:
             self._reply(commands.wire(outcome, request.echo))
             if _follows(request.message) and outcome.job_id:
                 self._follow(outcome.job_id, until_end=True)
+                self._groups.once(request.message.get("group"))
 
     async def _submit_many(self, message: dict[str, Any], echo: str | None) -> None:
         self._who.require(Scope.SUBMIT)
@@ -196,9 +201,10 @@ class ClientSocket:
         self._bucket.take(len(bulk.jobs) / 100)
         outcomes = await self._ops.submitter.submit_many(self._who.tenant, bulk.jobs, bulk.group)
         self._reply(commands.wire(m.JobsAccepted(results=commands.bulk_results(bulk, outcomes)), echo))
-        for wanted, outcome in zip(follow, outcomes, strict=True):
+        for job, wanted, outcome in zip(bulk.jobs, follow, outcomes, strict=True):
             if wanted and not isinstance(outcome, EmqError) and outcome.job_id:
                 self._follow(outcome.job_id, until_end=True)
+                self._groups.once(job.get("group") or bulk.group)
 
     # -- subscriptions ------------------------------------------------------------------------------------------------
 
@@ -256,6 +262,14 @@ class ClientSocket:
                     self._outbox.put_latest("progress", job_id, dumps(item.message))
                 else:
                     self._outbox.put(dumps(item.message))
+
+    async def _subscribe_group(self, message: dict[str, Any], echo: str | None) -> None:
+        self._who.require(Scope.READ)
+        msg = commands.read(m.SubscribeGroup, message)
+        if msg.enabled:
+            await self._ops.queue.group(self._who.tenant, msg.group)
+        self._groups.always(msg.group, msg.enabled)
+        self._reply(commands.wire(m.SubscriptionConfirmed(group=msg.group, subscribed=msg.enabled), echo))
 
     async def _subscribe_stats(self, message: dict[str, Any], echo: str | None) -> None:
         self._who.require(Scope.READ)

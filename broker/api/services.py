@@ -14,6 +14,7 @@ from broker.api.figures import StatsFeed
 from broker.api.streams import Streams
 from broker.jobs.operations import Operations
 from broker.queue.connection import Health
+from broker.queue.group_events import GroupHub
 from broker.settings import Settings
 
 
@@ -25,6 +26,7 @@ class Services:
     operations: Operations
     streams: Streams
     figures: StatsFeed
+    groups: GroupHub
     health: Callable[[], Awaitable[Health]]
     """Whether Redis answers and has the functions."""
     version: str

@@ -6,7 +6,7 @@ from typing import Any
 
 from broker.jobs.records import loads
 from broker.protocol.base import ACTIVE, TERMINAL, WAITING, JobStatus
-from broker.protocol.messages import GroupStatus
+from broker.protocol.messages import GroupDone, GroupStatus
 from broker.queue.queue import Answer
 
 
@@ -64,9 +64,15 @@ def group_figures(group: str, answer: Answer) -> GroupStatus:
     """A group's answer."""
     jobs = _counts(answer)
     total = sum(jobs.values())
-    return GroupStatus(
-        group=group, total=total, jobs=jobs, done=total > 0 and total == sum(jobs[status] for status in TERMINAL)
-    )
+    ended = sum(jobs[status] for status in TERMINAL)
+    progress = round(100 * ended / total, 1) if total else 0.0
+    return GroupStatus(group=group, total=total, jobs=jobs, done=0 < total == ended, progress=progress)
+
+
+def group_summary(group: str, answer: Answer) -> GroupDone:
+    """What subscribers hear when a group's last open job has ended."""
+    figures = group_figures(group, answer)
+    return GroupDone(group=group, total=figures.total, jobs=figures.jobs, ended=answer.number("ended"))
 
 
 def public_worker(answer: Answer) -> dict[str, Any]:

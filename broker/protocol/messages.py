@@ -141,6 +141,14 @@ class RequestGroup(Message):
     group: Id
 
 
+class SubscribeGroup(Message):
+    """Hear ``group_done`` whenever the last open job of a group ends, at once if that has happened."""
+
+    type: Literal["subscribe_group"] = "subscribe_group"
+    group: Id
+    enabled: bool = True
+
+
 class SubscribeJob(Message):
     """Every event of a job after ``after``, in order, none missing and none twice."""
 
@@ -228,8 +236,8 @@ class SubscribeStats(Message):
 
 
 CLIENT_MESSAGES: tuple[type[Message], ...] = (
-    SubmitJob, SubmitJobs, SetPriority, Pause, Resume, DrainWorker, CancelGroup, RequestGroup, SubscribeJob,
-    UnsubscribeJob, RequestJobStatus, CancelJob, ForceRetryJob, RetryDead, ListJobs, RequestStats, SubscribeStats,
+    SubmitJob, SubmitJobs, SetPriority, Pause, Resume, DrainWorker, CancelGroup, RequestGroup, SubscribeGroup,
+    SubscribeJob, UnsubscribeJob, RequestJobStatus, CancelJob, ForceRetryJob, RetryDead, ListJobs, RequestStats, SubscribeStats,
 )  # fmt: skip
 
 
@@ -281,6 +289,17 @@ class GroupStatus(Reply):
     total: int
     jobs: dict[str, int] = Field(description="Counts by status.")
     done: bool = Field(description="Every job has ended.")
+    progress: float = Field(description="Ended jobs in per cent.")
+
+
+class GroupDone(Reply):
+    """The last open job of a group has ended."""
+
+    type: Literal["group_done"] = "group_done"
+    group: str
+    total: int
+    jobs: dict[str, int] = Field(description="Counts by status.")
+    ended: int = Field(description="How often that has happened: a group may get more jobs, or one is retried.")
 
 
 class StatsReply(Reply):
@@ -295,6 +314,7 @@ class SubscriptionConfirmed(Reply):
 
     type: Literal["subscription_confirmed"] = "subscription_confirmed"
     job_id: str | None = None
+    group: str | None = Field(None, description="Of subscribe_group.")
     subscribed: bool = True
     enabled: bool | None = Field(None, description="Of subscribe_stats.")
 

@@ -17,6 +17,7 @@ from . import events, gateway, messages, records
 
 REPLIES: tuple[type[BaseModel], ...] = (
     messages.JobAccepted, messages.JobsAccepted, messages.JobStatusReply, messages.JobList, messages.GroupStatus,
+    messages.GroupDone,
     messages.StatsReply, messages.SubscriptionConfirmed, messages.Ack, messages.ErrorMessage,
 )  # fmt: skip
 EVENTS: tuple[type[BaseModel], ...] = (

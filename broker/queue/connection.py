@@ -84,8 +84,14 @@ class Channels:
     @classmethod
     async def open(cls, client: Redis) -> Channels:
         """Connect. Raises ``Unavailable``."""
-        with _translated():
-            return cls(client, await client.connection_pool.get_connection())  # type: ignore[no-untyped-call]
+        try:
+            with _translated():
+                return cls(client, await client.connection_pool.get_connection())  # type: ignore[no-untyped-call]
+        except BaseException:
+            # Also when this task is cancelled while it connects.
+            with suppress(RedisError, OSError):
+                await client.aclose()
+            raise
 
     async def subscribe(self, channel: str) -> None:
         """Ask for a channel; the server's confirmation comes out of :meth:`read`."""

@@ -89,4 +89,5 @@ function Q.commit(u)
     for _, kind in ipairs({ 'j:', 'b:', 'e:' }) do redis.call('PEXPIRE', u.P .. kind .. job, ms) end
   end
   u.ttl = nil
+  if u.group_ends then Q.tell_groups(u) end
 end

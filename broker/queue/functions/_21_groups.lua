@@ -17,17 +17,29 @@ function Q.group_add(u, r)
   end
 end
 
--- A member ended; with the last one the group's figures get a life time and its summary is published.
+-- A member ended; with the last one the group's figures get a life time.
 function Q.group_ended(u, r)
   local key = Q.group_key(u, r.tenant, r.group)
   if redis.call('HINCRBY', key, 'open', -1) > 0 then return end
   local life = math.max(DAY, Q.setting(u, 'ttl_failed_ms'))
   redis.call('PEXPIRE', key, life)
   redis.call('PEXPIRE', Q.group_members(u, r.tenant, r.group), life)
-  local g = Q.pairs_of(redis.call('HGETALL', key))
-  redis.call('SPUBLISH', u.P .. 'gv:' .. u.deployment .. ':' .. r.tenant .. ':' .. r.group,
-    '{"group":' .. Q.json(r.group) .. ',"jobs":' .. (g.jobs or '0') .. ',"completed":' .. (g.completed or '0')
-    .. ',"failed":' .. (g.failed or '0') .. ',"cancelled":' .. (g.cancelled or '0') .. '}')
+  u.group_ends = u.group_ends or {}
+  u.group_ends[key] = { r.tenant, r.group }
+end
+
+-- Says which groups have no open job any more, now that the call is done (a submit may have added more to one).
+function Q.tell_groups(u)
+  for key, of in pairs(u.group_ends or {}) do
+    local g = Q.pairs_of(redis.call('HGETALL', key))
+    if g.open == '0' then
+      redis.call('HINCRBY', key, 'ended', 1)
+      redis.call('SPUBLISH', u.P .. 'gv:' .. u.deployment .. ':' .. of[1] .. ':' .. of[2],
+        '{"group":' .. Q.json(of[2]) .. ',"jobs":' .. (g.jobs or '0') .. ',"completed":' .. (g.completed or '0')
+        .. ',"failed":' .. (g.failed or '0') .. ',"cancelled":' .. (g.cancelled or '0') .. '}')
+    end
+  end
+  u.group_ends = nil
 end
 
 -- A member starts again (a forced retry).
