@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -13,6 +14,9 @@ from broker.errors import BadMessage, Forbidden, NotFound, Unauthorized
 from broker.files.outputs import MAX_OUTPUTS, attempt_folder, find_output, server_name
 from broker.files.store import FileStore
 from broker.files.urls import is_signed
+
+FRESH_S = 0.5
+"""A lease that was held so short a time ago counts as held."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +35,8 @@ class OutputRoutes:
     async def put(self, request: web.Request) -> web.Response:
         """Store one file of a running attempt; the same number again replaces it, the same content changes nothing.
 
-        The lease is asked for before the body and again after it: a worker that lost the job meanwhile leaves nothing.
+        The lease is asked for before the body and, unless that was just now, again after it: a worker that lost the
+        job meanwhile leaves nothing.
         """
         ticket = lease_ticket(request)
         if ticket is None:
@@ -42,6 +47,12 @@ class OutputRoutes:
         if ticket.job_id != request.match_info["job_id"] or ticket.attempt != attempt:
             raise Forbidden("The lease is not this job's and attempt's.")
         tenant, limit = await self.access.holder(ticket)
+        asked = time.monotonic()
+
+        async def still_held() -> None:
+            if time.monotonic() - asked > FRESH_S:
+                await self.access.holder(ticket)
+
         expected = expected_file(request, min(self.max_bytes, limit or self.max_bytes))
         file, new = await self.store.put(
             attempt_folder(tenant, ticket.job_id, attempt),
@@ -49,7 +60,7 @@ class OutputRoutes:
             body(request.content),
             label=request.match_info["name"],
             expected=expected,
-            before_commit=lambda: self.access.holder(ticket),
+            before_commit=still_held,
         )
         answer = {
             "key": file.key,

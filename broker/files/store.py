@@ -151,9 +151,12 @@ class FileStore:
         return newest
 
     async def _write(self, key: str, chunks: AsyncIterator[bytes]) -> None:
-        """Stream into a new object, which appears when the stream has ended well."""
+        """Stream into a new object, which appears when the stream has ended well; one piece goes without parts."""
+        first = await anext(chunks, b"")
+        second = await anext(chunks, None)
+        content = first if second is None else _chain(first, second, chunks)
         with _translated():
-            await obstore.put_async(self._backend, key, chunks, chunk_size=PART, max_concurrency=2)
+            await obstore.put_async(self._backend, key, content, chunk_size=PART, max_concurrency=2)
 
     async def _write_document(self, file: StoredFile) -> None:
         text = json.dumps({k: v for k, v in asdict(file).items() if k != "key"})
@@ -232,6 +235,13 @@ class _Meter(AsyncIterator[bytes]):
                 reason="hash_mismatch",
                 hash=self.hash,
             )
+
+
+async def _chain(first: bytes, second: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    yield second
+    async for chunk in rest:
+        yield chunk
 
 
 @contextmanager
