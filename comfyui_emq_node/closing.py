@@ -149,7 +149,7 @@ class Closing:
         outputs: list[dict[str, Any]] = []
         self.delivering += 1
         try:
-            outputs = await self._courier.deliver(run.job, gathered, lambda: not run.lost and run.failure is None)
+            outputs = await self._courier.deliver(run.job, gathered, run.is_wanted)
         except StaleLease:
             if run.failure is None:
                 run.lose()

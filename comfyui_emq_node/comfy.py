@@ -19,11 +19,11 @@ import threading
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from . import previews
 from .inventory import Inventory
+from .prompt import Listener, Submitted
 
 log = logging.getLogger("emq")
 
@@ -32,39 +32,6 @@ MARK = "emq_prompt"
 PREVIEW, PREVIEW_WITH_METADATA = 2, 4
 STATUS_PAUSE_S = 0.5
 """Pages hear about the queue's length at most this often while only our prompts change it."""
-
-
-class Listener(Protocol):
-    """What a prompt's owner is told. Calls come on ComfyUI's prompt thread: they may only take notes."""
-
-    def event(self, name: str, data: dict[str, Any]) -> None:
-        """One of ComfyUI's events about this prompt."""
-
-    def wants_preview(self) -> bool:
-        """Whether a preview made now would be used."""
-
-    def preview(self, image: Any, node_id: str | None) -> None:
-        """A preview (a PIL image)."""
-
-    def final_image(self, image: Any, node_id: str | None) -> None:
-        """An image that a node delivers through the socket instead of a file."""
-
-    def end(self, entry: dict[str, Any] | None) -> None:
-        """The prompt is over: its history entry, or None when it was taken out of the queue before it ran."""
-
-
-@dataclass(slots=True)
-class Submitted:
-    """ComfyUI's answer to a prompt: its HTTP status and body."""
-
-    status: int
-    body: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def node_errors(self) -> dict[str, Any]:
-        """Errors by node (a list in old versions counts as none)."""
-        errors = self.body.get("node_errors")
-        return errors if isinstance(errors, dict) else {}
 
 
 class _Request:

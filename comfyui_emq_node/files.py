@@ -162,9 +162,9 @@ def _texts(shown: Any, finder: Finder) -> Iterator[str]:
 
 
 class Courier:
-    """Carries files to whichever broker is there; ``brokers`` gives their addresses as of now."""
+    """Carries files to whichever broker is there; ``brokers`` gives those of a pool as of now."""
 
-    def __init__(self, brokers: Callable[[], Sequence[str]]) -> None:
+    def __init__(self, brokers: Callable[[str], Sequence[str]]) -> None:
         self._brokers = brokers
         self._session: aiohttp.ClientSession | None = None
 
@@ -188,7 +188,7 @@ class Courier:
         ticket = lease_ticket(job)
         return [
             Uploads(f"{broker.rstrip('/')}/api/jobs/{job.job_id}/outputs/{job.attempt}/", ticket)
-            for broker in self._brokers()
+            for broker in self._brokers(job.pool)
         ]
 
     async def deliver(self, job: Claimed, gathered: Gathered, is_held: Callable[[], bool]) -> list[dict[str, Any]]:

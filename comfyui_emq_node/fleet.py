@@ -53,9 +53,9 @@ class Membership:
         """Whether an operator has asked this worker to finish what it has."""
         return any(self._draining.values())
 
-    def brokers(self) -> Sequence[str]:
-        """Addresses of brokers, those of the latest heartbeat."""
-        return list(dict.fromkeys(broker for brokers in self._brokers.values() for broker in brokers))
+    def brokers(self, pool: str) -> Sequence[str]:
+        """Addresses of a pool's brokers, those of the latest heartbeat."""
+        return self._brokers.get(pool, ())
 
     def beat_now(self) -> None:
         """Send a heartbeat without waiting for its time."""

@@ -301,6 +301,7 @@ class GatewayQueue:
             return None
         uploads = message.get("uploads")
         return Claimed(
+            pool=self.pool,
             job_id=str(message["job_id"]),
             attempt=int(message["attempt"]),
             lease=str(message["lease"]),

@@ -54,7 +54,7 @@ class _PublicOnly(ThreadedResolver):
 class Inputs:
     """Fetches the files that jobs name."""
 
-    def __init__(self, brokers: Callable[[], Sequence[str]], folder: Callable[[], str]) -> None:
+    def __init__(self, brokers: Callable[[str], Sequence[str]], folder: Callable[[], str]) -> None:
         self._brokers, self._folder = brokers, folder
         self.policy = "public"
         self._sessions: dict[bool, aiohttp.ClientSession] = {}
@@ -107,7 +107,7 @@ class Inputs:
 
     async def _from_broker(self, job: Claimed, place: str, path: str, label: str, digest: str | None) -> str:
         headers = {"Authorization": job.uploads.authorization if job.uploads else lease_ticket(job)}
-        brokers = self._brokers()
+        brokers = self._brokers(job.pool)
         if not brokers:
             raise QueueAway("no broker has told its address")
         known = self._known(digest, _ending(label, "")) if digest else None

@@ -59,6 +59,7 @@ class Uploads:
 class Claimed:
     """A job that is ours until its lease ends."""
 
+    pool: str
     job_id: str
     attempt: int
     lease: str

@@ -156,7 +156,7 @@ class RedisQueue:
         while True:
             answer = await self._call("claim", **self._who, token=claim.token, **_wishes(claim))
             if answer.outcome != "again":
-                return _claimed(answer)
+                return _claimed(self.pool, answer)
 
     async def report(self, report: Report) -> Reported:
         """Report progress; a job's first report starts it."""
@@ -206,7 +206,7 @@ class RedisQueue:
         calls: list[Call] = [_report(report) for report in reports]
         calls.append((function, {**_about(job), **more, **wishes}))
         answer = (await self._calls(calls))[-1]
-        return _claimed(answer.next) if answer.next else None
+        return _claimed(self.pool, answer.next) if answer.next else None
 
     # -- calling --------------------------------------------------------------------------------------------------
 
@@ -368,12 +368,13 @@ def _wishes(claim: Claim) -> Pairs:
     return {"loaded": "\n".join(claim.loaded), "ahead": claim.ahead}
 
 
-def _claimed(answer: Answer) -> Claimed | None:
+def _claimed(pool: str, answer: Answer) -> Claimed | None:
     if answer.outcome in RAISED:
         raise RAISED[answer.outcome]("claim")
     if answer.outcome != "job":
         return None
     return Claimed(
+        pool=pool,
         job_id=answer.text("job_id"),
         attempt=int(answer.number("attempt", 1)),
         lease=answer.text("lease"),

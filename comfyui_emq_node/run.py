@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
 from . import errors
 from .comfy import Comfy
 from .inputs import Inputs, InputUnavailable
-from .inventory import MODEL_ENDINGS, slashed
+from .payload import BadPayload, ModelInputs, extra_of, graph_of, model_files, read_payload
 from .queue import Claimed, Failure, QueueAway, Report, StaleLease, Superseded, Unregistered, WorkQueue
 from .relay import (
     REPORT_PAUSE_S,
@@ -34,13 +32,6 @@ SETTLE_S = 0.01
 """The start of a job that follows another at once is reported by the call that ends the other, if that comes soon."""
 GRACE_S = 30.0
 """A node that does not look at an interrupt gets this long before its job is reported without it."""
-MAX_PAYLOAD = 64 << 20
-
-ModelInputs = Mapping[str, Mapping[str, str]]
-
-
-class BadPayload(Exception):
-    """The payload is no workflow."""
 
 
 class Run:
@@ -211,6 +202,10 @@ class Run:
         self._stopped_at = time.monotonic()
         self._comfy.cancel(self.prompt_id)
 
+    def is_wanted(self) -> bool:
+        """Whether the job's result is still of use."""
+        return not self.lost and self.failure is None
+
     @property
     def is_running(self) -> bool:
         """Whether the prompt was started and has not ended."""
@@ -357,47 +352,3 @@ async def _first_of(one: Any, other: Any, timeout: float | None = None) -> None:
     finally:
         for task in own:
             task.cancel()
-
-
-def read_payload(data: bytes) -> dict[str, Any]:
-    """The payload's JSON, unpacked where it is zlib's."""
-    try:
-        if not data.startswith(b"{"):
-            unpacker = zlib.decompressobj()
-            data = unpacker.decompress(data, MAX_PAYLOAD)
-        payload = json.loads(data)
-    except (ValueError, RecursionError, zlib.error) as error:
-        raise BadPayload(f"The payload cannot be read: {error}") from error
-    if not isinstance(payload, dict):
-        raise BadPayload("The payload is not a JSON object.")
-    return payload
-
-
-def graph_of(payload: Mapping[str, Any]) -> dict[str, Any]:
-    """The API-format graph: ``workflow``, ``prompt``, or the payload itself."""
-    for name in ("workflow", "prompt"):
-        graph = payload.get(name)
-        if isinstance(graph, dict) and "class_type" not in graph:
-            break
-    else:
-        graph = dict(payload)
-    if not graph or not all(isinstance(node, dict) for node in graph.values()):
-        raise BadPayload("The payload has no workflow in ComfyUI's API format.")
-    return graph
-
-
-def extra_of(payload: Mapping[str, Any]) -> dict[str, Any]:
-    """What goes along to ComfyUI, as its page sends it: the page's own workflow for the pictures' metadata."""
-    extra = payload.get("extra_data")
-    return dict(extra) if isinstance(extra, dict) and "class_type" not in extra else {}
-
-
-def model_files(graph: Mapping[str, Any], model_inputs: ModelInputs) -> list[str]:
-    """The model files that a graph names."""
-    found: dict[str, None] = {}
-    for node in graph.values():
-        known = model_inputs.get(str(node.get("class_type")), {})
-        for name, value in (node.get("inputs") or {}).items():
-            if isinstance(value, str) and (name in known or value.lower().endswith(MODEL_ENDINGS)):
-                found[slashed(value)] = None
-    return list(found)
