@@ -114,6 +114,9 @@ class Inputs:
         if known:
             return known
         async with self._session(False).get(f"{brokers[0].rstrip('/')}{path}", headers=headers) as response:
+            if response.status in (404, 409) and response.content_type == "application/json":
+                reason = (await response.json()).get("error")
+                raise InputUnavailable(place, str(reason), retry=False)
             return await self._take(place, response, label, digest)
 
     async def _from_web(self, place: str, url: str, label: str) -> str:
@@ -207,7 +210,8 @@ async def _one(content: bytes) -> AsyncIterator[bytes]:
 
 
 def _output_path(place: str, output: Any) -> str:
-    """The file of another job's output. The broker resolves the place to a name when it takes the job."""
-    if not isinstance(output, Mapping) or not output.get("job_id") or not output.get("name"):
-        raise InputUnavailable(place, "that output is not known.", retry=False)
-    return f"/api/jobs/{quote(str(output['job_id']), safe='')}/outputs/{quote(str(output['name']), safe='')}"
+    """Where the broker has another job's output, by the node that made it."""
+    if not isinstance(output, Mapping) or not output.get("job_id") or not output.get("node_id"):
+        raise InputUnavailable(place, "an output is named by job_id, node_id and index.", retry=False)
+    job, node = (quote(str(output[name]), safe="") for name in ("job_id", "node_id"))
+    return f"/api/jobs/{job}/outputs/by-node/{node}/{int(output.get('index') or 0)}"

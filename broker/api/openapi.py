@@ -56,6 +56,10 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("get", "/api/jobs/{job_id}/events", "A job's events", query=("after",), media="text/event-stream"),
     Operation("get", "/api/jobs/{job_id}/preview", "The latest preview; 204: none", media="image/*"),
     Operation("get", "/api/jobs/{job_id}/outputs/{name}", "An output file", media="application/octet-stream"),
+    Operation(
+        "get", "/api/jobs/{job_id}/outputs/by-node/{node_id}/{index}", "An output file by the node that made it",
+        media="application/octet-stream",
+    ),
     Operation("get", "/api/dead", "Dead letters with their evidence", None, m.JobList, query=LIST_QUERY),
     Operation("post", "/api/dead/retry", "Replay dead letters", m.RetryDead, m.Ack),
     Operation("get", "/api/groups/{group}", "A group's figures", None, m.GroupStatus),

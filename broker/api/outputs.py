@@ -31,6 +31,7 @@ class OutputRoutes:
         """Register the routes."""
         app.router.add_put("/api/jobs/{job_id}/outputs/{attempt}/{slash:/?}{number}/{name:.*}", self.put)
         app.router.add_get("/api/jobs/{job_id}/outputs/{name}", self.get)
+        app.router.add_get("/api/jobs/{job_id}/outputs/by-node/{node_id}/{index}", self.get_by_node)
 
     async def put(self, request: web.Request) -> web.Response:
         """Store one file of a running attempt; the same number again replaces it, the same content changes nothing.
@@ -77,6 +78,14 @@ class OutputRoutes:
         tenant = await self.access.reader(request)
         file = await find_output(self.store, tenant, request.match_info["job_id"], request.match_info["name"])
         return await serve_file(request, self.store, file, cross_origin=is_signed(request.query))
+
+    async def get_by_node(self, request: web.Request) -> web.StreamResponse:
+        """Answer a file by the node that made it, as ``payload.inputs`` of another job names it."""
+        tenant, job_id = await self.access.reader(request), request.match_info["job_id"]
+        index = _index(request, "index")
+        name = await self.access.output_name(tenant, job_id, request.match_info["node_id"], index)
+        file = await find_output(self.store, tenant, job_id, name)
+        return await serve_file(request, self.store, file, cross_origin=False)
 
 
 def _index(request: web.Request, field: str) -> int:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from aiohttp import hdrs, web
 
-from broker.errors import Conflict, Unauthorized
+from broker.errors import Conflict, NotFound, Unauthorized
 from broker.files.urls import UrlSigner, is_signed
+from broker.jobs.records import loads
 from broker.queue.queue import Queue
 
 _LEASE = re.compile(r"Lease +([A-Za-z0-9_-]{1,128})\.([1-9][0-9]{0,8})\.([\x21-\x7e]{1,128})", re.IGNORECASE)
@@ -77,6 +78,18 @@ class FileAccess:
         if ticket is not None:
             return (await self.holder(ticket))[0]
         return self._authorise(request, "read")
+
+    async def output_name(self, tenant: str, job_id: str, node_id: str, index: int) -> str:
+        """The name of the ``index``-th file that a node of a completed job made; raises ``NotFound``."""
+        answer = await self._queue.job(job_id, tenant)
+        result = loads(answer.text("result"), {})
+        outputs = result.get("outputs") if isinstance(result, dict) else None
+        made = [o for o in outputs or () if isinstance(o, dict) and str(o.get("node_id")) == node_id and o.get("name")]
+        if index < len(made):
+            return str(made[index]["name"])
+        state = answer.text("status")
+        what = f"its node {node_id[:64]} made {len(made)} files" if state == "completed" else f"it is {state}"
+        raise NotFound(f"Job {job_id} has no file {index} of node {node_id[:64]}: {what}.")
 
     async def writer(self, request: web.Request) -> str:
         """The tenant whose input files a request may add."""

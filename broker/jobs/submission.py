@@ -24,7 +24,7 @@ from broker.jobs.requirements import Requirement, complete
 from broker.jobs.waiting import explain, from_atoms, values
 from broker.jobs.workflow import Graph, check, check_inputs, normalise
 from broker.protocol.base import JobStatus, now_ms
-from broker.protocol.messages import InputFile, JobAccepted, Requirements, SubmitJob
+from broker.protocol.messages import MAX_PARENTS, InputFile, JobAccepted, Requirements, SubmitJob
 from broker.protocol.records import WaitingFor
 from broker.queue.queue import Answer, NewJob, Queue, require
 from broker.settings import Settings
@@ -158,6 +158,7 @@ class Submitter:
             raise message_errors(exc) from None
         self._check_metadata(submit.metadata)
         payload, graph = self._payload(submit)
+        submit = _with_parents(submit, payload)
         need = complete(submit.job_type, submit.requirements.model_dump(), graph, view)
         self._remember(need.class_id, need)
         problems = view.values.problems(graph, payload.get("inputs") or ()) if graph else []
@@ -205,7 +206,7 @@ class Submitter:
             expires_ms=None if submit.expires_s is None else max(1, round(submit.expires_s * 1000)),
             idempotency_key=_digest(submit.idempotency_key.encode()) if submit.idempotency_key else None,
             body_digest=_body_digest(submit) if keyed else None,
-            depends_on=list(dict.fromkeys(submit.depends_on)),
+            depends_on=submit.depends_on,
             on_parent_failure=submit.on_parent_failure,
             group=submit.group,
             labels=labels.of(submit.metadata),
@@ -319,6 +320,19 @@ def _inputs(inputs: Any, graph: Graph) -> dict[str, dict[str, Any]]:
             raise BadMessage(f"payload.inputs[{key[:160]!r}]: {error.message}", **error.details) from None
     check_inputs(result, graph)
     return result
+
+
+def _with_parents(submit: SubmitJob, payload: dict[str, Any]) -> SubmitJob:
+    """Make the job depend on those whose outputs it takes; raises ``BadMessage`` when they are too many.
+
+    A job can only name jobs that are there before it, so no two of them can wait for each other.
+    """
+    inputs = payload.get("inputs") if submit.job_type == "comfyui" else None
+    sources = inputs.values() if isinstance(inputs, dict) else ()
+    parents = list(dict.fromkeys([*submit.depends_on, *(s["output"]["job_id"] for s in sources if s.get("output"))]))
+    if len(parents) > MAX_PARENTS:
+        raise BadMessage(f"A job depends on at most {MAX_PARENTS} others, those whose outputs it takes included.")
+    return submit.model_copy(update={"depends_on": parents})
 
 
 def _spec(submit: SubmitJob, problems: list[Problem]) -> bytes:

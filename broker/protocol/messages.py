@@ -11,16 +11,17 @@ from .records import ErrorBody, EstimatedStart, Job, Stats, WaitingFor
 
 DAY_S = 86_400.0
 YEAR_S = 366 * DAY_S
+MAX_PARENTS = 1000
 Label = Annotated[str, StringConstraints(max_length=256)]
 Priority = Annotated[int, Field(ge=-100, le=100)]
 
 
 class OutputRef(Incoming):
-    """A file that another job of the same tenant made."""
+    """A file that another job of the same tenant made; the job that takes it depends on that one."""
 
     job_id: Id
     node_id: Id
-    index: int = Field(0, ge=0, le=100_000)
+    index: int = Field(0, ge=0, le=100_000, description="Which of the node's files.")
 
 
 class InputFile(Incoming):
@@ -58,7 +59,9 @@ class SubmitJob(Message):
     priority: Priority = Field(0, description="-100 to 100, higher first.")
     requirements: Requirements = Field(default_factory=Requirements)
     idempotency_key: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = None
-    depends_on: list[Id] = Field(default_factory=list, max_length=1000)
+    depends_on: list[Id] = Field(
+        default_factory=list, max_length=MAX_PARENTS, description="And the jobs whose outputs `payload.inputs` names."
+    )
     on_parent_failure: Literal["fail", "run"] = "fail"
     delay_s: float = Field(0, ge=0, le=YEAR_S)
     start_at: EpochMs | None = Field(None, description="Not before this time; epoch ms.")
@@ -237,7 +240,8 @@ class SubscribeStats(Message):
 
 CLIENT_MESSAGES: tuple[type[Message], ...] = (
     SubmitJob, SubmitJobs, SetPriority, Pause, Resume, DrainWorker, CancelGroup, RequestGroup, SubscribeGroup,
-    SubscribeJob, UnsubscribeJob, RequestJobStatus, CancelJob, ForceRetryJob, RetryDead, ListJobs, RequestStats, SubscribeStats,
+    SubscribeJob, UnsubscribeJob, RequestJobStatus, CancelJob, ForceRetryJob, RetryDead, ListJobs,
+    RequestStats, SubscribeStats,
 )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from aiohttp.test_utils import TestServer
 from blake3 import blake3
 from PIL import Image
 
+from broker.trial.workflows import plain_image
 from tests.support.comfyui import Client, ComfyProcess, node
 
 
@@ -61,3 +62,22 @@ async def test_a_file_that_is_not_there_fails_the_job(client: Client, comfy: Com
     record = await client.run(GRAPH, worker=comfy, payload={"inputs": missing}, max_attempts=1)
     assert (record["status"], record["error"]["code"]) == ("failed", "input_unavailable")
     assert "7.image" in record["error"]["message"]
+
+
+async def test_a_file_that_another_job_made(client: Client, comfy: ComfyProcess) -> None:
+    """The child is submitted first thing, waits for its parent, and sees the picture that the parent's node saved."""
+    parent = await client.submit(plain_image(0x0A0B0C, 32), worker=comfy)
+    source = {"output": {"job_id": parent, "node_id": "2", "index": 0}}
+    job = await client.submit(GRAPH, worker=comfy, payload={"inputs": {"7.image": source}}, max_attempts=1)
+    record = await client.until(job)
+    assert (record["status"], record["depends_on"]) == ("completed", [parent]), record
+    image = Image.open(io.BytesIO(await client.fetch(record["result"]["outputs"][0])))
+    assert (image.size, image.getpixel((3, 3))) == ((32, 32), (0x0A, 0x0B, 0x0C))
+
+
+async def test_a_file_that_another_job_did_not_make(client: Client, comfy: ComfyProcess) -> None:
+    parent = await client.submit(plain_image(1, 16), worker=comfy)
+    source = {"output": {"job_id": parent, "node_id": "2", "index": 5}}
+    record = await client.run(GRAPH, worker=comfy, payload={"inputs": {"7.image": source}})
+    assert (record["status"], record["error"]["code"], record["attempt"]) == ("failed", "input_unavailable", 1)
+    assert "made 1 files" in record["error"]["message"]
