@@ -30,12 +30,13 @@ function Q.enter(u, r, status)
   tally(u, r, status, 1)
 end
 
--- Removes a job that is forgotten.
+-- Removes a job that is forgotten. Its group still counts it: a group's figures have a life time of their own.
 function Q.leave(u, r)
   local key, home = index(u, r, r.status)
   redis.call('ZREM', key, r._id)
   if home == 'f' then redis.call('ZREM', u.P .. 'fin:' .. r.status, r._id) end
-  tally(u, r, r.status, -1)
+  Q.count(u, r.status, -1)
+  Q.count(u, r.tenant .. ':' .. r.status, -1)
 end
 
 -- Changes the status.
