@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from bench import main_job, queue
+from bench import fleet, main_job, queue, scale
 
-BENCHES = {"main-job": main_job.main, "queue": queue.main}
+BENCHES = {"main-job": main_job.main, "queue": queue.main, "scale": scale.main, "fleet": fleet.main}
 
 
 def main(argv: list[str]) -> int:

@@ -10,12 +10,12 @@ import argparse
 import json
 import statistics
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 from bench.peers.catalog import EMQ, FLOOR, PEERS, Peer
 from bench.peers.install import install, version
 from bench.roles import Figures, Plan, measure
+from bench.targets import Target, print_targets
 
 Results = dict[str, list[Figures]]
 
@@ -34,25 +34,6 @@ COLUMNS = {
     "bytes a job": "bytes",
     "idle calls /s": "idle/s",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Something EMQ is to reach."""
-
-    what: str
-    reached: float
-    wanted: float
-    most: bool = False
-    """``wanted`` is the most, not the least."""
-    against: str = ""
-
-    def line(self) -> str:
-        """One row of the table."""
-        met = self.reached <= self.wanted if self.most else self.reached >= self.wanted
-        sign = "≤" if self.most else "≥"
-        verdict = "met" if met else "NOT met"
-        return f"  {self.what:48} {sign} {self.wanted:5.2f}  {self.reached:7.2f}  {verdict:8} {self.against}"
 
 
 def medians(results: Results, figure: str) -> dict[str, float]:
@@ -165,9 +146,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"Redis appendfsync {args.fsync}, payload 2 KiB, {args.rounds} rounds; bulk: 100 jobs a call")
     print("versions: " + "; ".join(filter(None, (version(peer) for peer in peers))))
     print(table(results))
-    print("\ntargets (worst case of EMQ over the peers named)")
-    wanted = targets(results)
-    print("\n".join(target.line() for target in wanted))
+    print_targets(targets(results))
     return 0
 
 
