@@ -23,8 +23,10 @@ log = logging.getLogger(__name__)
 
 OPEN_S = 5.0
 """How long a new subscription waits for its channel."""
-WATCH_S = 5.0
-"""How often the queue is told that somebody watches previews (it believes that for 15 s)."""
+KEEP_S = 5.0
+"""How often counters are compared, and the queue is told who watches previews (it believes that for 15 s)."""
+BATCH = 500
+"""Counters read at once."""
 
 
 class Source(Lines, Protocol):
@@ -42,6 +44,7 @@ class _Feed:
         self.listeners: set[Subscription] = set()
         self.open = asyncio.Event()
         self.last_preview: bytes | None = None
+        self.seen = 0
         self._hub = hub
         self._frame: tuple[str, dict[int, bytes]] = ("", {})
 
@@ -57,7 +60,9 @@ class _Feed:
             raise Unavailable("The job's events cannot be reached; try again.", reason="no channel") from None
 
     async def log(self) -> Log:
-        return await self._hub.read_log(self.job_id)
+        found = await self._hub.read_log(self.job_id)
+        self.seen = found.counter
+        return found
 
     async def record(self) -> Answer:
         return await self._hub.queue.job(self.job_id)
@@ -185,6 +190,7 @@ class EventHub:
         try:
             if kind == "ev":
                 event = parse_message(raw, self._epoch)
+                feed.seen = max(feed.seen, event.n)
                 for listener in feed.listeners:
                     listener.offer(event)
             elif preview := feed.part(raw):
@@ -246,10 +252,10 @@ class EventHub:
             if feed.previews:
                 self._wire.want(self._channel("pv", job_id))
 
-    # -- watching -----------------------------------------------------------------------------------------------------
+    # -- at intervals -------------------------------------------------------------------------------------------------
 
     async def _keep(self) -> None:
-        """Say who watches previews, and look whether the pool is still the one it was."""
+        """Say who watches previews, and look whether the pool is still the one it was and every message came."""
         while True:
             self._watch_now.clear()
             with suppress(EmqError):
@@ -257,9 +263,22 @@ class EventHub:
                 epoch = await self._deployment()
                 if epoch:
                     self._move(epoch)
+                await self._compare()
             with suppress(TimeoutError):
-                async with asyncio.timeout(WATCH_S):
+                async with asyncio.timeout(KEEP_S):
                     await self._watch_now.wait()
+
+    async def _compare(self) -> None:
+        """Find jobs with events that did not come: nothing after them would show the last one's loss."""
+        feeds = list(self._feeds.values())
+        for batch in (feeds[i : i + BATCH] for i in range(0, len(feeds), BATCH)):
+            seen = [feed.seen for feed in batch]
+            keys = (("HGET", f"{self.queue.prefix}j:{feed.job_id}", "events") for feed in batch)
+            counters = await self._source.read(self.queue.prefix, *keys)
+            for feed, before, counter in zip(batch, seen, counters, strict=True):
+                if int(counter or 0) != before and feed.seen == before:
+                    for listener in feed.listeners:
+                        listener.catch_up()
 
     async def _tell_watched(self) -> None:
         for job_id in [job_id for job_id, feed in self._feeds.items() if feed.previews]:

@@ -308,10 +308,10 @@ async def rough_life(queue: Queue, worker: SimulatedWorker, job: str, rng: rando
     for attempt in range(4):
         held = await claim(worker, job)
         progress = 0.0
-        for _ in range(rng.randint(0, 12)):
+        for _ in range(rng.randint(0, 20)):
             progress += rng.random()
             await worker.report(held, progress, store=rng.random() < 0.3)
-            await asyncio.sleep(rng.random() * 0.005)
+            await asyncio.sleep(rng.random() * 0.1)
         if attempt < 3:
             if held.reports:
                 await worker.fail(held, hand_back=1)
@@ -366,9 +366,9 @@ async def test_lost_messages_and_reconnects_leave_no_gap_and_no_double(
         for worker in workers:
             await worker.register()
         await asyncio.gather(*(rough_life(queue, w, j, random.Random(j)) for w, j in zip(workers, jobs, strict=True)))
+        cuts.cancel()
         async with asyncio.timeout(30):
             results = await asyncio.gather(*listeners)
-        cuts.cancel()
         assert dropped > 0
     for got in results:
         check_order(got)
@@ -377,8 +377,23 @@ async def test_lost_messages_and_reconnects_leave_no_gap_and_no_double(
 
 async def cut_now_and_then(cut: Callable[[], None], rng: random.Random) -> None:
     while True:
-        await asyncio.sleep(rng.uniform(0.05, 0.4))
+        await asyncio.sleep(rng.uniform(0.3, 1.2))
         cut()
+
+
+async def test_loss_of_the_last_message_is_noticed(
+    start_hub: StartHub, redis_server: RedisServer, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.queue.events.KEEP_S", 0.2)
+    async with proxy(redis_server.port) as between:
+        between.replies = lambda reply: b"" if b"smessage" in reply and b":ev:" in reply else reply
+        hub = await start_hub(between.url)
+        job = await submit(queue)
+        async with hub.subscribe(job) as listener:
+            assert names([await anext(listener)]) == ["pending"]
+            await queue.cancel(job)
+            async with asyncio.timeout(5):
+                assert names([await anext(listener)]) == ["cancelled"]
 
 
 async def test_silent_connection_is_noticed_and_replaced(
@@ -532,7 +547,7 @@ async def until_preview(listener: Subscription) -> Preview:
 async def test_watching_is_said_again(
     start_hub: StartHub, queue: Queue, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("broker.queue.events.WATCH_S", 0.1)
+    monkeypatch.setattr("broker.queue.events.KEEP_S", 0.1)
     hub = await start_hub()
     job = await submit(queue)
     watch = f"{queue.prefix}watch:{job}"
