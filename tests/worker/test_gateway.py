@@ -10,7 +10,6 @@ from broker.trial.runtime import TrialRuntime
 from broker.trial.workflows import plain_image
 from tests.support.comfyui import BrokerProcess, ComfyProcess, fails, node, slow
 from tests.support.waiting import wait_until
-from tests.worker.conftest import LEASE_S
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +18,8 @@ def away(
 ) -> Iterator[tuple[BrokerProcess, ComfyProcess]]:
     """A broker, and a ComfyUI that knows its URL alone."""
     folder = tmp_path_factory.mktemp("gateway")
-    settings = {"EMQ_LEASE_S": LEASE_S, "EMQ_BACKOFF_S": "0.1"}
+    # Longer than a broker takes to start on a busy machine: its worker keeps the job.
+    settings = {"EMQ_LEASE_S": "20", "EMQ_BACKOFF_S": "0.1"}
     broker = BrokerProcess(folder / "broker.log", data=folder / "data", settings=settings).start()
     names = {"WORKER_ID": "far", "EMQ_BROKER_URL": broker.url, "LOG_LEVEL": "DEBUG"}
     comfy = ComfyProcess(folder / "comfy.log", runtime=runtime, base=folder / "base", settings=names)
