@@ -247,3 +247,28 @@ async def test_without_memory_only_new_work_is_refused(desk: Desk) -> None:
     finally:
         desk.client.config_set("maxmemory", "0")
     assert (await desk.queue.call("job", [("job", "j3")])).outcome == "not_found"
+
+
+async def test_a_variant_that_was_forgotten_while_its_job_ran_is_known_again(desk: Desk) -> None:
+    first, second = await desk.worker("w1"), await desk.worker("w2")
+    await desk.add("a")
+    await first.start()
+    await first.fail("a")
+    await desk.live(4000, first, second)
+    assert await second.start() == "a"
+    await desk.live(7_500_000, first, second, step=10_000)
+    assert (await second.held("release", "a", reason="x")).outcome == "ok"
+    assert await second.take() == "a"
+
+
+async def test_a_parked_class_is_not_forgotten(desk: Desk) -> None:
+    first, second = await desk.worker("w1"), await desk.worker("w2")
+    await desk.add("a")
+    await first.start()
+    await first.fail("a")
+    await desk.queue.pause("tenant", "ann", True)
+    await desk.live(4000, first, second)
+    assert (await second.claim()).outcome == "none"
+    await desk.live(7_500_000, first, second, step=10_000)
+    await desk.queue.pause("tenant", "ann", False)
+    assert await second.take() == "a"

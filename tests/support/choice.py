@@ -105,6 +105,8 @@ class Fleet:
         need(not self.stopped(worker), "drain", f"{worker} is paused or draining, and got {job}")
         need(self.fits(job, worker), "fit", f"{worker} cannot run {job}, which needs {self.atoms[job]}")
         tenant = mine["tenant"]
+        shunned = self.avoids(job, before.jobs.get(job, {}), worker, before)
+        need(named or not shunned, "avoid", f"{worker} got {job}, which failed there and which another could run")
         need(not self.held_back(tenant, after, but=job), "cap", f"{job} was given though {tenant} is held back")
         if before.jobs.get(job, {}).get("status") in ACTIVE:
             return  # the same claim again

@@ -76,7 +76,7 @@ class Controlling(Driven):
         mine = {j for j, r in self.state.jobs.items() if r.get("group") == "g1" and r["tenant"] == tenant}
         self.call("cancel_group", mine, tenant=tenant, group="g1", reason="all", limit=2)
 
-    @rule(ms=st.sampled_from([50, 1000, 4000, 4900, 30_000, -3000]))
+    @rule(ms=st.sampled_from([50, 1000, 4000, 4900, 30_000, -3000, 3_700_000]))
     def clock(self, ms: int) -> None:
         self.now += ms
         self.client.hset(f"{PREFIX}config", "test_clock", self.now)

@@ -12,17 +12,34 @@ function Q.level_of(score)
   return 100 - math.floor(score / Q.LEVEL)
 end
 
--- Brings a class's entry in the indexes up to its best head.
-function Q.best(u, class)
+local function set_best(u, class, score)
   local P, kind = u.P, Q.class(u, class).kind
-  local top = redis.call('ZRANGE', P .. 'h:' .. class, 0, 0, 'WITHSCORES')
-  if top[1] then
-    redis.call('ZADD', P .. 'i', top[2], class)
-    if kind ~= '' then redis.call('ZADD', P .. 'k:' .. kind, top[2], class) end
+  if score then
+    redis.call('ZADD', P .. 'i', score, class)
+    if kind ~= '' then redis.call('ZADD', P .. 'k:' .. kind, score, class) end
   else
     redis.call('ZREM', P .. 'i', class)
     if kind ~= '' then redis.call('ZREM', P .. 'k:' .. kind, class) end
   end
+end
+
+-- Brings a class's entry in the indexes up to its best head.
+function Q.best(u, class)
+  set_best(u, class, redis.call('ZRANGE', u.P .. 'h:' .. class, '0', '0', 'WITHSCORES')[2])
+end
+
+-- The same after the best lane gave its head away: `second` is the score of the lane after it.
+function Q.follow(u, class, tenant, second)
+  if Q.tenant(u, tenant).parked then return Q.fix(u, class, tenant) end
+  local P = u.P
+  local score = redis.call('ZRANGE', P .. 'n:' .. class .. ':' .. tenant, '0', '0', 'WITHSCORES')[2]
+  if score then
+    redis.call('ZADD', P .. 'h:' .. class, score, tenant)
+  else
+    redis.call('ZREM', P .. 'h:' .. class, tenant)
+  end
+  if second and (not score or tonumber(second) < tonumber(score)) then score = second end
+  set_best(u, class, score)
 end
 
 -- Brings a lane's entry in the indexes up to its head.
@@ -35,6 +52,7 @@ function Q.fix(u, class, tenant)
       redis.call('ZADD', P .. 'parked:' .. tenant, head[2], class)
     else
       redis.call('ZREM', P .. 'parked:' .. tenant, class)
+      Q.pin_class(u, class, -1)
     end
     return
   end
@@ -44,6 +62,13 @@ function Q.fix(u, class, tenant)
     redis.call('ZREM', P .. 'h:' .. class, tenant)
   end
   Q.best(u, class)
+end
+
+-- Whether no other lane of a class has a head.
+function Q.is_alone(u, class, tenant)
+  local key = u.P .. 'h:' .. class
+  local heads = redis.call('ZCARD', key)
+  return heads == 0 or heads == 1 and redis.call('ZSCORE', key, tenant) and true
 end
 
 -- Puts a pending job into its lane, at its score. The heads are brought up by `Q.settle`.

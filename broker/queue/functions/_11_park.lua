@@ -6,6 +6,7 @@ function Q.park(u, class, tenant)
   local score = redis.call('ZSCORE', P .. 'h:' .. class, tenant)
   redis.call('ZREM', P .. 'h:' .. class, tenant)
   redis.call('ZADD', P .. 'parked:' .. tenant, score, class)
+  Q.pin_class(u, class, 1)
   if not Q.tenant(u, tenant).parked then
     redis.call('HSET', P .. 'tn:' .. tenant, 'parked', '1')
     u.tenants[tenant].parked = true
@@ -19,7 +20,10 @@ function Q.unpark(u, tenant)
   local P, t = u.P, Q.tenant(u, tenant)
   if not t.parked or Q.held_back(u, tenant) then return end
   local classes = redis.call('ZRANGE', P .. 'parked:' .. tenant, 0, 7)
-  for _, class in ipairs(classes) do redis.call('ZREM', P .. 'parked:' .. tenant, class) end
+  for _, class in ipairs(classes) do
+    redis.call('ZREM', P .. 'parked:' .. tenant, class)
+    Q.pin_class(u, class, -1)
+  end
   local more = redis.call('EXISTS', P .. 'parked:' .. tenant) == 1
   if not more then
     redis.call('HDEL', P .. 'tn:' .. tenant, 'parked')

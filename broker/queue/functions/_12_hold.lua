@@ -27,10 +27,10 @@ function Q.phase(u, r, phase)
   Q.put(u, r, 'phase', phase)
 end
 
--- A worker's last claims, newest first: at least 8 of them.
+-- A worker's last claims, newest first: at least 4 of them (it has one claim under way, and one ahead).
 function Q.remember(tokens, line)
   local kept = line .. (tokens or '')
-  if #kept > 16 * #line then kept = string.match(string.sub(kept, 1, 12 * #line), '^(.*\n)') end
+  if #kept > 8 * #line then kept = string.match(string.sub(kept, 1, 5 * #line), '^(.*\n)') end
   return kept
 end
 
@@ -88,6 +88,8 @@ end
 -- Makes a pending job claimable, and says so unless it was pending before (after a pause between attempts).
 function Q.enqueue(u, r, reason, silent)
   if r.due_at then Q.put(u, r, 'due_at', nil) end
+  -- The variant may have been forgotten while the job ran.
+  if r.variant and not Q.class(u, r.variant).exists then Q.variant(u, r.class, r.avoid) end
   if not r.score then Q.put(u, r, 'score', Q.score(u, tonumber(r.priority), r.tenant, r.class)) end
   Q.lane_add(u, r)
   if not silent then Q.update(u, r, reason, (Q.position(u, r, 64))) end

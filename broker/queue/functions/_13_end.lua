@@ -70,9 +70,13 @@ function Q.unwait(u, r)
   if r.expires_at then redis.call('ZREM', u.P .. 'expiry', r._id) end
 end
 
--- A class with scheduled or blocked jobs is not forgotten, however long they wait.
+-- A class with scheduled or blocked jobs, or parked ones, is not forgotten, however long they wait.
+function Q.pin_class(u, class, delta)
+  redis.call('HINCRBY', u.P .. 'c:' .. class, 'pinned', delta)
+end
+
 function Q.pin(u, r, delta)
-  redis.call('HINCRBY', u.P .. 'c:' .. r.class, 'pinned', delta)
+  Q.pin_class(u, r.class, delta)
 end
 
 -- A delay is over: the job may be claimed now.
