@@ -12,6 +12,9 @@ from typing import Any, Protocol
 
 from broker.errors import Conflict, NotFound, QueueFull, Unavailable
 
+SUBMIT_CHUNK = 25
+"""Jobs of one ``emq_submit``: with a worker woken for each it stays under 5 ms."""
+
 Value = str | bytes | int | float | bool
 Pairs = dict[str, bytes]
 
@@ -54,7 +57,7 @@ class NewJob:
         return [
             ("job", self.job_id), ("job_type", self.job_type), ("priority", self.priority),
             ("class", self.job_class), ("kind", "\n".join(self.kind)), ("atoms", "\n".join(self.atoms)),
-            ("vram_mb", self.vram_mb), ("payload", self.payload), ("spec", self.spec),
+            ("vram_mb", self.vram_mb), ("payload", self.spec + self.payload), ("spec_len", len(self.spec)),
             ("max_attempts", self.max_attempts), ("timeout_s", self.timeout_s), ("delay_ms", self.delay_ms),
             ("start_at", self.start_at), ("expires_ms", self.expires_ms), ("idem", self.idempotency_key),
             ("body", self.body_digest), ("depends_on", "\n".join(self.depends_on)),
@@ -141,12 +144,19 @@ class Queue:
     # -- adding and ending work ---------------------------------------------------------------------------------------
 
     async def submit(self, tenant: str, jobs: Sequence[NewJob]) -> list[Answer]:
-        """Submit jobs in one atomic call; one answer a job, refusals included (see :func:`require`)."""
-        pairs: list[tuple[str, Value | None]] = [("tenant", tenant)]
-        for job in jobs:
-            pairs.extend(job.pairs())
-        raw = await self._caller.fcall("emq_submit", self.prefix, flatten(pairs))
-        return [parse(row) for row in raw]
+        """Submit jobs in their order; one answer a job, refusals included (see :func:`require`).
+
+        Each job is added whole or not at all. Many go in several calls, so that none holds Redis for long: when this
+        raises, the first ones may be in; repeating it with the same ids is safe.
+        """
+        answers: list[Answer] = []
+        for start in range(0, len(jobs), SUBMIT_CHUNK):
+            pairs: list[tuple[str, Value | None]] = [("tenant", tenant)]
+            for job in jobs[start : start + SUBMIT_CHUNK]:
+                pairs.extend(job.pairs())
+            raw = await self._caller.fcall("emq_submit", self.prefix, flatten(pairs))
+            answers += [parse(row) for row in raw]
+        return answers
 
     async def cancel(self, job_id: str, tenant: str = "", reason: str = "") -> Answer:
         """Cancel; a running job stays ``processing`` until its worker has stopped it."""
@@ -214,7 +224,12 @@ class Queue:
 
         ``filters``: ``worker``, ``error``, ``model``, ``group``, ``labels``, ``dead``, ``since``, ``until``.
         """
-        page: dict[str, Value | None] = {"tenant": tenant, "status": "\n".join(status), "limit": limit, "before": before}
+        page: dict[str, Value | None] = {
+            "tenant": tenant,
+            "status": "\n".join(status),
+            "limit": limit,
+            "before": before,
+        }
         return await self.call("list", [*page.items(), *(filters or {}).items()])
 
     async def stats(self, tenant: str = "") -> Answer:
@@ -222,8 +237,14 @@ class Queue:
         return await self.call("stats", [("tenant", tenant)])
 
     async def workers(self, worker: str = "") -> Answer:
-        """The fleet's records, one row a worker."""
-        return await self.call("workers", [("worker", worker)])
+        """The fleet's records, one row a worker; read a hundred at a time, so that no call is long."""
+        answer = await self.call("workers", [("worker", worker)])
+        more = answer.text("next")
+        while more:
+            page = await self.call("workers", [("offset", more)])
+            answer.rows.extend(page.rows)
+            more = page.text("next")
+        return answer
 
     async def fleet(self) -> Answer:
         """The live capability profiles, one row a profile."""

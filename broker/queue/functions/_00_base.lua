@@ -59,26 +59,31 @@ local PARTS = {
   end,
 }
 
--- A unit of work for the pool with prefix P.
-function Q.open(P)
-  local c = redis.call('HMGET', P .. 'config', 'deployment', 'lease_ms', 'test_clock', 'paused', 'seen', 'grace')
-  local now = now_ms(c[3])
-  return setmetatable({
-    P = P, now = now, ms = Q.int(now), deployment = c[1] or '', lease = tonumber(c[2] or 30000), paused = c[4] == '1',
-    seen = tonumber(c[5] or 0), grace = tonumber(c[6] or 0), matches = 0,
-  }, PARTS)
-end
-
--- Opens a unit of work and reads the name/value arguments.
-function Q.begin(keys, argv)
-  return Q.open(keys[1]), Q.pairs_of(argv)
-end
-
 local DEFAULTS = {
   affinity_max_wait_ms = 60000, ttl_completed_ms = 86400000, ttl_failed_ms = 604800000, ttl_cancelled_ms = 86400000,
   max_finished = 1000000, max_queued = 1000000, max_finishing = 4, max_crashes = 3, max_handbacks = 5,
   backoff_ms = 2000, idem_ttl_ms = 86400000, hang_ms = 600000, stall_ms = 600000, aging_ms = 0, avoid_ms = 600000,
 }
+
+-- A unit of work for the pool with prefix P. `first` and `second` name numbers of the config that this call needs for
+-- sure: they are read along.
+function Q.open(P, first, second)
+  local c = redis.call('HMGET', P .. 'config', 'deployment', 'lease_ms', 'test_clock', 'paused', 'seen', 'grace',
+    first or 'grace', second or 'grace')
+  local now = now_ms(c[3])
+  local u = setmetatable({
+    P = P, now = now, ms = Q.int(now), deployment = c[1] or '', lease = tonumber(c[2] or 30000), paused = c[4] == '1',
+    seen = tonumber(c[5] or 0), grace = tonumber(c[6] or 0), matches = 0,
+  }, PARTS)
+  if first then u.config[first] = tonumber(c[7] or DEFAULTS[first]) end
+  if second then u.config[second] = tonumber(c[8] or DEFAULTS[second]) end
+  return u
+end
+
+-- Opens a unit of work and reads the name/value arguments.
+function Q.begin(keys, argv, first, second)
+  return Q.open(keys[1], first, second), Q.pairs_of(argv)
+end
 
 -- A number of the config that only some calls need.
 function Q.setting(u, name)
@@ -90,8 +95,12 @@ function Q.setting(u, name)
   return value
 end
 
--- Changes a field of a record that was read with `Q.job` or `Q.worker`; nil removes the field.
+-- Changes a field of a record that is new, or was read with `Q.job` or `Q.worker`; nil removes the field.
 function Q.put(u, record, name, value)
+  if record._new then
+    record[name] = value
+    return
+  end
   if not record._set then
     record._set, record._del = {}, {}
     u.touched[#u.touched + 1] = record

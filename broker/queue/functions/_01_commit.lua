@@ -9,7 +9,22 @@ local function write_state(u, w)
   w._state = state
 end
 
+-- A record that did not exist before is written whole.
+local function write_new(record)
+  local flat, n = {}, 0
+  for name, value in pairs(record) do
+    if string.byte(name) ~= 95 then -- not _id, _key, _new
+      flat[n + 1] = name
+      flat[n + 2] = value
+      n = n + 2
+    end
+  end
+  redis.call('HSET', record._key, unpack(flat))
+  record._new = nil
+end
+
 local function write_record(u, record)
+  if record._new then return write_new(record) end
   if u.workers[record._id] == record then write_state(u, record) end
   local flat, gone = {}, {}
   for name, value in pairs(record._set) do

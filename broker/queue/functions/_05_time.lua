@@ -1,11 +1,12 @@
 -- Start-time fair queueing: the virtual time V of each priority level and the finish tags F of its tenants.
 
--- A level's virtual time, read once a call and written by `Q.commit`.
-function Q.virtual(u, level)
+-- A level's virtual time, read once a call and written by `Q.commit`; with two finish tags, if they are named.
+function Q.virtual(u, level, t, c)
   local v = u.levels[level]
   if v == nil then
-    local got = redis.call('HMGET', u.P .. 'v:' .. level, 'V', 'waiting')
-    v = { V = tonumber(got[1] or nil), waiting = tonumber(got[2] or 0), set = {} }
+    local got = redis.call('HMGET', u.P .. 'v:' .. level, 'V', 'waiting', t or 'V', c or 'V')
+    v = { V = tonumber(got[1] or nil), waiting = tonumber(got[2] or 0), set = {}, read = {} }
+    if t then v.read[t], v.read[c] = got[3] or '0', got[4] or '0' end
     v.stored = v.V and true
     v.V = v.V or tonumber(redis.call('HGET', u.P .. 'vt', level) or Q.FIRST_TAG)
     u.levels[level] = v
@@ -20,14 +21,13 @@ function Q.advance(u, score)
   v.waiting = v.waiting - 1
 end
 
-local function finish_tags(u, v, level, tenant, class)
-  local t, c = 't:' .. tenant, 'c:' .. tenant .. ':' .. class
-  if v.stored and (v.set[t] == nil or v.set[c] == nil) then
+-- The finish tags of a tenant and of its class.
+local function finish_tags(u, v, level, t, c)
+  if v.stored and not (v.read[t] and v.read[c]) then
     local got = redis.call('HMGET', u.P .. 'v:' .. level, t, c)
-    v.set[t] = v.set[t] or got[1] or nil
-    v.set[c] = v.set[c] or got[2] or nil
+    v.read[t], v.read[c] = got[1] or '0', got[2] or '0'
   end
-  return tonumber(v.set[t] or 0), tonumber(v.set[c] or 0), t, c
+  return tonumber(v.set[t] or v.read[t] or 0), tonumber(v.set[c] or v.read[c] or 0)
 end
 
 -- The smallest waiting tag of a class in a level, among the heads of its lanes.
@@ -45,8 +45,9 @@ end
 
 -- The score of a job that starts to wait now.
 function Q.score(u, level, tenant, class)
-  local v = Q.virtual(u, level)
-  local ours, in_class, t, c = finish_tags(u, v, level, tenant, class)
+  local t, c = 't:' .. tenant, 'c:' .. tenant .. ':' .. class
+  local v = Q.virtual(u, level, t, c)
+  local ours, in_class = finish_tags(u, v, level, t, c)
   local start = math.max(v.V, ours)
   if v.waiting > 0 and in_class < start then
     local head = class_head(u, level, class)

@@ -1,7 +1,7 @@
 -- How many jobs come before one, in claim order within its class.
 
--- A waiting job's position (1: next) and whether it is exact; nil when it is in no lane. At most `limit` other lanes
--- are counted, the rest is estimated from them.
+-- A waiting job's position (1: next), whether it is exact, and then how many other lanes come before it; nil when it is
+-- in no lane. At most `limit` other lanes are counted, the rest is estimated from them.
 function Q.position(u, r, limit)
   if r.status ~= 'pending' then return nil end
   local class, P = Q.lane_class(r), u.P
@@ -17,7 +17,7 @@ function Q.position(u, r, limit)
       counted = counted + 1
     end
   end
-  if #before <= limit then return own + 1 + others, true end
+  if #before <= limit then return own + 1 + others, true, counted end
   local lanes = redis.call('ZCOUNT', P .. 'h:' .. class, '-inf', r.score)
   return own + 1 + math.floor(others * lanes / math.max(1, counted)), false
 end

@@ -11,7 +11,7 @@ local function pause_ms(u, r, failures)
 end
 
 local function attempts_left(r)
-  return tonumber(r.attempt) - tonumber(r.uncounted or 0) < tonumber(r.max_attempts)
+  return tonumber(r.attempt) - tonumber(r.uncounted or 0) < tonumber(r.max_attempts or 3)
 end
 
 -- Ends the hold as cancelled when that was asked for.

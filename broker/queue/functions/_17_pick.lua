@@ -105,11 +105,12 @@ function Q.next_job(u, w)
       if not Q.unpark_more(u) then return nil, 'none' end
       Q.settle(u)
     else
-      local tenant = redis.call('ZRANGE', u.P .. 'h:' .. class, 0, 0)[1]
+      local heads = redis.call('ZRANGE', u.P .. 'h:' .. class, '0', '1', 'WITHSCORES')
+      local tenant = heads[1]
       if Q.held_back(u, tenant) then
         Q.park(u, class, tenant)
       else
-        local r = Q.pop(u, class, tenant)
+        local r = Q.pop(u, class, tenant, heads[4])
         if r then return r end
       end
     end
@@ -117,10 +118,11 @@ function Q.next_job(u, w)
   return nil, 'again'
 end
 
--- Takes the head of a lane; nil when it expired (it is failed then).
-function Q.pop(u, class, tenant)
+-- Takes the head of a lane, its class's best one; nil when it expired (it is failed then). `second` is the score of the
+-- class's next best lane.
+function Q.pop(u, class, tenant, second)
   local head = redis.call('ZPOPMIN', u.P .. 'n:' .. class .. ':' .. tenant)
-  Q.fix(u, class, tenant)
+  Q.follow(u, class, tenant, second)
   if not head[1] then return nil end
   local r = Q.job(u, string.sub(head[1], 14))
   Q.advance(u, tonumber(head[2]))

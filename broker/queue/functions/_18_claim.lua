@@ -21,7 +21,8 @@ end
 local function assigned(u, r)
   local P, id = u.P, r._id
   return {
-    'job', 'job_id', id, 'attempt', r.attempt, 'lease', r.token, 'lease_ms', Q.int(u.lease), 'job_type', r.job_type,
+    'job', 'job_id', id, 'attempt', r.attempt, 'lease', r.token, 'lease_ms', Q.int(u.lease), 'job_type',
+    r.job_type or 'comfyui',
     'priority', r.priority, 'tenant', r.tenant, 'round', r.round or '1', 'timeout_s', r.timeout_s or '',
     'queued_ms', Q.int(r.claimed_at - r.created_at),
     'watch', redis.call('EXISTS', P .. 'watch:' .. id) == 1 and '1' or '0',

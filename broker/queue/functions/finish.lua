@@ -3,7 +3,7 @@
 -- Arguments: `job` `token` `result` (JSON, opaque) `exec_ms` `cold`; `claim 1` `claim_token` and those of a claim.
 -- Answer: `ok` `status` `repeated` [`next` <answer of a claim>]; `stale_lease`.
 local function finish(keys, argv)
-  local u, a = Q.begin(keys, argv)
+  local u, a = Q.begin(keys, argv, 'ttl_completed_ms')
   local r, status = Q.holder(u, a.job, a.token)
   local repeated = not r
   if repeated and not status then return { 'stale_lease' } end

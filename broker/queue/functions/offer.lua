@@ -34,7 +34,7 @@ local function offer(keys, argv)
   local answer = { why }
   if r then
     Q.unset_idle(u, w)
-    answer = { 'job', 'job_id', r._id, 'job_type', r.job_type, 'priority', r.priority }
+    answer = { 'job', 'job_id', r._id, 'job_type', r.job_type or 'comfyui', 'priority', r.priority }
   elseif why == 'none' then
     Q.set_idle(u, w)
   end

@@ -25,27 +25,6 @@ local function start_time(u, j)
   return at > u.now and at or nil
 end
 
-local COPIED = { 'job_type', 'class', 'max_attempts', 'timeout_s', 'group', 'on_parent_failure', 'est',
-  'labels' }
-
-local function new_record(u, tenant, j, arrival)
-  local r = { _id = j.id, _key = u.P .. 'j:' .. j.id }
-  u.jobs[j.id] = r
-  local spec = j.spec or ''
-  local fields = {
-    tenant = tenant, arrival = Q.int(arrival), created_at = u.ms, priority = Q.int(tonumber(j.priority or 0)),
-    spec_len = Q.int(#spec), max_attempts = '3', job_type = 'comfyui',
-  }
-  for _, name in ipairs(COPIED) do
-    if j[name] and j[name] ~= '' then fields[name] = j[name] end
-  end
-  if fields.on_parent_failure == 'fail' then fields.on_parent_failure = nil end
-  if j.expires_ms then fields.expires_at = Q.int(u.now + j.expires_ms) end
-  for name, value in pairs(fields) do Q.put(u, r, name, value) end
-  redis.call('SET', u.P .. 'b:' .. j.id, spec .. (j.payload or ''))
-  return r
-end
-
 -- Puts a new job where it waits.
 local function place(u, r, j)
   local open, failed = open_parents(u, j)
@@ -91,7 +70,7 @@ end
 
 local function add(u, tenant, j, arrival, shared)
   use_class(u, j)
-  local r = new_record(u, tenant, j, arrival)
+  local r = Q.new_record(u, tenant, j, arrival)
   if j.idem and j.idem ~= '' then
     redis.call('SET', u.P .. 'q:' .. tenant .. ':' .. j.idem, j.id .. ' ' .. (j.body or ''),
       'PX', Q.setting(u, 'idem_ttl_ms'))
@@ -101,8 +80,7 @@ local function add(u, tenant, j, arrival, shared)
   place(u, r, j)
   local position, exact
   if r.status == 'pending' and not r.finished_at then
-    position, exact = Q.position(u, r, shared.lanes)
-    shared.lanes = math.max(2, math.floor(shared.lanes / 2))
+    position, exact = Q.next_position(u, r, shared)
   end
   if not r.finished_at then Q.update(u, r, nil, position) end
   local notified = r.status == 'pending' and not Q.tenant(u, tenant).paused and Q.wake(u, r.class)
@@ -114,10 +92,10 @@ local function add(u, tenant, j, arrival, shared)
 end
 
 local function submit(keys, argv)
-  local u = Q.open(keys[1])
+  local u = Q.open(keys[1], 'max_queued', 'aging_ms')
   local tenant, jobs = Q.read_jobs(argv)
   local plan = Q.plan_submit(u, tenant, jobs)
-  local answers, shared = {}, { missing = {}, lanes = 64 }
+  local answers, shared = {}, { missing = {}, lanes = 64, many = #jobs > 1 }
   local arrival = 0
   if plan.adds > 0 then
     arrival = redis.call('INCRBY', u.P .. 'arrivals', plan.adds) - plan.adds
