@@ -53,16 +53,18 @@ class NewJob:
     labels: Sequence[str] = ()
 
     def pairs(self) -> list[tuple[str, Value | None]]:
-        """The job's section of ``emq_submit``."""
+        """The job's section of ``emq_submit``; what has its default is left out."""
         return [
-            ("job", self.job_id), ("job_type", self.job_type), ("priority", self.priority),
-            ("class", self.job_class), ("kind", "\n".join(self.kind)), ("atoms", "\n".join(self.atoms)),
-            ("vram_mb", self.vram_mb), ("payload", self.spec + self.payload), ("spec_len", len(self.spec)),
-            ("max_attempts", self.max_attempts), ("timeout_s", self.timeout_s), ("delay_ms", self.delay_ms),
-            ("start_at", self.start_at), ("expires_ms", self.expires_ms), ("idem", self.idempotency_key),
-            ("body", self.body_digest), ("depends_on", "\n".join(self.depends_on)),
-            ("on_parent_failure", self.on_parent_failure), ("group", self.group), ("est", self.estimate),
-            ("labels", "".join(self.labels) or None),
+            ("job", self.job_id), ("class", self.job_class), ("atoms", "\n".join(self.atoms)),
+            ("spec_len", len(self.spec)), ("payload", self.spec + self.payload),
+            ("job_type", self.job_type if self.job_type != "comfyui" else None),
+            ("priority", self.priority or None), ("kind", "\n".join(self.kind) or None),
+            ("vram_mb", self.vram_mb or None), ("max_attempts", self.max_attempts if self.max_attempts != 3 else None),
+            ("timeout_s", self.timeout_s), ("delay_ms", self.delay_ms), ("start_at", self.start_at),
+            ("expires_ms", self.expires_ms), ("idem", self.idempotency_key), ("body", self.body_digest),
+            ("depends_on", "\n".join(self.depends_on) or None),
+            ("on_parent_failure", self.on_parent_failure if self.on_parent_failure != "fail" else None),
+            ("group", self.group), ("est", self.estimate), ("labels", "".join(self.labels) or None),
         ]  # fmt: skip
 
 
