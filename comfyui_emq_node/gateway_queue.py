@@ -134,8 +134,10 @@ class GatewayQueue:
 
     # -- jobs ---------------------------------------------------------------------------------------------------------
 
-    async def claim(self, claim: Claim) -> Claimed | None:
-        """Take the best job for this worker."""
+    async def claim(self, claim: Claim, reports: Sequence[Report] = ()) -> Claimed | None:
+        """Take the best job for this worker, after ``reports``."""
+        for report in reports:
+            await self.report(report)
         wishes = {"claim_token": claim.token, "loaded_models": list(claim.loaded), "ahead": claim.ahead}
         try:
             return self._claimed(await self._ask("claim_job", worker_id=self._worker, **wishes))

@@ -177,8 +177,8 @@ class WorkQueue(Protocol):
     async def hints(self) -> list[str]:
         """Wait a few seconds for hints (``work``, ``cancel <job>`` …); they may get lost and are repeated elsewhere."""
 
-    async def claim(self, claim: Claim) -> Claimed | None:
-        """Take the best job for this worker."""
+    async def claim(self, claim: Claim, reports: Sequence[Report] = ()) -> Claimed | None:
+        """Take the best job for this worker, after ``reports``."""
 
     async def report(self, report: Report) -> Reported:
         """Report progress; a job's first report starts it."""

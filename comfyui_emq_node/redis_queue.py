@@ -72,7 +72,13 @@ class _Trip:
 
     def __init__(self) -> None:
         self.commands: list[tuple[Any, ...]] = []
-        self.answers: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+        self.answers: list[asyncio.Future[Any]] = []
+
+    def add(self, command: tuple[Any, ...]) -> asyncio.Future[Any]:
+        """Take a call along; its answer, or the error that it met."""
+        self.commands.append(command)
+        self.answers.append(asyncio.get_running_loop().create_future())
+        return self.answers[-1]
 
 
 class RedisQueue:
@@ -151,10 +157,12 @@ class RedisQueue:
 
     # -- jobs ---------------------------------------------------------------------------------------------------------
 
-    async def claim(self, claim: Claim) -> Claimed | None:
-        """Take the best job for this worker."""
+    async def claim(self, claim: Claim, reports: Sequence[Report] = ()) -> Claimed | None:
+        """Take the best job for this worker, after ``reports``."""
+        calls = [_report(report) for report in reports]
+        calls.append(("claim", {**self._who, "token": claim.token, **_wishes(claim)}))
         while True:
-            answer = await self._call("claim", **self._who, token=claim.token, **_wishes(claim))
+            answer = (await self._calls(calls))[-1]
             if answer.outcome != "again":
                 return _claimed(self.pool, answer)
 
@@ -222,10 +230,8 @@ class RedisQueue:
             sending = asyncio.ensure_future(self._send(trip))
             self._sending.add(sending)
             sending.add_done_callback(self._sending.discard)
-        start = len(trip.commands)
-        for function, pairs in calls:
-            trip.commands.append((f"emq_{function}", 1, self._prefix, *_flat(pairs)))
-        raw = (await asyncio.shield(trip.answers))[start : start + len(calls)]
+        asked = [trip.add((f"emq_{function}", 1, self._prefix, *_flat(pairs))) for function, pairs in calls]
+        raw = [await answer for answer in asked]
         for answer in raw:
             if isinstance(answer, Exception):
                 raise answer
@@ -246,7 +252,9 @@ class RedisQueue:
             answers = await self._guarded(pipe.execute(raise_on_error=False))
         except QueueAway as error:
             answers = [error] * len(trip.commands)
-        trip.answers.set_result([self._judged(answer) for answer in answers])
+        for future, answer in zip(trip.answers, answers, strict=False):
+            if not future.done():
+                future.set_result(self._judged(answer))
 
     def _judged(self, answer: Any) -> Any:
         """An answer, or the error that it means."""

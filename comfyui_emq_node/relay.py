@@ -197,13 +197,12 @@ class Ending:
 class Relay:
     """Listens to one prompt for one job."""
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, progress: Progress, started: asyncio.Event, watched: bool
-    ) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, progress: Progress, watched: bool) -> None:
         self.progress = progress
         self.watched = watched
-        self.started = started
-        self.ended: asyncio.Future[Ending] = loop.create_future()
+        self.over: asyncio.Future[Ending | None] = loop.create_future()
+        """How the prompt ended; None when it was given up before it had."""
+        self.ended = asyncio.Event()
         self.started_at = self.ended_at = 0.0
         self.last_event = time.monotonic()
         self.final_images: list[tuple[str | None, Any]] = []
@@ -222,7 +221,6 @@ class Relay:
             return
         if name == "execution_start":
             self.started_at = self.last_event
-            self._loop.call_soon_threadsafe(self.started.set)
         with self._lock:
             self.progress.event(name, data)
             self._changed = True
@@ -248,8 +246,14 @@ class Relay:
     # -- on the worker's loop -----------------------------------------------------------------------------------------
 
     def _set_ended(self, ending: Ending) -> None:
-        if not self.ended.done():
-            self.ended.set_result(ending)
+        self.ended.set()
+        if not self.over.done():
+            self.over.set_result(ending)
+
+    def give_up(self) -> None:
+        """Wait for the prompt's end no longer; it is still told by :attr:`ended`."""
+        if not self.over.done():
+            self.over.set_result(None)
 
     def take_changes(self) -> dict[str, Any] | None:
         """The progress, if it has changed since the last call."""

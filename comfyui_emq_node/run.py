@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from . import errors
@@ -28,6 +28,7 @@ log = logging.getLogger("emq")
 
 WATCH_S = 0.25
 KNOWN_S = 5.0
+START_PAUSE_S = 0.05
 SETTLE_S = 0.01
 """The start of a job that follows another at once is reported by the call that ends the other, if that comes soon."""
 GRACE_S = 30.0
@@ -47,8 +48,6 @@ class Run:
         self.lost = False
         """The lease is gone: nothing more may be said about the job."""
         self.is_settled = False
-        self.gave_up = asyncio.Event()
-        self.started = asyncio.Event()
         self.relay: Relay | None = None
         self.ending: Ending | None = None
         self.input_s = 0.0
@@ -59,40 +58,40 @@ class Run:
         self._extra: dict[str, Any] = {}
         self._stopped_at: float | None = None
         self._reports = 0
-        self._known = asyncio.Event()
+        self._is_known = False
         """The queue knows that the job has started."""
         self._stored_at = 0.0
         self._frames = 0
         self._watched = job.watched
-        self._pump: asyncio.Task[None] | None = None
-        self._ready: asyncio.Task[None] | None = None
+        self._fetching: asyncio.Task[None] | None = None
         self._staging: asyncio.Task[bool] | None = None
+        self._parts: set[asyncio.Task[None]] = set()
 
     # -- before -------------------------------------------------------------------------------------------------------
 
     def prepare(self, inputs: Inputs, model_inputs: ModelInputs) -> None:
-        """Begin to read the payload and to fetch its input files, beside whatever runs now."""
-        if self._ready is None:
-            self._ready = asyncio.ensure_future(self._prepare(inputs, model_inputs))
-
-    async def _prepare(self, inputs: Inputs, model_inputs: ModelInputs) -> None:
+        """Read the payload, and begin to fetch its input files, if it has any, beside whatever runs now."""
         try:
             payload = read_payload(self.job.payload)
             self._graph, self._extra = graph_of(payload), extra_of(payload)
-            wanted = payload.get("inputs")
-            if isinstance(wanted, dict) and wanted and "class_type" not in wanted:
-                await inputs.place(self.job, self._graph, wanted)
         except BadPayload as error:
-            self.failure = self.failure or Failure("validation_failed", str(error), retry=False)
+            self.failure = Failure("validation_failed", str(error), retry=False)
             return
-        except InputUnavailable as error:
-            self.failure = self.failure or error.failure
-            return
-        self.input_s = time.monotonic() - self.claimed_at
         missing = errors.missing_classes(self._graph, self._comfy.inventory.has_class)
         if missing:
-            self.failure = self.failure or errors.lacks_classes(missing)
+            self.failure = errors.lacks_classes(missing)
+            return
         self.model_files = model_files(self._graph, model_inputs)
+        wanted = payload.get("inputs")
+        if isinstance(wanted, dict) and wanted and "class_type" not in wanted:
+            self._fetching = asyncio.ensure_future(self._fetch(inputs, wanted))
+
+    async def _fetch(self, inputs: Inputs, wanted: Mapping[str, Any]) -> None:
+        try:
+            await inputs.place(self.job, self._graph, wanted)
+        except InputUnavailable as error:
+            self.failure = self.failure or error.failure
+        self.input_s = time.monotonic() - self.claimed_at
 
     # -- running ------------------------------------------------------------------------------------------------------
 
@@ -103,51 +102,62 @@ class Run:
         return await self._staging
 
     async def _stage(self, model_inputs: ModelInputs) -> bool:
-        await self._be_ready()
-        if self.failure is not None or self.lost:
+        if not await self._is_ready():
             return False
-        relay = self._listen(at_once=False)
-        return await self._submit(relay, model_inputs, hold=True)
+        return await self._submit(self._listen(), model_inputs, hold=True)
 
     async def execute(self, model_inputs: ModelInputs, stall_s: float) -> None:
         """Run the prompt to its end; afterwards :attr:`failure` and :attr:`ending` say what came of it."""
         relay = await self._start(model_inputs)
         if relay is None:
             return
-        watching = asyncio.ensure_future(self._watch(relay, stall_s))
+        loop = asyncio.get_running_loop()
+        # What a job of a millisecond does not need is not begun for it.
+        watching = loop.call_later(WATCH_S, self._begin, lambda: self._watch(relay, stall_s))
+        reporting = loop.call_later(SETTLE_S, self._begin, lambda: self._report_all(relay))
         try:
-            await _first_of(relay.ended, self.gave_up)
+            ending = await relay.over
         finally:
             watching.cancel()
-        if relay.ended.done():
-            self._take_ending(relay.ended.result())
+            reporting.cancel()
+        if ending is not None:
+            self._take_ending(ending)
+
+    def _begin(self, part: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        task = asyncio.ensure_future(part())
+        self._parts.add(task)
+        task.add_done_callback(self._parts.discard)
 
     async def _start(self, model_inputs: ModelInputs) -> Relay | None:
         if self._staging is not None:
-            await self._staging
-            if self.relay is None or self.failure is not None or self.lost:
+            if not await self._staging or not self.is_wanted():
                 return None
             self._comfy.push(self.prompt_id)
             return self.relay
-        await self._be_ready()
-        if self.failure is not None or self.lost:
+        if not await self._is_ready():
             return None
-        relay = self._listen(at_once=self._comfy.foreign() == (0, 0))
-        if self.job.attempt > 1:  # it may be one that kills its ComfyUI: found out only if its start is known by then
-            await _first_of(self._known, relay.ended, KNOWN_S)
+        relay = self._listen()
+        if self._comfy.foreign() == (0, 0):
+            await self._report_start(relay)
         return relay if await self._submit(relay, model_inputs, hold=False) else None
 
-    async def _be_ready(self) -> None:
-        assert self._ready is not None
-        await self._ready
+    async def _report_start(self, relay: Relay) -> None:
+        """Say that the job starts now. One that was tried before may kill its ComfyUI: it has to be known by then."""
+        reporting = asyncio.ensure_future(self._report_once(relay))
+        if self.job.attempt > 1:
+            await asyncio.wait([reporting], timeout=KNOWN_S)
 
-    def _listen(self, at_once: bool) -> Relay:
-        """Begin to listen to the prompt and to report on it."""
+    async def _is_ready(self) -> bool:
+        if self._fetching is not None:
+            await self._fetching
+        return self.is_wanted()
+
+    def _listen(self) -> Relay:
+        """Begin to listen to the prompt."""
         nodes = needed_nodes(self._graph, self._comfy.inventory.is_output)
         progress = Progress(self._graph, nodes, self._durations)
-        relay = self.relay = Relay(asyncio.get_running_loop(), progress, self.started, self._watched)
+        relay = self.relay = Relay(asyncio.get_running_loop(), progress, self._watched)
         self.cold = bool(set(self.model_files) - set(self._comfy.inventory.loaded_models()))
-        self._pump = asyncio.ensure_future(self._report_all(relay, at_once))
         return relay
 
     async def _submit(self, relay: Relay, model_inputs: ModelInputs, hold: bool) -> bool:
@@ -165,7 +175,7 @@ class Run:
             return True
         self._comfy.cancel(self.prompt_id)
         if answer.status == 200:  # only a part of the prompt is valid; ComfyUI would run that part
-            await _first_of(relay.ended, None, 5.0)
+            await asyncio.wait([relay.over], timeout=5.0)
         relay.end(None)
         self.failure = self.failure or errors.not_valid(answer.body, answer.node_errors, model_inputs)
         return False
@@ -207,39 +217,37 @@ class Run:
         return not self.lost and self.failure is None
 
     @property
-    def is_running(self) -> bool:
-        """Whether the prompt was started and has not ended."""
-        return self.relay is not None and self.relay.started.is_set() and not self.relay.ended.done()
+    def is_over(self) -> bool:
+        """Whether the prompt has ended, or was given up."""
+        return self.relay is not None and self.relay.over.done()
 
     @property
-    def is_over(self) -> bool:
-        """Whether the prompt has ended."""
-        return self.relay is not None and self.relay.ended.done()
+    def was_given_up(self) -> bool:
+        """Whether the prompt was given up before it had ended."""
+        return self.relay is not None and self.relay.over.done() and self.relay.over.result() is None
 
     @property
     def is_started(self) -> bool:
         """Whether the prompt was ever started."""
-        return self.relay is not None and self.relay.started.is_set()
+        return self.relay is not None and self.relay.is_started
 
     async def _watch(self, relay: Relay, stall_s: float) -> None:
         """Notice what no event tells: time limits, silence, a removed prompt, a dead prompt thread."""
         unknown = 0
-        while not relay.ended.done():
-            await asyncio.sleep(WATCH_S)
+        while not relay.over.done():
             now = time.monotonic()
             if not self._comfy.is_prompt_thread_alive():
                 self.failure = self.failure or errors.thread_died(relay.progress.node())
                 self._comfy.forget(self.prompt_id)
-                self.gave_up.set()
-                return
+                relay.give_up()
+            elif self._stopped_at is not None and now - self._stopped_at > GRACE_S:
+                relay.give_up()
             unknown = 0 if self._comfy.is_known(self.prompt_id) else unknown + 1
             if unknown >= 4 and self._comfy.forget(self.prompt_id) is not None:
                 relay.end(None)
-            if self._stopped_at is not None and now - self._stopped_at > GRACE_S:
-                self.gave_up.set()
-                return
-            if relay.started.is_set():
+            if relay.is_started:
                 self._check_time(relay, now, stall_s)
+            await asyncio.wait([relay.over], timeout=WATCH_S)
 
     def _check_time(self, relay: Relay, now: float, stall_s: float) -> None:
         limit = self.job.timeout_s
@@ -256,26 +264,17 @@ class Run:
         if self.relay is not None:
             self.relay.watched = watched
 
-    async def _report_all(self, relay: Relay, at_once: bool) -> None:
-        """Report the start (at once, or when ComfyUI gets to it) and progress while there is any."""
-        if not at_once:
-            await _first_of(relay.started, relay.ended)
-            await _first_of(relay.ended, self.gave_up, SETTLE_S)
-        pause = 0.0 if not self._reports else REPORT_PAUSE_S
-        while True:
-            if pause:
-                await _first_of(relay.ended, self.gave_up, pause)
-            if self._is_over(relay):
-                return
+    async def _report_all(self, relay: Relay) -> None:
+        """Report the start when ComfyUI gets to it, and progress while there is any."""
+        while not relay.is_started and not relay.over.done():
+            await asyncio.wait([relay.over], timeout=START_PAUSE_S)
+        while not relay.over.done() and not self.lost:
             await self._report_once(relay)
-            pause = REPORT_PAUSE_S
-
-    def _is_over(self, relay: Relay) -> bool:
-        return relay.ended.done() or self.gave_up.is_set() or self.lost
+            await asyncio.wait([relay.over], timeout=REPORT_PAUSE_S)
 
     async def _report_once(self, relay: Relay) -> None:
         data = relay.take_changes()
-        if data is not None or not self._reports:
+        if data is not None or not self._is_known:
             await self._say(self._report(data or relay.progress.snapshot()))
         preview = relay.take_preview() if self._watched else None
         if preview is not None:
@@ -291,13 +290,13 @@ class Run:
 
     def unconfirmed(self) -> list[Report]:
         """A report to go ahead of whatever is said next, unless the queue is known to know that the job has started."""
-        if self._known.is_set() or self.relay is None:
+        if self._is_known or self.relay is None:
             return []
         return [self._report(self.relay.progress.snapshot())]
 
     def confirm(self) -> None:
         """The queue knows that the job has started."""
-        self._known.set()
+        self._is_known = True
 
     async def _say(self, report: Report) -> None:
         try:
@@ -328,27 +327,17 @@ class Run:
 
     def remaining_s(self) -> float | None:
         """Seconds to the expected end of the prompt; None when nothing is known."""
-        if self.relay is None or self.relay.ended.done():
+        if self.relay is None or self.relay.over.done():
             return None
         return self.relay.progress.remaining()
 
-    def expected_s(self) -> float | None:
-        """Seconds that the whole prompt is expected to take; None when it is new here."""
-        return None if self.relay is None else self.relay.progress.expected()
+    def is_short(self, seconds: float) -> bool:
+        """Whether the whole prompt is known to take no longer than this."""
+        expected = Progress(self._graph, self._graph, self._durations).expected()
+        return expected is not None and expected <= seconds
 
     def timings(self) -> dict[str, int]:
         """Milliseconds of the steps so far."""
         seconds = self.relay.seconds() if self.relay is not None else 0.0
         queued = {} if self.job.queued_ms is None else {"queued_ms": self.job.queued_ms}
         return {**queued, "input_ms": round(self.input_s * 1000), "execution_ms": round(seconds * 1000)}
-
-
-async def _first_of(one: Any, other: Any, timeout: float | None = None) -> None:
-    """Wait for the first of two futures or events, or for a time; cancels neither future."""
-    own = [asyncio.ensure_future(each.wait()) for each in (one, other) if isinstance(each, asyncio.Event)]
-    given = [each for each in (one, other) if isinstance(each, asyncio.Future)]
-    try:
-        await asyncio.wait([*own, *given], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in own:
-            task.cancel()

@@ -253,7 +253,7 @@ class Worker:
         """Execute a job and see to its end; gives the next job, if it is there."""
         self._current = run
         log.debug("job %s: attempt %s starts", run.job.job_id, run.job.attempt)
-        looking = asyncio.ensure_future(self._look_ahead(run))
+        looking = asyncio.get_running_loop().call_later(self._politeness(run), self._start_looking, run)
         try:
             await run.execute(self.membership.model_inputs, self.membership.terms.stall_s)
         except Exception as error:
@@ -262,7 +262,7 @@ class Worker:
         finally:
             looking.cancel()
             self._current = None
-        if run.gave_up.is_set():
+        if run.was_given_up:
             self._closing.later(self._closing.settle(run, None))
             await self._outlast(run)
             return None
@@ -281,7 +281,7 @@ class Worker:
             log.error("job %s was given up, but its prompt still runs; no job is taken until it ends", run.job.job_id)
         else:
             log.error("ComfyUI's prompt thread has ended; it runs nothing more, and no job is taken: restart ComfyUI")
-        await asyncio.wait([run.relay.ended])
+        await run.relay.ended.wait()
         self.is_stuck = False
         self.membership.beat_now()
 
@@ -294,35 +294,46 @@ class Worker:
 
     # -- the next job -------------------------------------------------------------------------------------------------
 
+    def _politeness(self, run: Run) -> float:
+        """Seconds for which others may take the next job first: none where jobs are shorter than that."""
+        return 0.0 if self._claiming is None and run.is_short(POLITE_S) else POLITE_S
+
+    def _start_looking(self, run: Run) -> None:
+        self._closing.later(self._look_ahead(run))
+
     async def _look_ahead(self, run: Run) -> None:
         """Claim the next job while this one runs, when its end is near."""
-        waited = 0.0
-        await run.started.wait()
-        while (remaining := run.remaining_s()) is None or remaining > AHEAD_S or (waited < POLITE_S < remaining):
+        while (remaining := run.remaining_s()) is None or remaining > AHEAD_S:
+            if run.is_over:
+                return
             await asyncio.sleep(POLITE_S)
-            waited += POLITE_S
         if self._may_look_ahead(run):
             self._claiming = self._closing.later(self._claim_ahead(run))
 
     def _may_look_ahead(self, run: Run) -> bool:
-        unclaimed = self._ahead is None and (self._claiming is None or self._claiming.done())
+        unclaimed = self._ahead is None and self._claiming is None and not run.is_over
         alone = len(self._queues) == 1 and self._comfy.foreign() == (0, 0)
         return unclaimed and alone and self._may_claim(run.queue)
 
     async def _claim_ahead(self, run: Run) -> None:
         try:
-            claimed = await run.queue.claim(self._claim(ahead=True))
+            claimed = await run.queue.claim(self._claim(ahead=True), run.unconfirmed())
         except (QueueAway, Unregistered, StaleLease, Refused):
             return
+        finally:
+            self._claiming = None
+        run.confirm()
         if claimed is not None:
             await self._adopt(self._hold(claimed, run.queue), run)
 
     async def _settle_and_adopt(self, run: Run, following: Run) -> None:
         """End a job while the next one starts; where jobs are short, the one after that comes with the answer."""
-        expected = following.expected_s()
-        short = expected is not None and expected <= POLITE_S
+        short = following.is_short(POLITE_S)
         claim = self._claim(ahead=True) if short and self._may_claim(run.queue) else None
-        claimed = await self._closing.settle(run, claim, following)
+        try:
+            claimed = await self._closing.settle(run, claim, following)
+        finally:
+            self._claiming = None
         if claimed is not None:
             await self._adopt(claimed, following)
 
