@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
 import sys
 from pathlib import Path
 
@@ -114,6 +115,16 @@ def chosen(names: str) -> list[Peer]:
     return [peer for peer in PEERS if peer.module in wanted]
 
 
+def there(peer: Peer) -> bool:
+    """Install a peer; one that cannot be had here is left out, loudly."""
+    try:
+        install(peer)
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(f"LEFT OUT: {peer.name} cannot be installed: {error}", file=sys.stderr, flush=True)
+        return False
+    return True
+
+
 def run(peers: list[Peer], plan: Plan, rounds: int) -> Results:
     """Measure in interleaved rounds; a peer that fails in one is left out of it, loudly."""
     results: Results = {peer.name: [] for peer in peers}
@@ -137,9 +148,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--peers", default="", help="modules of bench/peers, by comma")
     parser.add_argument("--json", type=Path, help="also write every round's figures here")
     args = parser.parse_args(argv)
-    peers = chosen(args.peers)
-    for peer in peers:
-        install(peer)
+    peers = [peer for peer in chosen(args.peers) if there(peer)]
     results = run(peers, Plan(scale=args.scale, fsync=args.fsync), args.rounds)
     if args.json:
         args.json.write_text(json.dumps(results, indent=1))
