@@ -65,14 +65,22 @@ class Membership:
     # -- capabilities -----------------------------------------------------------------------------------------------
 
     async def read_capabilities(self) -> bool:
-        """Look at this ComfyUI; says whether anything has changed. Disks are read on another thread."""
-        profile, inputs = await asyncio.get_running_loop().run_in_executor(None, self._look)
-        changed = profile != self._profile
-        self._profile, self.model_inputs = profile, inputs
-        self._info = self._describe()
-        return changed
+        """Look at this ComfyUI; says whether anything has changed. Disks are read on another thread.
 
-    def _look(self) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
+        The nodes' inputs are read only where models or nodes have changed: a pack may do anything when it is asked.
+        """
+        loop, inventory = asyncio.get_running_loop(), self._comfy.inventory
+        models = await loop.run_in_executor(None, inventory.models)
+        classes = inventory.node_classes()
+        if (models, classes) == (self._profile.get("models"), self._profile.get("node_classes")):
+            return False
+        self._profile, self.model_inputs = await loop.run_in_executor(None, self._look, models, classes)
+        self._info = self._describe()
+        return True
+
+    def _look(
+        self, models: dict[str, list[str]], classes: list[str]
+    ) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
         inventory = self._comfy.inventory
         gpus = inventory.gpus()
         inputs, document = inventory.read_inputs()
@@ -80,8 +88,8 @@ class Membership:
         profile = {
             "supported_job_types": list(self._settings.job_types),
             "job_types": list(self._settings.job_types),
-            "node_classes": inventory.node_classes(),
-            "models": inventory.models(),
+            "node_classes": classes,
+            "models": models,
             "model_inputs": inputs,
             "tags": list(self._settings.tags),
             "vram_mb": max((gpu["vram_mb"] for gpu in gpus), default=0),
