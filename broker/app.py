@@ -9,9 +9,12 @@ from importlib.metadata import PackageNotFoundError, version
 
 from aiohttp import web
 
+from broker.access.credentials import CREDENTIALS, Credentials
 from broker.access.identity import Scope, current
-from broker.access.origin import OriginGuard, is_loopback
-from broker.api import edge, gateway, openapi, rest, sse, websocket
+from broker.access.keyring import KeyRing
+from broker.access.origin import OriginGuard, is_loopback, no_key_for
+from broker.access.store import AccessStore
+from broker.api import edge, gateway, keys, openapi, rest, sse, websocket
 from broker.api.assets import AssetRoutes
 from broker.api.figures import StatsFeed
 from broker.api.gateway_session import GatewayParts
@@ -19,7 +22,7 @@ from broker.api.outputs import OutputRoutes
 from broker.api.services import SERVICES, Services
 from broker.api.streams import Streams
 from broker.api.tickets import FileAccess
-from broker.dashboard import views
+from broker.dashboard import login, views
 from broker.files.cleanup import Cleaner
 from broker.files.outputs import delivered_result
 from broker.files.secret import load_secrets
@@ -62,12 +65,14 @@ def create_app(settings: Settings) -> web.Application:
     app[SETTINGS] = settings
     app[edge.GUARD] = OriginGuard(settings)
     app.on_response_prepare.append(edge.add_headers)
-    app.cleanup_ctx.extend([_queue, _files, _events, _services])
+    app.cleanup_ctx.extend([_queue, _access, _files, _events, _services])
     rest.add_to(app)
     websocket.add_to(app)
     gateway.add_to(app)
     openapi.add_to(app)
+    keys.add_to(app)
     views.add_to(app)
+    login.add_to(app)
     app.on_shutdown.append(sse.stop_all)
     return app
 
@@ -92,6 +97,25 @@ async def _queue(app: web.Application) -> AsyncIterator[None]:
         app[CONNECTION], app[QUEUE] = connection, queue
         yield
         await janitor.stop()
+
+
+async def _access(app: web.Application) -> AsyncIterator[None]:
+    """The keys, and who they are."""
+    settings, store = app[SETTINGS], AccessStore(app[CONNECTION])
+    ring = KeyRing(store, may_be_open=is_loopback(settings.host))
+    await ring.start()
+    app[CREDENTIALS] = Credentials(ring, store, settings)
+    yield
+    await ring.stop()
+
+
+async def require_key(settings: Settings) -> None:
+    """Refuse to listen where others can connect while no key protects the broker."""
+    if is_loopback(settings.host):
+        return
+    async with redis(settings, supervise=False) as connection:
+        if not await AccessStore(connection).version():
+            raise no_key_for(settings.host)
 
 
 async def _files(app: web.Application) -> AsyncIterator[None]:

@@ -16,7 +16,7 @@ from broker.errors import ConfigurationError
 
 _SECRETS = re.compile(
     r"(?i)(authorization[\"']?\s*[:=]\s*[\"']?(?:bearer|lease|basic)?\s*|bearer[ .]|lease +|password[\"']?\s*[:=]\s*|"
-    r"token[\"']?\s*[:=]\s*|ticket=|://[^\s:/@]*:)[^\s\"'@&,]+"
+    r"token[\"']?\s*[:=]\s*|ticket=|emq_[0-9a-f]{16}_|://[^\s:/@]*:)[^\s\"'@&,]+"
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from aiohttp import web
@@ -24,10 +24,15 @@ ALL_SCOPES = frozenset(Scope)
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A tenant and its scopes."""
+    """A tenant and its scopes, and by which credential. Without a key id: somebody of an open broker."""
 
     tenant: str = "default"
     scopes: frozenset[Scope] = ALL_SCOPES
+    key_id: str = ""
+    digest: str = field(default="", repr=False)
+    """Which of the key's secrets was shown, by its SHA-256: one that was rotated away ends what it had opened."""
+    session: str = field(default="", repr=False)
+    """The session's name in Redis, for people who logged in."""
 
     def require(self, scope: Scope) -> Identity:
         """Raise ``Forbidden`` without ``scope``."""
@@ -42,16 +47,7 @@ class Identity:
 
 
 IDENTITY = web.RequestKey("identity", Identity)
-"""Where the middleware leaves what :func:`identify` found."""
-
-
-async def identify(request: web.Request) -> Identity:
-    """Who sent this request; raises ``Unauthorized``.
-
-    Without any key configured everybody on this machine is the default tenant with every scope, which is why such a
-    broker listens on loopback only.
-    """
-    return Identity()
+"""Where the middleware leaves who asks."""
 
 
 def current(request: web.Request) -> Identity:

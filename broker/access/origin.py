@@ -25,30 +25,29 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def require_loopback(host: str) -> None:
-    """Refuse to listen where others can connect while no key protects the broker."""
-    if not is_loopback(host):
-        raise ConfigurationError(
-            f"EMQ does not listen on {host} without a key: everybody who reaches that address could use the queue. "
-            "Make a key first (python -m broker keys create --tenant default --scopes admin), or listen on 127.0.0.1."
-        )
+def no_key_for(host: str) -> ConfigurationError:
+    """Why a broker without a key does not listen where others can connect."""
+    return ConfigurationError(
+        f"EMQ does not listen on {host} without a key: everybody who reaches that address could use the queue. "
+        "Make a key first (python -m broker keys create --tenant default --scopes admin), or listen on 127.0.0.1."
+    )
 
 
 class OriginGuard:
-    """Tells the broker's own pages and the configured ones from foreign ones.
+    """Tells the broker's own pages and the configured ones from foreign ones."""
 
-    ``open_access``: no key is configured, so only the address protects the broker, and a foreign ``Host`` (a page
-    whose name was re-bound to 127.0.0.1) is refused as well.
-    """
-
-    def __init__(self, settings: Settings, *, open_access: bool = True) -> None:
+    def __init__(self, settings: Settings) -> None:
         self._allowed = {_origin(text) for text in settings.origins.split(",") if text.strip()}
         self._public = _origin(settings.public_url) if settings.public_url else None
-        self._open = open_access
 
-    def check(self, request: web.Request) -> None:
-        """Raises ``Forbidden`` for a foreign host, a foreign page's request and another site's form."""
-        self._check_host(request)
+    def check(self, request: web.Request, *, open_access: bool) -> None:
+        """Raises ``Forbidden`` for a foreign page's request and another site's form.
+
+        ``open_access``: no key is configured, so only the address protects the broker, and a foreign ``Host`` (a page
+        whose name was re-bound to 127.0.0.1) is refused as well.
+        """
+        if open_access:
+            self._check_host(request)
         origin = request.headers.get("Origin")
         if origin is not None:
             if not self._is_own(origin, request.host):
@@ -65,8 +64,6 @@ class OriginGuard:
         return value in self._allowed or value == self._public or value in (f"http://{host}", f"https://{host}")
 
     def _check_host(self, request: web.Request) -> None:
-        if not self._open:
-            return
         name = urlsplit(f"//{request.host}").hostname or ""
         public = urlsplit(self._public).hostname if self._public else None
         if not is_loopback(name) and name != public:

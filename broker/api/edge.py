@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
-from broker.access.identity import IDENTITY, identify
+from broker.access.credentials import CREDENTIALS, is_public, refuse_key_in_query
+from broker.access.identity import IDENTITY
 from broker.access.origin import OriginGuard
 from broker.api import errors
 from broker.api.tickets import brings_ticket
-from broker.errors import BadMessage, EmqError
+from broker.errors import BadMessage, EmqError, Unauthorized
 
 CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; media-src 'self'; "
@@ -50,9 +51,22 @@ async def errors_to_responses(request: web.Request, handler: Handler) -> web.Str
 @web.middleware
 async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Refuse foreign pages, then find out who asks; a lease or a signed URL says that by itself."""
-    request.config_dict[GUARD].check(request)
+    credentials = request.config_dict[CREDENTIALS]
+    request.config_dict[GUARD].check(request, open_access=credentials.ring.open)
+    refuse_key_in_query(request)
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise BadMessage("Send the body without Content-Encoding.")
-    if not brings_ticket(request):
-        request[IDENTITY] = await identify(request)
+    if not brings_ticket(request) and not is_public(request.path):
+        try:
+            request[IDENTITY] = await credentials.identify(request)
+        except Unauthorized:
+            if _is_page(request):
+                raise web.HTTPSeeOther("/login") from None
+            raise
     return await handler(request)
+
+
+def _is_page(request: web.Request) -> bool:
+    """Whether a person without a key in the hand opens a page."""
+    wants_page = request.method == hdrs.METH_GET and "text/html" in request.headers.get(hdrs.ACCEPT, "")
+    return wants_page and hdrs.AUTHORIZATION not in request.headers and not request.path.startswith(("/api/", "/ws"))

@@ -42,6 +42,8 @@ def response(error: EmqError, message_id: str | None = None) -> web.Response:
     retry = error.details.get("retry_after_s", 1 if error.http_status == 503 else None)
     if retry is not None:
         answer.headers["Retry-After"] = str(max(1, round(retry)))
+    if error.http_status == 401:
+        answer.headers["WWW-Authenticate"] = "Bearer"
     return answer
 
 

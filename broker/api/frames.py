@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 
-from aiohttp import WSMsgType, web
+from aiohttp import WSCloseCode, WSMsgType, web
 
 READ_AHEAD = 256
 
@@ -69,3 +70,12 @@ class Frames:
         if len(self._items) >= READ_AHEAD or self._bytes > self._limit:
             self._room.clear()
         self._changed.set()
+
+
+async def cut_off(ws: Socket, request: web.Request) -> None:
+    """Close a socket whose credential has ended (1008), also one whose client takes and answers nothing."""
+    with contextlib.suppress(TimeoutError, ConnectionError, RuntimeError):
+        async with asyncio.timeout(1):
+            await ws.close(code=WSCloseCode.POLICY_VIOLATION, message=b"the credential has ended")
+    if request.transport is not None:
+        request.transport.abort()

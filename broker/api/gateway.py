@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 from aiohttp import WSMsgType, web
 
+from broker.access.credentials import watched
 from broker.access.identity import Scope, current
+from broker.api.frames import cut_off
 from broker.api.gateway_link import Link, Socket, find_dead_hosts
 from broker.api.gateway_session import GatewayParts, WorkerSession
 from broker.logging import bind_client
@@ -35,7 +38,7 @@ class Gateway:
         session = WorkerSession(Link(ws, request), self._parts, self._base(request), worker_id)
         self._sessions.add(session)
         try:
-            with bind_client(worker_id):
+            with bind_client(worker_id), watched(request, partial(cut_off, ws, request)):
                 await _read(ws, session)
         finally:
             self._sessions.discard(session)

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from broker.api.services import services
+from broker.protocol import access
 from broker.protocol import messages as m
 from broker.protocol import records as r
 
@@ -57,7 +58,9 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("get", "/api/jobs/{job_id}/preview", "The latest preview; 204: none", media="image/*"),
     Operation("get", "/api/jobs/{job_id}/outputs/{name}", "An output file", media="application/octet-stream"),
     Operation(
-        "get", "/api/jobs/{job_id}/outputs/by-node/{node_id}/{index}", "An output file by the node that made it",
+        "get",
+        "/api/jobs/{job_id}/outputs/by-node/{node_id}/{index}",
+        "An output file by the node that made it",
         media="application/octet-stream",
     ),
     Operation("get", "/api/dead", "Dead letters with their evidence", None, m.JobList, query=LIST_QUERY),
@@ -74,6 +77,11 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("put", "/api/assets/{hash}", "Store an input file under its blake3 hash"),
     Operation("get", "/api/assets/{hash}", "An input file", media="application/octet-stream"),
     Operation("post", "/api/assets", "Store the files of a multipart form"),
+    Operation("get", "/api/keys", "Every API key", None, access.KeyList),
+    Operation("post", "/api/keys", "Make an API key; this answer alone has it", access.NewKey, access.MadeKey, 201),
+    Operation("delete", "/api/keys/{key_id}", "Revoke a key", None, access.KeyRecord),
+    Operation("post", "/api/keys/{key_id}/rotate", "Give a key another secret", access.RotateKey, access.MadeKey),
+    Operation("post", "/api/tickets", "A ticket for one connection of a browser", None, access.Ticket, 201),
     Operation("get", "/stats", "The queue's figures", None, r.Stats),
     Operation("get", "/health", "Whether the queue works", None, r.Health),
     Operation("get", "/health/live", "Whether this process lives"),

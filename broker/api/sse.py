@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
+from typing import Any
 
 from aiohttp import web
 
+from broker.access.credentials import watched
 from broker.access.identity import Scope, current
 from broker.api.errors import dumps
 from broker.api.services import SERVICES, services
@@ -34,15 +36,29 @@ async def events(request: web.Request) -> web.StreamResponse:
             return web.Response(status=204)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"})
         await response.prepare(request)
-        with contextlib.suppress(ConnectionError, TimeoutError):
+        with contextlib.suppress(ConnectionError, TimeoutError), _until_the_end(request) as stop:
             await _send(response, text_of(first) if first else b": events of the job\n\n")
-            await _pump(response, stream, parts.stopping)
+            await _pump(response, stream, stop)
     return response
 
 
-async def _pump(response: web.StreamResponse, stream: AsyncGenerator[Item, None], stopping: asyncio.Event) -> None:
+@contextlib.contextmanager
+def _until_the_end(request: web.Request) -> Iterator[asyncio.Future[Any]]:
+    """A future that is done when the broker stops or the request's credential ends."""
+    stop: asyncio.Future[Any] = asyncio.ensure_future(services(request).stopping.wait())
+
+    async def end() -> None:
+        stop.cancel()
+
+    try:
+        with watched(request, end):
+            yield stop
+    finally:
+        stop.cancel()
+
+
+async def _pump(response: web.StreamResponse, stream: AsyncGenerator[Item, None], stop: asyncio.Future[Any]) -> None:
     """Write what comes, and a comment now and then, so that a client that has gone is noticed."""
-    stop = asyncio.ensure_future(stopping.wait())
     following = asyncio.ensure_future(anext(stream, None))
     try:
         while True:
@@ -58,9 +74,8 @@ async def _pump(response: web.StreamResponse, stream: AsyncGenerator[Item, None]
             await _send(response, text_of(item))
             following = asyncio.ensure_future(anext(stream, None))
     finally:
-        for task in (stop, following):
-            task.cancel()
-        await asyncio.gather(stop, following, return_exceptions=True)
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
 
 
 async def _send(response: web.StreamResponse, data: bytes) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 from aiohttp import web
 
-from broker.access.identity import current
+from broker.access.credentials import watched
+from broker.access.identity import Scope, current
 from broker.access.limits import BROWSERS_PER_S, SERVERS_PER_S, TokenBucket
 from broker.api.client_socket import ClientSocket
-from broker.api.frames import Socket
+from broker.api.frames import Socket, cut_off
 from broker.api.services import SERVICES, services
 from broker.logging import bind_client
 
@@ -32,6 +34,7 @@ async def client(request: web.Request) -> web.StreamResponse:
 
 async def monitor(request: web.Request) -> web.StreamResponse:
     """The same socket with the figures subscribed."""
+    current(request).require(Scope.READ)
     return await _serve(request, stats=True)
 
 
@@ -62,7 +65,8 @@ async def _serve(request: web.Request, *, stats: bool) -> web.StreamResponse:
     socket = ClientSocket(ws, current(request), parts, bucket, limit)
     parts.sockets.add(socket)
     try:
-        with bind_client(request.match_info.get("client_id") or request.match_info.get("monitor_id")):
+        client_id = request.match_info.get("client_id") or request.match_info.get("monitor_id")
+        with bind_client(client_id), watched(request, partial(cut_off, ws, request)):
             await socket.run(stats=stats)
     finally:
         parts.sockets.discard(socket)

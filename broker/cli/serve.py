@@ -12,8 +12,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from broker.access.origin import require_loopback
-from broker.app import create_app
+from broker.app import create_app, require_key
 from broker.cli.command import Command
 from broker.errors import ConfigurationError
 from broker.logging import configure
@@ -43,7 +42,6 @@ def settings_from(args: argparse.Namespace) -> Settings:
 def _run(args: argparse.Namespace) -> int:
     settings = settings_from(args)
     configure(settings.log_level, settings.log_format)
-    require_loopback(settings.host)
     return asyncio.run(serve(settings))
 
 
@@ -61,6 +59,7 @@ def _listen(settings: Settings) -> socket.socket:
 
 async def serve(settings: Settings) -> int:
     """Run until SIGTERM or SIGINT; prints ``listening on http://H:P`` once requests are answered."""
+    await require_key(settings)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

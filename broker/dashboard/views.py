@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 from aiohttp import web
 
-from broker.access.identity import Scope, current
+from broker.access.identity import IDENTITY, Scope, current
 from broker.api.services import services
 from broker.errors import EmqError
 from broker.protocol.messages import ListJobs
@@ -73,6 +73,8 @@ async def overview(request: web.Request) -> web.Response:
 
 def render(request: web.Request, template: str, status: int = 200, **context: Any) -> web.Response:
     """A page."""
+    who = request.get(IDENTITY)
     context |= {"version": services(request).version, "address": f"{request.scheme}://{request.host}"}
+    context["signed_in"] = who is not None and who.session != ""
     text = request.config_dict[PAGES].get_template(template).render(context)
     return web.Response(text=text, status=status, content_type="text/html")

@@ -183,6 +183,10 @@ class Connection:
 
         return list(await self._guard(run))
 
+    async def write(self, key: str, *commands: Command) -> list[Any]:
+        """The same for commands that write, all or none; the server may get them twice when an answer is lost."""
+        return await self.read(key, *commands)
+
     async def publish(self, channel: str, data: bytes) -> None:
         """Publish on a sharded channel."""
         await self._guard(lambda: self._on_owner("SPUBLISH", channel, data, key=channel))

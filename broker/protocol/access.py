@@ -1,0 +1,61 @@
+"""Keys over HTTP: what an administrator asks and hears."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from broker.protocol.base import CONTROL_FREE, EpochMs, Message, Outgoing
+
+ScopeName = Literal["submit", "read", "worker", "admin"]
+TENANT = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+
+
+class NewKey(Message):
+    """``POST /api/keys``."""
+
+    type: Literal["create_key"] = "create_key"
+    tenant: Annotated[str, StringConstraints(pattern=TENANT)] = Field(description="Whose jobs it sees.")
+    scopes: list[ScopeName] = Field(min_length=1, max_length=8, description="What it may do; admin: everything.")
+    expires_s: float | None = Field(None, gt=0, le=1e9, description="Seconds until it ends; left out: never.")
+    name: Annotated[str, StringConstraints(max_length=128, pattern=CONTROL_FREE)] = Field("", description="A label.")
+
+
+class RotateKey(Message):
+    """``POST /api/keys/{key_id}/rotate``."""
+
+    type: Literal["rotate_key"] = "rotate_key"
+    grace_s: float = Field(0, ge=0, le=2_592_000, description="How long the old secret still counts.")
+
+
+class KeyRecord(Outgoing):
+    """A key, without its secret."""
+
+    id: str
+    tenant: str
+    scopes: list[ScopeName]
+    name: str = ""
+    created_at: EpochMs
+    expires_at: EpochMs | None = None
+    revoked_at: EpochMs | None = None
+    used_at: EpochMs | None = Field(None, description="When it was last used, to the minute.")
+
+
+class MadeKey(KeyRecord):
+    """A key that was just made or rotated: the one time that it is told."""
+
+    key: str
+
+
+class KeyList(Outgoing):
+    """``GET /api/keys``, the newest first."""
+
+    keys: list[KeyRecord]
+
+
+class Ticket(Outgoing):
+    """``POST /api/tickets``: for one connection, as ``?ticket=``."""
+
+    ticket: str
+    expires_s: int
