@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from typing import Any
 
 from broker.jobs.records import loads
@@ -87,7 +88,7 @@ def public_worker(answer: Answer) -> dict[str, Any]:
         "draining": answer.flag("drain"),
         "via": answer.text("via") or None,
         "jobs": [_held(line) for line in answer.lines("held")],
-        "gpus": loads(answer.text("gpus")) or info.get("gpus"),
+        "gpus": _gpus(info.get("gpus"), loads(answer.text("gpus"))),
         "loaded_models": answer.lines("loaded"),
         "version": info.get("version"),
         "comfyui_version": info.get("comfyui_version"),
@@ -96,6 +97,13 @@ def public_worker(answer: Answer) -> dict[str, Any]:
         "last_heartbeat": answer.number("beat") or None,
         "registered_at": answer.number("registered_at") or None,
     }
+
+
+def _gpus(registered: Any, now: Any) -> list[dict[str, Any]]:
+    """What a worker told of its GPUs when it registered (name, VRAM), with what its last heartbeat says of each."""
+    registered, now = (each if isinstance(each, list) else [] for each in (registered, now))
+    pairs = zip_longest(registered, now, fillvalue={})
+    return [{**known, **fresh} for known, fresh in pairs if isinstance(known, dict) and isinstance(fresh, dict)]
 
 
 def _held(line: str) -> dict[str, str]:
