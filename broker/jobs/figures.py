@@ -101,8 +101,9 @@ def public_worker(answer: Answer) -> dict[str, Any]:
 
 def _gpus(registered: Any, now: Any) -> list[dict[str, Any]]:
     """What a worker told of its GPUs when it registered (name, VRAM), with what its last heartbeat says of each."""
-    registered, now = (each if isinstance(each, list) else [] for each in (registered, now))
-    pairs = zip_longest(registered, now, fillvalue={})
+    told: list[Any] = registered if isinstance(registered, list) else []
+    latest: list[Any] = now if isinstance(now, list) else []
+    pairs: zip_longest[tuple[Any, Any]] = zip_longest(told, latest, fillvalue={})
     return [{**known, **fresh} for known, fresh in pairs if isinstance(known, dict) and isinstance(fresh, dict)]
 
 
