@@ -1,0 +1,103 @@
+"""``python -m broker keys``, as processes."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from tests.access.conftest import bearer
+from tests.api.test_serve import emq, serving
+from tests.support.servers import RedisServer
+from tests.support.waiting import wait_until
+
+A_KEY = re.compile(r"emq_([0-9a-f]{16})_[A-Za-z0-9_-]{43}")
+
+
+async def create(*args: str) -> tuple[str, str]:
+    """Make a key: it and its id."""
+    code, out, err = await emq("keys", "create", "--tenant", "shop", *args)
+    assert code == 0, err
+    found = A_KEY.fullmatch(out.splitlines()[-1])
+    assert found, out
+    assert out.count(found[0]) == 1
+    assert found[0] not in err
+    return found[0], found[1]
+
+
+async def status(http: aiohttp.ClientSession, url: str, key: str) -> int:
+    async with http.get(url + "/stats", headers=bearer(key)) as response:
+        return response.status
+
+
+async def test_before_the_first_start_and_while_a_broker_runs(tmp_path: Path) -> None:
+    """On an embedded Valkey: started for the command's own time, or the running broker's."""
+    data = ("--data", str(tmp_path))
+    first, first_id = await create("--scopes", "submit,read", *data)
+    async with serving("--host", "0.0.0.0", *data) as broker, aiohttp.ClientSession() as http:
+        url = broker.url.replace("0.0.0.0", "127.0.0.1")
+        assert await status(http, url, first) == 200
+        assert await status(http, url, "nonsense") == 401
+        second, second_id = await create("--scopes", "admin", "--expires-s", "3600", "--name", "mine", *data)
+        await honoured(http, url, second, 200, 1)
+        code, out, _ = await emq("keys", "list", "--json", *data)
+        listed = {key["id"]: key for key in json.loads(out)["keys"]}
+        assert code == 0
+        assert set(listed) == {first_id, second_id}
+        assert (listed[second_id]["name"], listed[second_id]["scopes"]) == ("mine", ["admin"])
+        assert listed[second_id]["expires_at"] > time.time() * 1000
+        assert first.rpartition("_")[2] not in out
+        code, out, _ = await emq("keys", "rotate", first_id, *data)
+        rotated = out.splitlines()[-1]
+        assert (code, A_KEY.fullmatch(rotated) is not None) == (0, True)
+        await honoured(http, url, rotated, 200, 1)
+        assert await status(http, url, first) == 401
+        assert (await emq("keys", "revoke", first_id, *data))[0] == 0
+        await honoured(http, url, rotated, 401, 5)
+        assert "revoked" in (await emq("keys", "list", *data))[1]
+        async with http.post(url + "/api/jobs", json={}) as response:
+            assert response.status == 401
+        assert "pending" in (await emq("stats", "--broker", url, "--key", second))[1]
+        assert (await emq("stats", "--broker", url, EMQ_API_KEY=second))[0] == 0
+        code, _, err = await emq("stats", "--broker", url)
+        assert (code, "unauthorized" in err) == (1, True)
+        code, _, log, _ = await broker.end()
+        assert code == 0
+        assert not any(key in log for key in (first, second, rotated))
+
+
+async def honoured(http: aiohttp.ClientSession, url: str, key: str, wanted: int, within: float) -> None:
+    async def found() -> bool:
+        return await status(http, url, key) == wanted
+
+    await wait_until(found, within, f"the key is answered {wanted}")
+
+
+async def test_on_a_redis_of_its_own(own_valkey: RedisServer) -> None:
+    _, key_id = await create("--scopes", "read", "--redis", own_valkey.url)
+    code, out, _ = await emq("keys", "list", EMQ_REDIS_URL=own_valkey.url)
+    assert (code, key_id in out) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("create", "--tenant", "a b", "--scopes", "read"), "tenant:"),
+        (("create", "--tenant", "../x", "--scopes", "read"), "tenant:"),
+        (("create", "--tenant", "a", "--scopes", "root"), "scopes:"),
+        (("create", "--tenant", "a", "--scopes", ""), "scopes:"),
+        (("create", "--tenant", "a", "--scopes", "read", "--expires-s", "-1"), "expires_s:"),
+        (("create", "--tenant", "a", "--scopes", "read", "--expires-s", "nan"), "expires_s:"),
+        (("revoke", "nope"), "no such key"),
+        (("rotate", "nope"), "no such key"),
+    ],
+)
+async def test_what_cannot_be_done_is_told(own_valkey: RedisServer, args: tuple[str, ...], said: str) -> None:
+    code, out, err = await emq("keys", *args, "--redis", own_valkey.url)
+    assert (code, out) == (1, "")
+    assert said in err
+    assert "Traceback" not in err
