@@ -66,7 +66,7 @@ class RedisServer:
     @property
     def socket_url(self) -> str:
         """The same server by its Unix socket, for tests that make very many calls."""
-        return f"unix://{self.folder / 's'}?db=0"
+        return f"unix://{self.folder / 's'}"
 
     def start(self, *options: str) -> RedisServer:
         """Start it (again, on the same port and data) and wait until it answers."""
@@ -98,10 +98,12 @@ class RedisServer:
                 if self.process is None or self.process.poll() is not None:
                     return False
                 try:
-                    # A stranger that took the port in the meantime has another process id.
-                    return int(client.info("server")["process_id"]) == self.process.pid
+                    if not client.info("persistence")["loading"]:
+                        # A stranger that took the port in the meantime has another process id.
+                        return int(client.info("server")["process_id"]) == self.process.pid
                 except redis.RedisError:
-                    time.sleep(0.01)
+                    pass
+                time.sleep(0.01)
             return False
         finally:
             client.close()
