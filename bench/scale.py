@@ -14,7 +14,7 @@ from bench import affinity
 from bench.server import Server, server
 from bench.simulation import Pool, Worker, claiming, job, profile
 from bench.targets import Target, print_targets
-from broker.queue.queue import NewJob
+from broker.queue.queue import SUBMIT_CHUNK, NewJob
 
 CLASSES, TENANTS, WORKFLOW = 200, 100, 4_600
 MODELS = [f"model{number}.safetensors" for number in range(CLASSES)]
@@ -130,8 +130,8 @@ def slow_calls(up: Server, pool: Pool, workers: int) -> Target:
             pool.call("report", "job", got.text("job_id"), "token", got.text("lease"), "p", "1", "data", "{}")
             pool.finish(worker, got, 1000, cold=False)
     waiting = [job(b"{}", [MODELS[n % CLASSES]]) for n in range(1000)]
-    for begin in range(0, 1000, 100):
-        pool.submit("tenant1", waiting[begin : begin + 100])
+    for begin in range(0, 1000, SUBMIT_CHUNK):
+        pool.submit("tenant1", waiting[begin : begin + SUBMIT_CHUNK])
     for call in (
         ("list", "tenant", "tenant1", "limit", "100"), ("list", "tenant", "", "limit", "100"), ("stats", "tenant", ""),
         ("workers", "limit", "100"), ("fleet",), ("sweep", "limit", "100"), ("job", "job", waiting[500].job_id),
