@@ -148,15 +148,21 @@ class Queue:
     async def submit(self, tenant: str, jobs: Sequence[NewJob]) -> list[Answer]:
         """Submit jobs in their order; one answer a job, refusals included (see :func:`require`).
 
-        Each job is added whole or not at all. Many go in several calls, so that none holds Redis for long: when this
-        raises, the first ones may be in; repeating it with the same ids is safe.
+        Each job is added whole or not at all. Many go in several calls, so that none holds Redis for long. When Redis
+        goes away (or is full) between two of them, the jobs that are in have their answers, and the rest the outcome
+        ``unavailable`` (or ``queue_full``); when it raises, nothing is known to be in. The same ids may be sent again.
         """
         answers: list[Answer] = []
         for start in range(0, len(jobs), SUBMIT_CHUNK):
             pairs: list[tuple[str, Value | None]] = [("tenant", tenant)]
             for job in jobs[start : start + SUBMIT_CHUNK]:
                 pairs.extend(job.pairs())
-            raw = await self._caller.fcall("emq_submit", self.prefix, flatten(pairs))
+            try:
+                raw = await self._caller.fcall("emq_submit", self.prefix, flatten(pairs))
+            except (Unavailable, QueueFull) as error:
+                if not answers:
+                    raise
+                return answers + [Answer(error.code)] * (len(jobs) - start)
             answers += [parse(row) for row in raw]
         return answers
 

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from broker.queue.queue import SUBMIT_CHUNK, flatten, parse
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from broker.errors import Unavailable
+from broker.queue.queue import SUBMIT_CHUNK, Caller, Queue, flatten, parse, require
 from tests.support.desk import Desk
 from tests.support.jobs import new_job
 
@@ -41,3 +47,33 @@ async def test_spec_and_payload_may_come_apart(desk: Desk) -> None:
     stored = await desk.queue.payload("j", "ann")
     assert (stored.pairs["payload"], stored.pairs["spec"]) == (b"{body}", b"{spec}")
     assert (await (await desk.worker()).claim()).text("job_type") == "comfyui"
+
+
+class LostAfter:
+    """A caller whose Redis goes away after a number of calls."""
+
+    def __init__(self, caller: Caller, calls: int) -> None:
+        self.caller, self.calls = caller, calls
+
+    async def fcall(self, function: str, prefix: str, args: Sequence[bytes | str]) -> Any:
+        self.calls -= 1
+        if self.calls < 0:
+            raise Unavailable("Redis is away.")
+        return await self.caller.fcall(function, prefix, args)
+
+
+async def test_a_bulk_that_is_cut_says_which_jobs_are_in(desk: Desk) -> None:
+    jobs = [new_job(f"j{number}") for number in range(SUBMIT_CHUNK + 2)]
+    cut = Queue(LostAfter(desk.queue._caller, 1), desk.queue.pool)
+    answers = await cut.submit("ann", jobs)
+    assert [answer.outcome for answer in answers] == ["ok"] * SUBMIT_CHUNK + ["unavailable"] * 2
+    with pytest.raises(Unavailable):
+        require(answers[-1], "job")
+    again = await desk.queue.submit("ann", jobs)
+    assert [answer.text("job_id") for answer in again] == [job.job_id for job in jobs]
+    assert (await desk.queue.stats("ann")).number("pending") == len(jobs)
+
+
+async def test_a_bulk_that_reaches_nobody_raises(desk: Desk) -> None:
+    with pytest.raises(Unavailable):
+        await Queue(LostAfter(desk.queue._caller, 0), desk.queue.pool).submit("ann", [new_job("j")])
