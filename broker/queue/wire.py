@@ -76,6 +76,7 @@ class Wire:
         self._requests: asyncio.Queue[tuple[bool, str]] = asyncio.Queue()
         self._heard = 0.0
         self._task: asyncio.Task[None] | None = None
+        self._stopped = False
 
     def start(self) -> None:
         """Begin to connect."""
@@ -83,6 +84,7 @@ class Wire:
 
     async def stop(self) -> None:
         """Close the connection."""
+        self._stopped = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -104,7 +106,7 @@ class Wire:
 
     async def _run(self) -> None:
         pause = 0.1
-        while True:
+        while not self._stopped:  # Python 3.11's TaskGroup forgets a cancel that comes together with an error
             started = time.monotonic()
             try:
                 await self._live()
