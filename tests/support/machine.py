@@ -1,6 +1,7 @@
 """The queue as a hypothesis state machine: random histories of calls, each checked against what was promised.
 
-Every rule is one call (some twice, as after a lost reply). Around each, the whole pool is read at once; ``audit``
+Every step is one call (some twice, as after a lost reply) or a few. Around each, the whole pool is read;
+``audit``
 compares before and after, ``whole`` checks the moment, and the rules here check the answer. At the end of a history
 everything is let go: each job must reach its end, and nothing may stay behind.
 """
@@ -11,7 +12,7 @@ import itertools
 from typing import Any, ClassVar
 
 import redis
-from hypothesis import strategies as st
+from hypothesis import note
 from hypothesis.stateful import RuleBasedStateMachine
 
 from broker.queue.queue import Answer, Value, flatten, parse
@@ -32,11 +33,6 @@ CONFIG: dict[str, Value] = {
     "ttl_cancelled_ms": 400_000, "max_queued": 14, "max_finishing": 2, "max_crashes": 3, "max_handbacks": 3,
     "idem_ttl_ms": 900_000, "max_finished": 1000, "affinity_max_wait_ms": 60_000,
 }  # fmt: skip
-
-index = st.integers(0, 30)
-often = st.sampled_from([False, False, False, True])
-tenant_names = st.sampled_from(TENANTS)
-worker_names = st.sampled_from(sorted(WORKERS))
 
 
 class Driven(RuleBasedStateMachine):
@@ -67,6 +63,7 @@ class Driven(RuleBasedStateMachine):
         self, function: str, allowed: set[str] | None = None, twice: bool = False, **pairs: Value | None
     ) -> Answer:
         """One call, audited; ``allowed`` are the jobs that it may change beside those whose time has come."""
+        note(f"{function} {pairs}")
         answer = parse(self._fcall(function, list(pairs.items())))
         self.settle(function, self._allow(allowed, answer))
         self.past.append((function, pairs))

@@ -1,20 +1,15 @@
-"""The rules of the state machine for what people do, the clock and readers."""
+"""What people do in the state machine, the clock and readers."""
 
 from __future__ import annotations
 
-from hypothesis import strategies as st
-from hypothesis.stateful import precondition, rule
-
 from broker.queue.queue import Value, parse
 from tests.support.audit import ACTIVE, TERMINAL, WAITING, need
-from tests.support.machine import PREFIX, TENANTS, WORKERS, Driven, index, often, tenant_names, worker_names
+from tests.support.machine import PREFIX, TENANTS, WORKERS, Driven
 
 
 class Controlling(Driven):
     """Cancels, retries, moves, pauses, limits, time."""
 
-    @precondition(lambda self: self.state.jobs)
-    @rule(pick=index, tenant=st.sampled_from(["", "", "", "ann"]), twice=often)
     def cancel(self, pick: int, tenant: str, twice: bool) -> None:
         job = self._pick(sorted(self.state.jobs), pick)
         before = self.state.jobs[job]
@@ -31,8 +26,6 @@ class Controlling(Driven):
         else:
             need(after.get("cancel"), "state", f"cancel of {before['status']} left no mark")
 
-    @precondition(lambda self: self.jobs(TERMINAL))
-    @rule(pick=index, twice=often)
     def retry(self, pick: int, twice: bool) -> None:
         job = self._pick(self.jobs(TERMINAL), pick)
         before = self.state.jobs[job]
@@ -42,9 +35,7 @@ class Controlling(Driven):
             need(self.state.jobs[job]["status"] == "pending", "state", f"retry: {self.state.jobs[job]}")
             need(self.state.jobs[job]["attempt" if "attempt" in before else "round"], "I6", "retry forgot attempts")
 
-    @precondition(lambda self: self.jobs(WAITING))
-    @rule(pick=index, priority=st.sampled_from([None, -5, 0, 7]), twice=often)
-    def priority(self, pick: int, priority: int | None, twice: bool) -> None:
+    def move(self, pick: int, priority: int | None) -> None:
         job = self._pick(self.jobs(WAITING), pick)
         front = 1 if priority is None else None
         # To the front again is in front again: only a priority is the same the second time.
@@ -53,7 +44,6 @@ class Controlling(Driven):
         if answer.outcome == "ok" and priority is not None:
             need(self.state.jobs[job]["priority"] == str(priority), "state", f"{job} kept its priority")
 
-    @rule(scope=st.sampled_from(["pool", "tenant", "worker"]), pick=index, on=st.booleans(), twice=often)
     def pause(self, scope: str, pick: int, on: bool, twice: bool) -> None:
         names = {"pool": ["machine"], "tenant": list(TENANTS), "worker": sorted(WORKERS)}[scope]
         name = names[pick % len(names)]
@@ -61,33 +51,26 @@ class Controlling(Driven):
         if answer.outcome == "ok":
             self.fleet.pause(scope, name, on)
 
-    @rule(worker=worker_names, on=st.booleans(), twice=often)
     def drain(self, worker: str, on: bool, twice: bool) -> None:
         if self.call("drain", set(), twice, worker=worker, on=on).outcome == "ok":
             self.fleet.drain(worker, on)
 
-    @rule(tenant=tenant_names, weight=st.sampled_from([1, 3]), most=st.sampled_from([0, 1, 2]), twice=often)
-    def tenant(self, tenant: str, weight: int, most: int, twice: bool) -> None:
+    def limit(self, tenant: str, weight: int, most: int, twice: bool) -> None:
         self.call("tenant", set(), twice, tenant=tenant, weight=weight, max_running=most, max_queued=0)
         self.fleet.caps[tenant] = most
 
-    @rule(tenant=tenant_names)
     def cancel_group(self, tenant: str) -> None:
         mine = {j for j, r in self.state.jobs.items() if r.get("group") == "g1" and r["tenant"] == tenant}
         self.call("cancel_group", mine, tenant=tenant, group="g1", reason="all", limit=2)
 
-    @rule(ms=st.sampled_from([50, 1000, 4000, 4900, 30_000, -3000, 3_700_000]))
     def clock(self, ms: int) -> None:
         self.now += ms
         self.client.hset(f"{PREFIX}config", "test_clock", self.now)
         self.state.hashes["config"]["test_clock"] = str(self.now)
 
-    @rule(limit=st.sampled_from([1, 3, 100]), twice=often)
     def sweep(self, limit: int, twice: bool) -> None:
         self._sweep(limit, twice)
 
-    @precondition(lambda self: self.state.jobs)
-    @rule(pick=index, which=index, tenant=tenant_names)
     def read(self, pick: int, which: int, tenant: str) -> None:
         """Readers see what is there, and nothing of other tenants."""
         job = self._pick(sorted(self.state.jobs), pick)

@@ -1,32 +1,18 @@
-"""The rules of the state machine that add jobs."""
+"""How the state machine adds jobs."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import strategies as st
-from hypothesis.stateful import precondition, rule
-
 from broker.queue.queue import Answer, NewJob, Value, parse
 from tests.support.audit import WAITING, need
 from tests.support.jobs import new_job
-from tests.support.machine import CONFIG, NEEDS, Driven, index, often, tenant_names
+from tests.support.machine import CONFIG, Driven
 
 
 class Submitting(Driven):
     """Submits: plain, with a key, with parents."""
 
-    @rule(
-        tenant=tenant_names,
-        needs=st.sampled_from(NEEDS[:4]),
-        priority=st.sampled_from([0, 0, 0, 5, -100, 100]),
-        count=st.sampled_from([1, 1, 1, 2, 3]),
-        more=st.sampled_from(
-            [{}, {}, {}, {"delay_ms": 3000}, {"expires_ms": 5000}, {"timeout_s": 15}, {"max_attempts": 1}]
-        ),
-        group=st.sampled_from([None, None, "g1"]),
-        twice=often,
-    )
     def submit(  # noqa: PLR0917
         self,
         tenant: str,
@@ -42,7 +28,6 @@ class Submitting(Driven):
         wanted = "scheduled" if "delay_ms" in more else "pending"
         need(all(a.text("status") == wanted for a in answers if a.outcome == "ok"), "state", f"submitted: {answers}")
 
-    @rule(tenant=tenant_names, key=st.sampled_from(["k1", "k2"]), body=st.sampled_from(["x", "x", "y"]), twice=often)
     def submit_with_key(self, tenant: str, key: str, body: str, twice: bool) -> None:
         job = self._new(("A",), idempotency_key=key, body_digest=body)
         known = self.keys.get((tenant, key))
@@ -53,13 +38,6 @@ class Submitting(Driven):
         elif answer.outcome == "ok":
             self.keys[tenant, key] = (job.job_id, body)
 
-    @precondition(lambda self: self.state.jobs)
-    @rule(
-        tenant=tenant_names,
-        picks=st.lists(index, min_size=1, max_size=3),
-        policy=st.sampled_from(["fail", "run"]),
-        twice=often,
-    )
     def submit_dependent(self, tenant: str, picks: list[int], policy: str, twice: bool) -> None:
         known = sorted(self.state.jobs)
         parents = sorted({known[pick % len(known)] for pick in picks})

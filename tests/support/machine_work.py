@@ -1,23 +1,24 @@
-"""The rules of the state machine that workers follow, or break."""
+"""What workers do in the state machine: work, crash and call too late."""
 
 from __future__ import annotations
 
 import json
 
-from hypothesis import strategies as st
-from hypothesis.stateful import precondition, rule
-
 from broker.queue.queue import Value
 from tests.support.audit import ACTIVE, need
 from tests.support.jobs import profile
-from tests.support.machine import CONFIG, LEASE_MS, SLOTS, WORKERS, Driven, index, often, worker_names
+from tests.support.machine import CONFIG, LEASE_MS, SLOTS, WORKERS, Driven
 
 
 class Working(Driven):
     """Workers come, work, crash and call too late."""
 
-    @rule(worker=worker_names, twice=often)
-    def register(self, worker: str, twice: bool) -> None:
+    def __init__(self) -> None:
+        super().__init__()
+        for worker in ("w1", "w2"):
+            self.register(worker)
+
+    def register(self, worker: str, twice: bool = False) -> None:
         old = self.state.hashes.get(f"wk:{worker}", {}).get("instance")
         lost = {job for job, r in self.state.jobs.items() if r["status"] in ACTIVE and r["instance"] == old}
         instance = f"i{next(self.numbers):04d}"
@@ -30,10 +31,7 @@ class Working(Driven):
         self.instances[worker] = instance
         self.fleet.registered(worker, profile(WORKERS[worker]))
 
-    @precondition(lambda self: self.instances)
-    @rule(pick=index, twice=often, forgets=often)
-    def heartbeat(self, pick: int, twice: bool, forgets: bool) -> None:
-        worker = sorted(self.instances)[pick % len(self.instances)]
+    def heartbeat(self, worker: str, twice: bool = False, forgets: bool = False) -> None:
         instance = self.instances[worker]
         mine = [job for job in self.held() if self.state.jobs[job]["instance"] == instance]
         named = mine[1:] if forgets else mine
@@ -49,14 +47,10 @@ class Working(Driven):
             wanted = {job: "cancel" if job in cancels else "ok" for job in named}
             need(words == wanted, "I7", f"heartbeat of {named}: {words}, not {wanted}")
 
-    @precondition(lambda self: self.instances)
-    @rule(pick=index)
     def crash(self, pick: int) -> None:
         """A process dies: nothing is called for it any more, its tokens stay in the air."""
         self.instances.pop(sorted(self.instances)[pick % len(self.instances)])
 
-    @precondition(lambda self: self.instances)
-    @rule(pick=index, function=st.sampled_from(["keep", "keep", "gone", "bye"]), twice=often)
     def keeper(self, pick: int, function: str, twice: bool) -> None:
         worker = sorted(self.instances)[pick % len(self.instances)]
         instance = self.instances[worker]
@@ -67,14 +61,23 @@ class Working(Driven):
             self.instances.pop(worker)
             need(not mine & set(self.jobs(ACTIVE)), "I3", f"{worker} said {function}, but still holds {mine}")
 
-    @precondition(lambda self: self.instances)
-    @rule(pick=index, ahead=st.booleans(), loaded=st.sampled_from(["", "A", "B"]), twice=often)
     def claim(self, pick: int, ahead: bool, loaded: str, twice: bool) -> None:
         worker = sorted(self.instances)[pick % len(self.instances)]
         self._claim(worker, ahead, loaded, twice)
 
-    @precondition(lambda self: self.instances and self.state.jobs)
-    @rule(pick=index, which=index, twice=often)
+    def start(self, pick: int, twice: bool) -> None:
+        """What workers mostly do: claim and report."""
+        worker = sorted(self.instances)[pick % len(self.instances)]
+        answer = self._claim(worker, twice=twice)
+        if answer.outcome == "job":
+            self._report(answer.text("job_id"), 1, True, twice)
+
+    def live(self) -> None:
+        """Time passes in which every worker says that it is there."""
+        self._pass(4000)
+        for pick in range(len(self.instances)):
+            self.heartbeat(sorted(self.instances)[pick % len(self.instances)])
+
     def claim_named(self, pick: int, which: int, twice: bool) -> None:
         worker = sorted(self.instances)[pick % len(self.instances)]
         known = sorted(self.state.jobs)
@@ -82,13 +85,14 @@ class Working(Driven):
         answer = self._claim(worker, twice=twice, job=job)
         need(answer.text("job_id", job) == job, "state", f"asked for {job}: {answer}")
 
-    @precondition(lambda self: self.held(("ahead", "running")))
-    @rule(pick=index, progress=st.integers(0, 100), store=st.booleans(), twice=often)
     def report(self, pick: int, progress: int, store: bool, twice: bool) -> None:
         job = self._pick(self.held(("ahead", "running")), pick)
         full = self.state.jobs[job]["phase"] == "ahead" and self.running(job) >= SLOTS.get(self.worker_of(job), 1)
         if full:
             return  # a worker runs one job a slot; it does not start another
+        self._report(job, progress, store, twice)
+
+    def _report(self, job: str, progress: int, store: bool, twice: bool) -> None:
         data = json.dumps({"progress": progress, "attempt": int(self.state.jobs[job]["attempt"])})
         answer = self.call(
             "report", {job}, twice, job=job, token=self.token(job), p=next(self.numbers), data=data, store=store
@@ -96,8 +100,6 @@ class Working(Driven):
         need(answer.outcome == "ok", "state", f"report: {answer}")
         need(self.state.jobs[job]["status"] == "processing", "state", f"{job} reported, but is not processing")
 
-    @precondition(lambda self: self.held(("running",)))
-    @rule(pick=index, claim=st.booleans(), twice=often)
     def executed(self, pick: int, claim: bool, twice: bool) -> None:
         job = self._pick(self.held(("running",)), pick)
         before, pairs, worker = self.state, self.claim_pairs(job, claim), self.worker_of(job)
@@ -113,8 +115,6 @@ class Working(Driven):
         need(answer.outcome == "ok", "state", f"executed: {answer}")
         self.took(answer.next, worker, before, str(pairs.get("claim_token")))
 
-    @precondition(lambda self: self.held(("running", "finishing")))
-    @rule(pick=index, claim=st.booleans(), twice=often)
     def finish(self, pick: int, claim: bool, twice: bool) -> None:
         self._end(
             "finish",
@@ -126,20 +126,10 @@ class Working(Driven):
             cold=0,
         )
 
-    @precondition(lambda self: self.held())
-    @rule(
-        pick=index,
-        claim=st.booleans(),
-        twice=often,
-        code=st.sampled_from(["node_error", "out_of_memory", "validation_failed", "interrupted"]),
-        retry=st.sampled_from(["auto", "auto", "no"]),
-    )
     def fail(self, pick: int, claim: bool, twice: bool, code: str, retry: str) -> None:
         error = json.dumps({"code": code, "message": "m"})
         self._end("fail", self._pick(self.held(), pick), claim, twice, code=code, error=error, retry=retry)
 
-    @precondition(lambda self: self.held(("ahead", "running")))
-    @rule(pick=index, claim=st.booleans(), twice=often, missing=st.sampled_from([None, None, "m:A", "m:B"]))
     def hand_back(self, pick: int, claim: bool, twice: bool, missing: str | None) -> None:
         job = self._pick(self.held(("ahead", "running")), pick)
         worker, before = self.worker_of(job), self.state.jobs[job]
@@ -153,15 +143,11 @@ class Working(Driven):
         if after["status"] == "pending":
             need(counted[1] == counted[0] - 1, "I6", f"a hand-back of {job} counts as an attempt: {counted}")
 
-    @precondition(lambda self: self.held(("ahead",)))
-    @rule(pick=index, twice=often)
     def release(self, pick: int, twice: bool) -> None:
         job = self._pick(self.held(("ahead",)), pick)
         answer = self.call("release", {job}, twice, job=job, token=self.token(job), reason="shutdown")
         need(answer.outcome == "ok", "state", f"release: {answer}")
 
-    @precondition(lambda self: self.tokens)
-    @rule(pick=index, function=st.sampled_from(["report", "executed", "finish", "fail", "release", "preview"]))
     def stale(self, pick: int, function: str) -> None:
         """Whoever lost its lease changes nothing, whatever it says."""
         job, token = self.tokens[-1 - pick % len(self.tokens)]
@@ -176,8 +162,6 @@ class Working(Driven):
         repeated = record.get("done", "").startswith(token)
         need(answer.outcome == "stale_lease" or repeated, "I7", f"{function} with a stale token: {answer}")
 
-    @precondition(lambda self: self.past)
-    @rule(pick=index)
     def late_repeat(self, pick: int) -> None:
         """A call that was repeated long after: it may find things changed, but changes no job itself."""
         function, pairs = self.past[-1 - pick % len(self.past)]

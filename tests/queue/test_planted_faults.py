@@ -1,0 +1,122 @@
+"""The state machine can fail: each fault that is planted in the functions is found, by the rule that it breaks."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from hypothesis import Phase
+from hypothesis.stateful import run_state_machine_as_test
+
+from broker.queue.loader import library
+from tests.queue.test_state_machine import machine, profile
+from tests.support.audit import Broken
+from tests.support.servers import RedisServer, valkey_binary
+
+# What is planted: the function's text, what it becomes, and the rules that may show it.
+FAULTS: dict[str, tuple[str, str, set[str]]] = {
+    "a job that goes back is in no lane": (
+        "  Q.lane_add(u, r)\n  if not silent", "  if not silent", {"state"},
+    ),
+    "a job stays in its lane after a cancel": (
+        "    Q.lane_remove(u, r)\n  else", "    Q.fix(u, Q.lane_class(r), r.tenant)\n  else", {"state", "count"},
+    ),
+    "a new head is not indexed": (
+        "if head[2] and tonumber(head[2]) >= score then", "if false then", {"order", "I1"},
+    ),
+    "a parked lane stays a head": (
+        "  redis.call('ZREM', P .. 'h:' .. class, tenant)\n  redis.call('ZADD', P .. 'parked:'",
+        "  redis.call('ZADD', P .. 'parked:'", {"order", "bounded"},
+    ),
+    "a counter misses a status": (
+        "  tally(u, r, old, -1)\n  tally(u, r, status, 1)", "  tally(u, r, old, -1)", {"count"},
+    ),
+    "a level miscounts its waiting jobs": (
+        "  v.V = math.max(v.V, score % Q.LEVEL)\n  v.waiting = v.waiting - 1", "  v.V = math.max(v.V, score % Q.LEVEL)",
+        {"count"},
+    ),
+    "any token will do": ("if r.token == token and (", "if (", {"I7"}),
+    "a claim counts twice": ("Q.add(u, r, 'attempt', 1)", "Q.add(u, r, 'attempt', 2)", {"I6", "attempt"}),
+    "attempts have no end": (
+        "if not retry or NEVER[code] or not attempts_left(r) then", "if not retry or NEVER[code] then", {"attempt"},
+    ),
+    "a hand-back counts": (
+        "  Q.let_go(u, r, 'pending', true)\n  Q.add(u, r, 'uncounted', 1)", "  Q.let_go(u, r, 'pending', true)",
+        {"I6", "attempt"},
+    ),
+    "an end can be overturned": (
+        "if r.status == 'completed' or r.status == 'failed' then return", "if r.status == 'completed' then return",
+        {"I5", "state"},
+    ),
+    "a cancel is forgotten": ("if not r.cancel then return false end", "do return false end", {"I5", "state"}),
+    "leases never lapse": ("if not in_force(u) then return 0 end", "do return 0 end", {"I3"}),
+    "a lost worker's jobs stay with it": (
+        "Q.lost(u, r) end\n  end\n  Q.forget_instance", "Q.lost(u, r) end\n    break\n  end\n  Q.forget_instance",
+        {"state", "lease", "count", "I3"},
+    ),
+    "an event number is skipped": (
+        "local n = Q.add(u, r, 'events', 1)", "local n = Q.add(u, r, 'events', kind == 'fail_job' and 2 or 1)",
+        {"I9", "log"},
+    ),
+    "an end is not told": (
+        "  Q.finish(u, r, 'cancelled')\n  Q.update(u, r, reason)", "  Q.finish(u, r, 'cancelled')", {"I9", "log"},
+    ),
+    "a finished job stays for ever": ("for job, ms in pairs(u.ttl) do", "for job, ms in pairs({}) do", {"life"}),
+    "retention never comes": (
+        "for _, id in ipairs(old) do forget(u, id, status) end", "for _, id in ipairs({}) do forget(u, id, status) end",
+        {"I10"},
+    ),
+    "a cap holds nobody back": (
+        "return t.paused or (t.max_running > 0 and", "return t.paused or (false and", {"cap"},
+    ),
+    "a drained worker gets jobs": (
+        "if u.paused or w.paused or w.drain then return { 'paused' } end",
+        "if u.paused or w.paused then return { 'paused' } end", {"drain"},
+    ),
+    "another tenant's job is served": (
+        "if r and tenant and tenant ~= '' and r.tenant ~= tenant then return nil end", "",
+        {"I14", "I7"},
+    ),
+    "a key is forgotten": ("  if not stored then return nil end", "  do return nil end", {"P3"}),
+    "the last comes first": ("'ZPOPMIN', u.P .. 'n:'", "'ZPOPMAX', u.P .. 'n:'", {"fifo", "priority"}),
+    "anybody may run anything": ("if has == 0 then return false end", "if has == 2 then return false end", {"fit"}),
+    "slots do not count": ("or not ahead and held >= slots then", "or not ahead and held >= slots + 9 then", {"load"}),
+    "a repeated claim gets another job": ("local before = claimed_before(w, token)", "local before", {"repeat", "I7"}),
+    "a failed worker gets the job again": (
+        "return Q.served(u, c[1], w.profile)\nend", "return false\nend", {"avoid"},
+    ),
+    "a child waits for ever": (
+        "  if Q.add(u, r, 'deps', -1) > 0 then return end", "  if Q.add(u, r, 'deps', -1) > -9 then return end",
+        {"dependency", "state"},
+    ),
+    "a delay never ends": ("if r then Q.due(u, r) else", "if r then do end else", {"I3", "I1"}),
+    "an idle worker is not listed": (
+        "  redis.call('ZADD', key, u.ms, w._id)\n", "", {"order"},
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def faulty() -> Iterator[redis.Redis]:
+    """A server of its own: the library is global to a server, and here it is wrong."""
+    folder = Path(tempfile.mkdtemp(prefix="emq-faulty-"))
+    server = RedisServer("faulty", valkey_binary(), folder).start()
+    with redis.Redis.from_url(server.socket_url, db=9) as client:
+        yield client
+    server.kill()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_planted_fault_is_found(faulty: redis.Redis, name: str) -> None:
+    good, bad, rules = FAULTS[name]
+    text = library().text
+    assert text.count(good) == 1, f"the text to change is there {text.count(good)} times: {good}"
+    faulty.function_load(text.replace(good, bad), replace=True)
+    with pytest.raises(Broken) as found:
+        run_state_machine_as_test(machine(faulty), settings=profile(300, (Phase.generate,)))
+    assert str(found.value).partition(":")[0] in rules, str(found.value)
