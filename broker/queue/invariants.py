@@ -1,6 +1,6 @@
 """What holds in a pool at every moment, as pure functions over what was read in one moment.
 
-The tests apply them to whole pools after every step; they need nothing but what was read, so a live server can be judged too.
+The tests apply them to whole pools after every step; they need only what was read, so a live server can be judged too.
 
 The rules, by the names that findings carry:
 
