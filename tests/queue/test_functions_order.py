@@ -246,3 +246,22 @@ async def test_aging_lifts_a_job_that_waits(desk: Desk) -> None:
     await desk.live(190_000, worker, step=10_000)
     await desk.add("new", priority=0)
     assert await drain(desk, worker, 2) == ["old", "new"]
+
+
+async def test_a_sweep_does_not_let_a_later_job_pass_an_earlier_one(desk: Desk) -> None:
+    await desk.submit("a1", "a2", models=["A"])
+    await desk.submit("b1", "b2", "b3", "b4", tenant="bob")
+    worker = await desk.worker(profile=profile(models=["A"]))
+    await desk.queue.pause("tenant", "ann", True)
+    for job in ("b1", "b2", "b3"):
+        assert await worker.take() == job
+        await worker.finish(job)
+    await desk.queue.pause("tenant", "ann", False)
+    for _ in range(10):
+        await desk.queue.sweep()
+    await desk.add("a3", models=["A"])
+    order = [await worker.take()]
+    for _ in range(3):
+        await worker.finish(order[-1])
+        order.append(await worker.take())
+    assert [job for job in order if job[0] == "a"] == ["a1", "a2", "a3"]

@@ -79,6 +79,14 @@ function Q.forget_workers(u, limit)
   end
 end
 
+-- Whether nothing needs a finish tag that virtual time has passed. That of a lane keeps later jobs behind those that
+-- wait in it, so it stays as long as one does.
+local function is_idle_tag(u, tag)
+  if string.sub(tag, 1, 2) == 't:' then return true end
+  local tenant, class = string.match(tag, '^c:(.*):([^:]*)$')
+  return tenant and redis.call('EXISTS', u.P .. 'n:' .. class .. ':' .. tenant) == 0
+end
+
 -- Drops finish tags that virtual time has passed, a few of one level a sweep.
 function Q.prune_tags(u)
   local P = u.P
@@ -89,7 +97,8 @@ function Q.prune_tags(u)
   local part = redis.call('HSCAN', P .. 'v:' .. level, cursor, 'COUNT', 100)
   local v, gone = tonumber(redis.call('HGET', P .. 'v:' .. level, 'V') or 0), {}
   for i = 1, math.min(#part[2], 1000), 2 do
-    if string.find(part[2][i], '^[tc]:') and tonumber(part[2][i + 1]) <= v then gone[#gone + 1] = part[2][i] end
+    local tag, at_tag = part[2][i], tonumber(part[2][i + 1])
+    if string.find(tag, '^[tc]:') and at_tag <= v and is_idle_tag(u, tag) then gone[#gone + 1] = tag end
   end
   if #gone > 0 then redis.call('HDEL', P .. 'v:' .. level, unpack(gone)) end
   redis.call('HSET', P .. 'config', 'prune_level', level, 'prune_cursor', part[1])
