@@ -371,21 +371,24 @@ def _owner(cluster: RedisCluster, key: str) -> ClusterNode:
 def _translated(starting: bool = False) -> Iterator[None]:
     """Turn redis-py's errors into ours. A refused login is the configuration's fault when ``starting``.
 
-    redis-py sends with ``asyncio.wait_for``, which in Python 3.11 loses a cancellation that comes as the sending ends:
-    the task would go on, and whoever waits for its end would wait for ever. It is raised here instead.
+    redis-py sends with ``asyncio.wait_for``, which in Python 3.11 loses a cancellation that comes as the sending ends,
+    well or with an error: the task would go on, and whoever waits for its end would wait for ever. It is raised here.
     """
     task = asyncio.current_task()
     before = task.cancelling() if task else 0
+    failure: Exception | None = None
     try:
         yield
-        if task and task.cancelling() > before:
-            raise asyncio.CancelledError
     except RedisError as error:
-        raise _translation(error, starting) from None
+        failure = _translation(error, starting)
     except RedisClusterException as error:
-        raise _away(str(error)) from None
+        failure = _away(str(error))
     except (TimeoutError, OSError) as error:
-        raise _away(str(error) or "no answer in time") from None
+        failure = _away(str(error) or "no answer in time")
+    if task and task.cancelling() > before:
+        raise asyncio.CancelledError
+    if failure is not None:
+        raise failure
 
 
 def _translation(error: RedisError, starting: bool) -> Exception:
