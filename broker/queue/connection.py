@@ -187,6 +187,12 @@ class Connection:
         """The same for commands that write, all or none; the server may get them twice when an answer is lost."""
         return await self.read(key, *commands)
 
+    async def scan(self, pattern: str, cursor: bytes) -> tuple[bytes, list[bytes]]:
+        """One step through all keys of the server that has ``pattern``'s hash tag, for checks only."""
+        args = ("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
+        following, keys = await self._guard(lambda: self._on_owner(*args, key=pattern))
+        return following, keys
+
     async def publish(self, channel: str, data: bytes) -> None:
         """Publish on a sharded channel."""
         await self._guard(lambda: self._on_owner("SPUBLISH", channel, data, key=channel))

@@ -28,6 +28,17 @@ PHASES = ("ahead", "running", "finishing")
 LEVEL = 2**45
 LOG_KEPT = 400
 
+# Keys that may stay for ever: indexes of what is alive, and settings.
+LASTING = re.compile(
+    r"meta|config|brokers|arrivals|i|k:.+|n:.+|h:.+|c:.+|classes|vt|p:.+|pd:.+|pv:.+|ok:.+|profiles|idle|idle:.+|v:.+|due|"
+    r"expiry|deadline|wk:.+|workers|leases|held:.+|w:.+|a:.+|f:.+|fin:.+|active|tenants|count|parked:.+|tn:.+|g:.+|"
+    r"gm:.+|pg:.+|px:.+|x:.+|dead|instances|levels|match|cascade|age|states|unpark|pw:.+",
+    re.DOTALL,
+)
+OF_A_JOB = re.compile(r"(?:j|b|e|r|pr|kids):(.+)", re.DOTALL)
+"""A job's own keys may stay as long as it has not ended."""
+LANE = re.compile(r"n:([^:]+):(.*)", re.DOTALL)
+
 Record = Mapping[str, str]
 
 

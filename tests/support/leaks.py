@@ -6,16 +6,9 @@ import re
 
 import redis
 
-TERMINAL = {b"completed", b"failed", b"cancelled"}
+from broker.queue.invariants import LASTING, OF_A_JOB
 
-# Indexes of what is alive, and settings. A job's own keys (j, b, e, r, pr, kids) are judged by the job's status.
-LASTING = re.compile(
-    r"meta|config|brokers|arrivals|i|k:.+|n:.+|h:.+|c:.+|classes|vt|p:.+|pd:.+|pv:.+|ok:.+|profiles|idle|idle:.+|v:.+|due|"
-    r"expiry|deadline|wk:.+|workers|leases|held:.+|w:.+|a:.+|f:.+|fin:.+|active|tenants|count|parked:.+|tn:.+|g:.+|"
-    r"gm:.+|pg:.+|px:.+|x:.+|dead|instances|levels|match|cascade|age|states|unpark|pw:.+",
-    re.DOTALL,
-)
-OF_A_JOB = re.compile(r"(?:j|b|e|r|pr|kids):(.+)", re.DOTALL)
+TERMINAL = {b"completed", b"failed", b"cancelled"}
 
 
 def leaks(client: redis.Redis, prefix: str) -> list[str]:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 
 from broker.queue import invariants as must
-from broker.queue.invariants import Finding
+from broker.queue.invariants import LANE, LASTING, OF_A_JOB, Finding
 from tests.support.dump import Dump
-from tests.support.leaks import LASTING, OF_A_JOB
 
-LANE = re.compile(r"n:([^:]+):(.*)", re.DOTALL)
 DEFAULT_LIMITS = {"max_crashes": 3, "max_handbacks": 5, "max_finishing": 4}
 
 

@@ -1,0 +1,108 @@
+-- Putting right what a consistency check found: the records are believed, indexes and counters follow them.
+
+local ENDS = { 'completed', 'failed', 'cancelled' }
+
+local function place(u, here, key, score, member)
+  if here then
+    redis.call('ZADD', u.P .. key, score or u.ms, member)
+  else
+    redis.call('ZREM', u.P .. key, member)
+  end
+end
+
+-- A pending job waits in its lane, or in `due` while it has `due_at`.
+local function place_waiting(u, r)
+  local in_lane = r.status == 'pending' and not r.due_at
+  place(u, r.status == 'scheduled' or r.status == 'pending' and r.due_at, 'due', r.due_at, r._id)
+  if in_lane and not r.score then Q.put(u, r, 'score', Q.score(u, tonumber(r.priority), r.tenant, r.class)) end
+  local class = Q.lane_class(r)
+  if in_lane and r.variant and not Q.class(u, class).exists then Q.variant(u, r.class, r.avoid) end
+  place(u, in_lane, 'n:' .. class .. ':' .. r.tenant, r.score, Q.member(r))
+  Q.fix(u, class, r.tenant)
+  if in_lane then Q.claimable(u, class) end
+end
+
+-- Puts a job into the index entries that its record calls for, and takes it out of the others that it could be in. A
+-- held job without a live lease goes back.
+function Q.repair_job(u, r)
+  local id, home, of = r._id, Q.HOME[r.status], ':' .. r.tenant
+  place(u, home == 'w', 'w' .. of, r.arrival, id)
+  place(u, home == 'a', 'a' .. of, r.arrival, id)
+  for _, status in ipairs(ENDS) do
+    place(u, r.status == status, 'f' .. of .. ':' .. status, r.arrival, id)
+    place(u, r.status == status, 'fin:' .. status, r.finished_at, id)
+  end
+  place(u, home == 'a', 'active', r.claimed_at, id)
+  place(u, home == 'w' and r.expires_at, 'expiry', r.expires_at, id)
+  place(u, r.dead_letter == '1', 'dead', r.finished_at, id)
+  if home ~= 'a' then redis.call('ZREM', u.P .. 'deadline', id) end
+  place_waiting(u, r)
+  Q.index_labels(u, r)
+  if home == 'f' then Q.index_end(u, r) end
+  if home ~= 'a' then return end
+  if r.instance and redis.call('ZSCORE', u.P .. 'leases', r.instance) then
+    redis.call('ZADD', u.P .. 'held:' .. r.instance, 'NX', u.ms, id)
+  else
+    Q.put(u, r, 'instance', r.instance or '')
+    Q.put(u, r, 'token', r.token or '')
+    Q.lost(u, r)
+  end
+end
+
+local function set_count(u, field, real)
+  if real == 0 then redis.call('HDEL', u.P .. 'count', field) else redis.call('HSET', u.P .. 'count', field, real) end
+end
+
+-- Counts a tenant's jobs anew; the cost grows with those that wait or run.
+function Q.recount_tenant(u, tenant)
+  local P, real, running = u.P, {}, 0
+  for _, home in ipairs({ 'w', 'a' }) do
+    for _, id in ipairs(redis.call('ZRANGE', P .. home .. ':' .. tenant, 0, -1)) do
+      local got = redis.call('HMGET', P .. 'j:' .. id, 'status', 'phase')
+      if got[1] then real[got[1]] = (real[got[1]] or 0) + 1 end
+      if home == 'a' and got[2] and got[2] ~= 'finishing' then running = running + 1 end
+    end
+  end
+  for _, status in ipairs(ENDS) do real[status] = redis.call('ZCARD', P .. 'f:' .. tenant .. ':' .. status) end
+  for status in pairs(Q.HOME) do set_count(u, tenant .. ':' .. status, real[status] or 0) end
+  set_count(u, tenant .. ':running', running)
+end
+
+-- Adds the tenants' counters up.
+function Q.recount_pool(u)
+  local sums = {}
+  for _, tenant in ipairs(redis.call('SMEMBERS', u.P .. 'tenants')) do
+    for status in pairs(Q.HOME) do
+      local n = redis.call('HGET', u.P .. 'count', tenant .. ':' .. status)
+      sums[status] = (sums[status] or 0) + (n or 0)
+    end
+  end
+  for status in pairs(Q.HOME) do set_count(u, status, sums[status] or 0) end
+end
+
+-- Counts the jobs that wait in a level's lanes; `lanes` are `<class>:<tenant>`.
+function Q.recount_level(u, level, lanes)
+  local from, waiting = (100 - level) * Q.LEVEL, 0
+  for _, lane in ipairs(lanes) do
+    waiting = waiting + redis.call('ZCOUNT', u.P .. 'n:' .. lane, Q.int(from), '(' .. Q.int(from + Q.LEVEL))
+  end
+  Q.virtual(u, level).waiting = waiting
+end
+
+-- Counts what a worker's instance holds, and lists it among the idle or not, as its record says. One without a lease is
+-- gone, which no sweep would see.
+function Q.recount_worker(u, w)
+  local P, real = u.P, {}
+  if not w.gone and not redis.call('ZSCORE', P .. 'leases', w.instance) then return Q.reap(u, w.instance) end
+  for _, id in ipairs(redis.call('ZRANGE', P .. 'held:' .. w.instance, 0, -1)) do
+    local phase = redis.call('HGET', P .. 'j:' .. id, 'phase')
+    if phase then real[phase] = (real[phase] or 0) + 1 end
+  end
+  for _, phase in ipairs({ 'ahead', 'running', 'finishing' }) do
+    Q.put(u, w, phase, real[phase] and Q.int(real[phase]) or nil)
+  end
+  local key = 'idle:' .. (w.profile or '')
+  place(u, w.idle, key, u.ms, w._id)
+  local n = redis.call('ZCARD', P .. key)
+  place(u, n > 0, 'idle', n, w.profile or '')
+end
