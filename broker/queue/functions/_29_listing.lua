@@ -2,10 +2,10 @@
 
 local FIRST, MOST = 8, 64
 
--- A set read a few entries at a time. `fetch(before, n)` answers ids and arrivals in turn, `before` exclusive
--- (nil: all).
-local function reader(fetch, before)
-  local source, at, part = { buffer = {} }, 1, FIRST
+-- A set read a few entries at a time, `first` to begin with. `fetch(before, n)` answers ids and arrivals in turn,
+-- `before` exclusive (nil: all).
+local function reader(fetch, before, first)
+  local source, at, part = { buffer = {} }, 1, first or FIRST
   function source.step()
     if at > #source.buffer and not source.over then
       source.buffer, at = fetch(before, part), 1
@@ -21,13 +21,13 @@ local function reader(fetch, before)
 end
 
 -- Reads a ZSET of job → arrival.
-function Q.by_score(key, before)
+function Q.by_score(key, before, first)
   return reader(function(from, part)
     local top = from and '(' .. Q.int(from) or '+inf'
     local got = redis.call('ZREVRANGEBYSCORE', key, top, '-inf', 'WITHSCORES', 'LIMIT', 0, part)
     for i = 2, #got, 2 do got[i] = tonumber(got[i]) end
     return got
-  end, before)
+  end, before, first)
 end
 
 -- Reads a term of a tenant's search index.
@@ -49,13 +49,38 @@ function Q.count_term(key, term)
   return redis.call('ZLEXCOUNT', key, '[' .. term .. '\n', '(' .. term .. '\11')
 end
 
--- The reader with the newest job.
-function Q.newest(readers)
-  local best
-  for _, source in ipairs(readers) do
-    if source.job and (not best or source.arrival > best.arrival) then best = source end
+-- Restores a heap's order (newest on top) from `at` down.
+local function sink(heap, at)
+  while true do
+    local best, left = at, 2 * at
+    for child = left, left + 1 do
+      if heap[child] and heap[child].arrival > heap[best].arrival then best = child end
+    end
+    if best == at then return end
+    heap[at], heap[best] = heap[best], heap[at]
+    at = best
   end
-  return best
+end
+
+-- The readers that have a job as a heap: the first is the one with the newest.
+function Q.merged(readers)
+  local heap = {}
+  for _, source in ipairs(readers) do
+    if source.job then heap[#heap + 1] = source end
+  end
+  for at = math.floor(#heap / 2), 1, -1 do sink(heap, at) end
+  return heap
+end
+
+-- Goes on to the next newest job.
+function Q.next_newest(heap)
+  heap[1].step()
+  if not heap[1].job then
+    local last = table.remove(heap)
+    if not heap[1] then return end
+    heap[1] = last
+  end
+  sink(heap, 1)
 end
 
 -- An arrival that every job submitted after `ms` has or exceeds, found in the largest of `keys`; nil: none is known.

@@ -6,7 +6,7 @@
 -- submitted, ms).
 -- Answer: `ok` `next` (empty: no more) then `job` <nested `ok` with a record> for each.
 local ALL = { 'scheduled', 'blocked', 'pending', 'claimed', 'processing', 'completed', 'failed', 'cancelled' }
-local TENANTS, LOOKS = 500, 1000
+local TENANTS, LOOKS, MOST = 500, 1000, 100
 
 -- The index sets of a tenant that hold jobs of the wanted statuses of the given homes.
 local function sets(u, tenant, wanted, homes)
@@ -14,12 +14,26 @@ local function sets(u, tenant, wanted, homes)
   for _, status in ipairs(wanted) do
     local home = Q.HOME[status]
     local key = home and u.P .. home .. ':' .. tenant .. (home == 'f' and ':' .. status or '')
-    if key and string.find(homes, home, 1, true) and not seen[key] then
+    local empty = u.filled and not u.filled[tenant .. ':' .. status]
+    if key and not empty and string.find(homes, home, 1, true) and not seen[key] then
       seen[key] = true
       keys[#keys + 1] = key
     end
   end
   return keys
+end
+
+-- The `<tenant>:<status>` that have jobs: of many tenants, most sets are empty.
+local function filled(u, tenants, wanted)
+  local fields, found = {}, {}
+  for _, tenant in ipairs(tenants) do
+    for _, status in ipairs(wanted) do fields[#fields + 1] = tenant .. ':' .. status end
+  end
+  local counts = redis.call('HMGET', u.P .. 'count', unpack(fields))
+  for i, field in ipairs(fields) do
+    if tonumber(counts[i] or 0) > 0 then found[field] = true end
+  end
+  return found
 end
 
 -- The terms of the filters: those that hold for jobs of any status, and those that only ended jobs have.
@@ -50,7 +64,7 @@ local function sources(u, a, tenant, wanted, before, out)
   if a.group then
     local members = Q.group_members(u, tenant, a.group)
     if not size or redis.call('ZCARD', members) < size then
-      out[#out + 1] = Q.by_score(members, before)
+      out[#out + 1] = Q.by_score(members, before, u.first)
       return
     end
   end
@@ -58,11 +72,11 @@ local function sources(u, a, tenant, wanted, before, out)
     if #sets(u, tenant, wanted, 'f') > 0 then out[#out + 1] = Q.by_term(key, rarest(key, ended), before) end
     if a.error or a.dead == '1' then return end
     local others = sets(u, tenant, wanted, a.worker and 'a' or 'aw')
-    for _, set in ipairs(others) do out[#out + 1] = Q.by_score(set, before) end
+    for _, set in ipairs(others) do out[#out + 1] = Q.by_score(set, before, u.first) end
   elseif term then
     out[#out + 1] = Q.by_term(key, term, before)
   else
-    for _, set in ipairs(sets(u, tenant, wanted, 'awf')) do out[#out + 1] = Q.by_score(set, before) end
+    for _, set in ipairs(sets(u, tenant, wanted, 'awf')) do out[#out + 1] = Q.by_score(set, before, u.first) end
   end
 end
 
@@ -82,17 +96,21 @@ local function list(keys, argv)
   for name, value in pairs(a) do
     if value == '' then a[name] = nil end
   end
-  local limit = math.max(1, math.min(250, tonumber(a.limit or 50) or 50))
   local wanted, is_wanted = Q.lines(a.status), {}
   if #wanted == 0 then wanted = ALL end
   for _, status in ipairs(wanted) do is_wanted[status] = true end
   local tenants = a.tenant and { a.tenant } or redis.call('SMEMBERS', u.P .. 'tenants')
   while #tenants > TENANTS do tenants[#tenants] = nil end
   local before, readers = start(u, a, tenants, wanted), {}
+  if #tenants > 8 then
+    u.first, u.filled = 2, filled(u, tenants, wanted)
+  end
+  local limit = math.max(1, math.min(u.first and MOST / 2 or MOST, tonumber(a.limit or 50) or 50))
   for _, tenant in ipairs(tenants) do sources(u, a, tenant, wanted, before, readers) end
+  readers = Q.merged(readers)
   local out, found, last = { 'ok', 'next', '' }, 0, nil
   for _ = 1, LOOKS do
-    local source = Q.newest(readers)
+    local source = readers[1]
     if not source then return out end
     if found == limit then break end
     local fits, over = Q.matches(u, a, source.job, is_wanted)
@@ -103,7 +121,7 @@ local function list(keys, argv)
       out[#out + 1] = 'job'
       out[#out + 1] = Q.record(u, Q.job(u, source.job), { 'ok' })
     end
-    source.step()
+    Q.next_newest(readers)
   end
   out[3] = last or ''
   return out
