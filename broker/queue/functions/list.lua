@@ -1,6 +1,6 @@
 -- emq_list: jobs, newest first, by arrival; those that all filters match.
 -- Guarantee: reads only; cost follows `limit` and a bounded number of looks, not the number of jobs: a page may hold
--- fewer than `limit` jobs, and `next` goes on from there.
+-- fewer than `limit` jobs (100 at most, 25 over many tenants), and `next` goes on from there.
 -- Arguments: `tenant` (empty: all) `status` (lines, empty: all) `limit` `before` (arrival, exclusive), filters `worker`
 -- `error` (code of a failed job) `model` (heavy) `group` `labels` (lines, 8 hex each) `dead` (1) `since` `until` (when
 -- submitted, ms).
@@ -12,12 +12,10 @@ local TENANTS, LOOKS, MOST = 500, 1000, 100
 local function sets(u, tenant, wanted, homes)
   local keys, seen = {}, {}
   for _, status in ipairs(wanted) do
-    local home = Q.HOME[status]
-    local key = home and u.P .. home .. ':' .. tenant .. (home == 'f' and ':' .. status or '')
-    local empty = u.filled and not u.filled[tenant .. ':' .. status]
-    if key and not empty and string.find(homes, home, 1, true) and not seen[key] then
-      seen[key] = true
-      keys[#keys + 1] = key
+    local home, filled = Q.HOME[status], not u.filled or u.filled[tenant .. ':' .. status]
+    if home and filled and string.find(homes, home, 1, true) and not seen[home == 'f' and status or home] then
+      seen[home == 'f' and status or home] = true
+      keys[#keys + 1] = u.P .. home .. ':' .. tenant .. (home == 'f' and ':' .. status or '')
     end
   end
   return keys
@@ -25,13 +23,15 @@ end
 
 -- The `<tenant>:<status>` that have jobs: of many tenants, most sets are empty.
 local function filled(u, tenants, wanted)
-  local fields, found = {}, {}
-  for _, tenant in ipairs(tenants) do
-    for _, status in ipairs(wanted) do fields[#fields + 1] = tenant .. ':' .. status end
+  local fields, found, key = {}, {}, u.P .. 'count'
+  for i, n in ipairs(redis.call('HMGET', key, unpack(wanted))) do
+    if tonumber(n or 0) > 0 then
+      for _, tenant in ipairs(tenants) do fields[#fields + 1] = tenant .. ':' .. wanted[i] end
+    end
   end
-  local counts = redis.call('HMGET', u.P .. 'count', unpack(fields))
-  for i, field in ipairs(fields) do
-    if tonumber(counts[i] or 0) > 0 then found[field] = true end
+  if #fields == 0 then return found end
+  for i, n in ipairs(redis.call('HMGET', key, unpack(fields))) do
+    if n and n ~= '0' then found[fields[i]] = true end
   end
   return found
 end
@@ -59,7 +59,7 @@ end
 -- The readers of a tenant's jobs: the rarest term that is known for all of them, else a term for the ended ones and the
 -- sets of the others, of which there are few, or which are newest first anyway.
 local function sources(u, a, tenant, wanted, before, out)
-  local key, any, ended = u.P .. 'x:' .. tenant, terms(a)
+  local key, any, ended = u.P .. 'x:' .. tenant, u.any, u.ended
   local term, size = rarest(key, any)
   if a.group then
     local members = Q.group_members(u, tenant, a.group)
@@ -105,7 +105,8 @@ local function list(keys, argv)
   if #tenants > 8 then
     u.first, u.filled = 2, filled(u, tenants, wanted)
   end
-  local limit = math.max(1, math.min(u.first and MOST / 2 or MOST, tonumber(a.limit or 50) or 50))
+  local limit = math.max(1, math.min(u.first and MOST / 4 or MOST, tonumber(a.limit or 50) or 50))
+  u.any, u.ended = terms(a)
   for _, tenant in ipairs(tenants) do sources(u, a, tenant, wanted, before, readers) end
   readers = Q.merged(readers)
   local out, found, last = { 'ok', 'next', '' }, 0, nil
