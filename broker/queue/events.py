@@ -44,7 +44,6 @@ class _Feed:
         self.listeners: set[Subscription] = set()
         self.open = asyncio.Event()
         self.last_preview: bytes | None = None
-        self.seen = 0
         self._hub = hub
         self._frame: tuple[str, dict[int, bytes]] = ("", {})
 
@@ -60,9 +59,7 @@ class _Feed:
             raise Unavailable("The job's events cannot be reached; try again.", reason="no channel") from None
 
     async def log(self) -> Log:
-        found = await self._hub.read_log(self.job_id)
-        self.seen = found.counter
-        return found
+        return await self._hub.read_log(self.job_id)
 
     async def record(self) -> Answer:
         return await self._hub.queue.job(self.job_id)
@@ -121,6 +118,7 @@ class EventHub:
         last event of the round.
         """
         return Subscription(
+            job_id,
             lambda listener: self._join(job_id, listener),
             lambda listener: self._part(job_id, listener),
             after=after,
@@ -190,7 +188,6 @@ class EventHub:
         try:
             if kind == "ev":
                 event = parse_message(raw, self._epoch)
-                feed.seen = max(feed.seen, event.n)
                 for listener in feed.listeners:
                     listener.offer(event)
             elif preview := feed.part(raw):
@@ -269,16 +266,16 @@ class EventHub:
                     await self._watch_now.wait()
 
     async def _compare(self) -> None:
-        """Find jobs with events that did not come: nothing after them would show the last one's loss."""
+        """Find listeners whose events did not come: nothing after it would show the last one's loss."""
         feeds = list(self._feeds.values())
         for batch in (feeds[i : i + BATCH] for i in range(0, len(feeds), BATCH)):
-            seen = [feed.seen for feed in batch]
+            known = [(listener, listener.newest) for feed in batch for listener in feed.listeners]
             keys = (("HGET", f"{self.queue.prefix}j:{feed.job_id}", "events") for feed in batch)
-            counters = await self._source.read(self.queue.prefix, *keys)
-            for feed, before, counter in zip(batch, seen, counters, strict=True):
-                if int(counter or 0) != before and feed.seen == before:
-                    for listener in feed.listeners:
-                        listener.catch_up()
+            read = await self._source.read(self.queue.prefix, *keys)
+            counters = {feed.job_id: int(counter or 0) for feed, counter in zip(batch, read, strict=True)}
+            for listener, before in known:
+                if listener.newest == before != counters[listener.job_id]:
+                    listener.catch_up()
 
     async def _tell_watched(self) -> None:
         for job_id in [job_id for job_id, feed in self._feeds.items() if feed.previews]:

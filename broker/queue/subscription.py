@@ -93,6 +93,7 @@ class Subscription:
 
     def __init__(
         self,
+        job_id: str,
         open_feed: Callable[[Subscription], Feed],
         close_feed: Callable[[Subscription], None],
         *,
@@ -100,6 +101,7 @@ class Subscription:
         previews: bool = False,
         until_end: bool = False,
     ) -> None:
+        self.job_id = job_id
         self.previews = previews
         self._open, self._close = open_feed, close_feed
         self._until_end = until_end
@@ -189,6 +191,12 @@ class Subscription:
             self._inbox.clear()
             self._stale = True
         self._wake.set()
+
+    @property
+    def newest(self) -> int:
+        """The n of the newest event that has come here, delivered or not."""
+        waiting = [id_of(events[-1]) for events in (self._log, self._inbox) if events]
+        return max([self._last, *waiting])[0]
 
     def offer_preview(self, preview: Preview) -> None:
         """Bring a preview; it replaces one that was not delivered yet."""

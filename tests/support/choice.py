@@ -69,8 +69,8 @@ class Fleet:
     def fits(self, job: str, worker: str) -> bool:
         return self.atoms[job] <= self.able.get(worker, set())
 
-    def avoids(self, job: str, record: Record, worker: str, pool: Dump) -> bool:
-        """Whether the job is kept from the worker, because another live one could do it."""
+    def avoids(self, job: str, record: Record, worker: str, pool: Dump, now: Dump | None = None) -> bool:
+        """Whether the job is kept from the worker, because another one, live (``now``, if given), could do it."""
         if not record.get("variant", "").endswith(f"!{worker}"):
             return False
         # Not for ever: the other one may be paused.
@@ -78,7 +78,7 @@ class Fleet:
         if float(pool.hashes["config"]["test_clock"]) - since > AVOID_MS:
             return False
         live = {
-            key[3:] for key, other in pool.hashes.items()
+            key[3:] for key, other in (now or pool).hashes.items()
             if key.startswith("wk:") and not other.get("gone") and key != f"wk:{worker}"
         }  # fmt: skip
         return any(self.fits(job, other) for other in live)
@@ -110,7 +110,8 @@ class Fleet:
         need(not self.stopped(worker), "drain", f"{worker} is paused or draining, and got {job}")
         need(self.fits(job, worker), "fit", f"{worker} cannot run {job}, which needs {self.atoms[job]}")
         tenant = mine["tenant"]
-        shunned = self.avoids(job, before.jobs.get(job, {}), worker, before)
+        # A claim first lets go of workers whose lease has lapsed: who was live before it may not be now.
+        shunned = self.avoids(job, before.jobs.get(job, {}), worker, before, now=after)
         need(named or not shunned, "avoid", f"{worker} got {job}, which failed there and which another could run")
         need(not self.held_back(tenant, after, but=job), "cap", f"{job} was given though {tenant} is held back")
         if before.jobs.get(job, {}).get("status") in ACTIVE:
