@@ -9,12 +9,14 @@ from importlib.metadata import PackageNotFoundError, version
 
 from aiohttp import web
 
+from broker.access.audit import AUDIT, AuditLog
 from broker.access.credentials import CREDENTIALS, Credentials
 from broker.access.identity import Scope, current
 from broker.access.keyring import KeyRing
 from broker.access.origin import OriginGuard, is_loopback, no_key_for
+from broker.access.proxies import PROXIES, Proxies
 from broker.access.store import AccessStore
-from broker.api import edge, gateway, keys, openapi, rest, sse, websocket
+from broker.api import edge, gateway, keys, openapi, rest, sse, users, websocket
 from broker.api.assets import AssetRoutes
 from broker.api.figures import StatsFeed
 from broker.api.gateway_session import GatewayParts
@@ -60,10 +62,12 @@ def emq_version() -> str:
 def create_app(settings: Settings) -> web.Application:
     """The broker's application. Nothing happens before it is started: then it connects, and raises what is wrong."""
     app = web.Application(
-        middlewares=[edge.errors_to_responses, edge.guard], client_max_size=int(settings.max_message_mb * 1024 * 1024)
+        middlewares=[edge.errors_to_responses, edge.guard, edge.audit],
+        client_max_size=int(settings.max_message_mb * 1024 * 1024),
     )
     app[SETTINGS] = settings
     app[edge.GUARD] = OriginGuard(settings)
+    app[PROXIES] = Proxies(settings.trusted_proxies)
     app.on_response_prepare.append(edge.add_headers)
     app.cleanup_ctx.extend([_queue, _access, _files, _events, _services])
     rest.add_to(app)
@@ -71,6 +75,7 @@ def create_app(settings: Settings) -> web.Application:
     gateway.add_to(app)
     openapi.add_to(app)
     keys.add_to(app)
+    users.add_to(app)
     views.add_to(app)
     login.add_to(app)
     app.on_shutdown.append(sse.stop_all)
@@ -105,6 +110,7 @@ async def _access(app: web.Application) -> AsyncIterator[None]:
     ring = KeyRing(store, may_be_open=is_loopback(settings.host))
     await ring.start()
     app[CREDENTIALS] = Credentials(ring, store, settings)
+    app[AUDIT] = AuditLog(store)
     yield
     await ring.stop()
 
@@ -159,6 +165,7 @@ async def _services(app: web.Application) -> AsyncIterator[None]:
         groups=GroupHub(app[CONNECTION], queue),
         health=partial(app[CONNECTION].health, queue.prefix),
         version=emq_version(),
+        audit=app[AUDIT],
     )
     app[SERVICES] = parts
     yield

@@ -85,6 +85,24 @@ class Settings(BaseSettings):
         description="Comma-separated signing secrets; the first signs. Unset: made once in the data folder.",
     )
 
+    trusted_proxies: str = Field(
+        "",
+        validation_alias=_env("EMQ_TRUSTED_PROXIES"),
+        description="Comma-separated addresses and networks of proxies whose X-Forwarded-For counts.",
+    )
+    auth_failures_per_min: float = Field(
+        1000.0,
+        ge=0,
+        validation_alias=_env("EMQ_AUTH_FAILURES_PER_MIN"),
+        description="Wrong keys that one address may show; 0: no limit.",
+    )
+    logins_per_min: float = Field(
+        5.0,
+        ge=0,
+        validation_alias=_env("EMQ_LOGINS_PER_MIN"),
+        description="Wrong log-ins of one address under one name; 0: no limit.",
+    )
+
     lease_s: float = Field(30.0, gt=0, validation_alias=_env("EMQ_LEASE_S"), description="A worker's lease.")
     reap_s: float = Field(1.0, gt=0, validation_alias=_env("EMQ_REAP_S"), description="Pause between two sweeps.")
     hang_s: float = Field(

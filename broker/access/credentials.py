@@ -7,11 +7,13 @@ from collections.abc import Iterator
 
 from aiohttp import hdrs, web
 
+from broker.access.attempts import Attempts
 from broker.access.identity import IDENTITY, Identity
 from broker.access.keyring import Close, KeyRing
 from broker.access.keys import holds_key
 from broker.access.origin import SAFE_METHODS, is_loopback
 from broker.access.store import AccessStore
+from broker.access.users import Passwords
 from broker.errors import BadMessage, Forbidden, Unauthorized
 from broker.settings import Settings
 
@@ -32,6 +34,8 @@ class Credentials:
     def __init__(self, ring: KeyRing, store: AccessStore, settings: Settings) -> None:
         self.ring = ring
         self.store = store
+        self.attempts = Attempts(store, settings.auth_failures_per_min, settings.logins_per_min)
+        self.passwords = Passwords()
         self._https = (settings.public_url or "").lower().startswith("https://")
 
     async def identify(self, request: web.Request) -> Identity:
@@ -85,6 +89,14 @@ class Credentials:
         if self.is_secure(request):
             return SECURE_COOKIE
         return PLAIN_COOKIE if is_loopback(request.url.host or "") else ""
+
+    def shown(self, request: web.Request) -> bool:
+        """Whether a request shows a credential at all, be it a right one or a wrong one."""
+        return (
+            hdrs.AUTHORIZATION in request.headers
+            or BEARER_PROTOCOL in request.headers.get(hdrs.SEC_WEBSOCKET_PROTOCOL, "")
+            or (_takes_ticket(request) and "ticket" in request.query)
+        )
 
 
 CREDENTIALS = web.AppKey("credentials", Credentials)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -22,6 +23,32 @@ class Scope(StrEnum):
 ALL_SCOPES = frozenset(Scope)
 
 
+class Role(StrEnum):
+    """What a person may do on the pages; each includes the ones before it."""
+
+    NONE = ""
+    VIEWER = "viewer"
+    OPERATOR = "operator"
+    ADMIN = "admin"
+
+
+SCOPES_OF = {
+    Role.VIEWER: frozenset({Scope.READ}),
+    Role.OPERATOR: frozenset({Scope.READ, Scope.SUBMIT}),
+    Role.ADMIN: ALL_SCOPES,
+}
+"""What a person in a role may do, as scopes."""
+
+
+def role_of(scopes: Collection[Scope]) -> Role:
+    """The role that scopes amount to: admin, operator (read and submit), viewer (read), or none."""
+    if Scope.ADMIN in scopes:
+        return Role.ADMIN
+    if Scope.READ not in scopes:
+        return Role.NONE
+    return Role.OPERATOR if Scope.SUBMIT in scopes else Role.VIEWER
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
     """A tenant and its scopes, and by which credential. Without a key id: somebody of an open broker."""
@@ -29,6 +56,7 @@ class Identity:
     tenant: str = "default"
     scopes: frozenset[Scope] = ALL_SCOPES
     key_id: str = ""
+    """The key's id; ``user:<name>`` for a person who logged in with a password."""
     digest: str = field(default="", repr=False)
     """Which of the key's secrets was shown, by its SHA-256: one that was rotated away ends what it had opened."""
     session: str = field(default="", repr=False)
@@ -39,6 +67,11 @@ class Identity:
         if scope not in self.scopes and Scope.ADMIN not in self.scopes:
             raise Forbidden(f"This key lacks the scope {scope.value!r}.", scope=scope.value)
         return self
+
+    @property
+    def role(self) -> Role:
+        """Viewer, operator or administrator: what the pages show and let do."""
+        return role_of(self.scopes)
 
     @property
     def sees(self) -> str:

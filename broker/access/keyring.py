@@ -7,11 +7,13 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 
 from broker.access import keys
 from broker.access.identity import Identity
 from broker.access.keys import NO_KEY, Key
 from broker.access.store import AccessStore
+from broker.access.users import User
 from broker.errors import EmqError, Unauthorized
 from broker.protocol.base import now_ms
 
@@ -35,6 +37,7 @@ class KeyRing:
         self._open = may_be_open
         self._version = -1
         self._keys: dict[str, Key] = {}
+        self._users: dict[str, User] = {}
         self._watched: dict[object, tuple[Identity, Close]] = {}
         self._used: dict[str, int] = {}
         self._closing: set[asyncio.Task[None]] = set()
@@ -71,10 +74,17 @@ class KeyRing:
         self._used[key.key_id] = now
         return key.identity(digest)
 
+    def user(self, name: str) -> User | None:
+        """The person with this name."""
+        return self._users.get(name)
+
     def holds(self, who: Identity) -> bool:
         """Whether what was true of an identity when it came still is."""
         if not who.key_id:
             return self._open
+        user = self._users.get(who.key_id.removeprefix("user:"))
+        if user is not None and user.key_id == who.key_id:
+            return user.identity() == replace(who, session="")
         key = self._keys.get(who.key_id, NO_KEY)
         same = key.tenant == who.tenant and key.scopes == who.scopes
         return same and key.accepts(who.digest, now_ms())
@@ -109,11 +119,12 @@ class KeyRing:
 
     async def _load(self) -> None:
         version, found = await self._store.load()
+        users = await self._store.users()
         if version and self._open:
             self._open = False
             if self._version >= 0:
-                log.info("There is a key now: from here on everything needs one")
-        self._version, self._keys = version, found
+                log.info("There is a key or a user now: from here on everything needs a credential")
+        self._version, self._keys, self._users = version, found, users
 
     def _close_where(self, ended: Callable[[Identity], bool]) -> None:
         for token, (who, close) in list(self._watched.items()):

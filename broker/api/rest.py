@@ -49,9 +49,9 @@ def add_to(app: web.Application) -> None:
     ])  # fmt: skip
 
 
-def answer(body: Mapping[str, Any], status: int = 200) -> web.Response:
+def answer(body: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
     """A JSON response."""
-    return web.json_response(body, status=status, dumps=dumps)
+    return web.json_response(body, status=status, headers=headers, dumps=dumps)
 
 
 def asks(request: web.Request, scope: Scope) -> tuple[Operations, Identity]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
+from broker.access.audit import AuditLog
 from broker.api.client_socket import ClientSocket
 from broker.api.figures import StatsFeed
 from broker.api.streams import Streams
@@ -30,6 +31,7 @@ class Services:
     health: Callable[[], Awaitable[Health]]
     """Whether Redis answers and has the functions."""
     version: str
+    audit: AuditLog
     started: float = field(default_factory=time.monotonic)
     sockets: set[ClientSocket] = field(default_factory=set)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)

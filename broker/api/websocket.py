@@ -10,6 +10,7 @@ from aiohttp import web
 from broker.access.credentials import watched
 from broker.access.identity import Scope, current
 from broker.access.limits import BROWSERS_PER_S, SERVERS_PER_S, TokenBucket
+from broker.access.proxies import client_ip
 from broker.api.client_socket import ClientSocket
 from broker.api.frames import Socket, cut_off
 from broker.api.services import SERVICES, services
@@ -62,7 +63,7 @@ async def _serve(request: web.Request, *, stats: bool) -> web.StreamResponse:
     ws = open_socket(limit)
     await ws.prepare(request)
     bucket = TokenBucket(BROWSERS_PER_S if "Origin" in request.headers else SERVERS_PER_S)
-    socket = ClientSocket(ws, current(request), parts, bucket, limit)
+    socket = ClientSocket(ws, current(request), parts, bucket, limit, ip=client_ip(request))
     parts.sockets.add(socket)
     try:
         client_id = request.match_info.get("client_id") or request.match_info.get("monitor_id")

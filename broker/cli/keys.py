@@ -82,18 +82,19 @@ def _id(text: str) -> str:
 
 
 def _row(key: Key) -> list[Any]:
-    return [key.key_id, key.tenant, ",".join(key.public()["scopes"]), _state(key), _when(key.used_at), key.name]
+    return [key.key_id, key.tenant, ",".join(key.public()["scopes"]), _state(key), when(key.used_at), key.name]
 
 
 def _state(key: Key) -> str:
     if key.revoked_at is not None:
-        return f"revoked {_when(key.revoked_at)}"
+        return f"revoked {when(key.revoked_at)}"
     if key.expires_at is None:
         return "valid"
-    return f"{'valid until' if key.live(time.time_ns() // 1_000_000) else 'expired'} {_when(key.expires_at)}"
+    return f"{'valid until' if key.live(time.time_ns() // 1_000_000) else 'expired'} {when(key.expires_at)}"
 
 
-def _when(moment_ms: int | None) -> str:
+def when(moment_ms: int | None) -> str:
+    """A moment for people."""
     return "" if moment_ms is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(moment_ms / 1000))
 
 

@@ -1,18 +1,17 @@
-"""Logging in with a key, and out again: plain forms, a session in Redis, a cookie that scripts cannot read."""
+"""Logging in with a password or a key, and out again: plain forms, sessions in Redis, cookies hidden from scripts."""
 
 from __future__ import annotations
 
-import logging
 from urllib.parse import parse_qs
 
 from aiohttp import web
 
+from broker.access.audit import AUDIT
 from broker.access.credentials import CREDENTIALS, SECURE_COOKIE, Credentials
-from broker.access.identity import Identity, Scope
+from broker.access.identity import IDENTITY, Identity, Scope
+from broker.access.proxies import client_ip
 from broker.dashboard.views import render
-from broker.errors import EmqError, Forbidden, PayloadTooLarge
-
-log = logging.getLogger(__name__)
+from broker.errors import EmqError, Forbidden, PayloadTooLarge, RateLimited, Unauthorized
 
 MAX_FORM = 4096
 
@@ -32,18 +31,24 @@ async def show(request: web.Request) -> web.Response:
 
 
 async def log_in(request: web.Request) -> web.Response:
-    """Begin a session for the key's owner."""
+    """Begin a session for a person, or for the key's owner."""
     credentials = request.config_dict[CREDENTIALS]
     if credentials.ring.open:
         return _to("/")
+    form: dict[str, str] = {}
     try:
         name = _cookie(credentials, request)
-        who = credentials.ring.find(await _posted_key(request)).require(Scope.READ)
+        form = await _posted(request)
+        who = (await _who(credentials, client_ip(request), form)).require(Scope.READ)
         session = await _renew(credentials, request, name, who)
     except EmqError as error:
-        log.info("A log-in from %s failed: %s", request.remote, error.code)
-        return render(request, "login.html", error.http_status, problem=error.message)
-    log.info("Log-in by key %s of tenant %s from %s", who.key_id, who.tenant, request.remote)
+        target = form.get("user", "")[:64]
+        await request.config_dict[AUDIT].note(None, client_ip(request), "failed log-in", target, why=error.code)
+        page = render(request, "login.html", error.http_status, problem=error.message)
+        if isinstance(error, RateLimited):
+            page.headers["Retry-After"] = str(max(1, round(error.details["retry_after_s"])))
+        return page
+    await request.config_dict[AUDIT].note(who, client_ip(request), "log-in")
     response = _to("/")
     secure = name == SECURE_COOKIE
     response.set_cookie(name, session, path="/", httponly=True, secure=secure, samesite="Strict")
@@ -57,6 +62,7 @@ async def log_out(request: web.Request) -> web.Response:
     name = credentials.cookie(request)
     if name in request.cookies:
         await credentials.store.close_session(request.cookies[name])
+        await request.config_dict[AUDIT].note(request.get(IDENTITY), client_ip(request), "log-out")
         response.del_cookie(name, path="/", httponly=True, secure=name == SECURE_COOKIE, samesite="Strict")
     return response
 
@@ -65,14 +71,30 @@ def _to(place: str) -> web.Response:
     return web.Response(status=303, headers={"Location": place})
 
 
-async def _posted_key(request: web.Request) -> str:
-    """The form's key; what is no form has none."""
+async def _posted(request: web.Request) -> dict[str, str]:
+    """The form's fields; what is no form has none."""
     raw = b""
     async for chunk in request.content.iter_any():
         raw += chunk
         if len(raw) > MAX_FORM:
             raise PayloadTooLarge("The form is too large.")
-    return parse_qs(raw.decode("utf-8", "replace")).get("key", [""])[0].strip()
+    fields = parse_qs(raw.decode("utf-8", "replace"), max_num_fields=10)
+    return {name: values[0].strip() for name, values in fields.items()}
+
+
+async def _who(credentials: Credentials, ip: str, form: dict[str, str]) -> Identity:
+    """Whose key, or name and password, this is. Raises ``Unauthorized``, ``RateLimited`` for too many wrong ones."""
+    name = form.get("user", "")
+    await credentials.attempts.log_in(ip, name or "a key")
+    if name:
+        user = credentials.ring.user(name)
+        if not await credentials.passwords.match(form.get("password", ""), user) or user is None:
+            raise Unauthorized("Name and password do not match.")
+        who = user.identity()
+    else:
+        who = credentials.ring.find(form.get("key", ""))
+    await credentials.attempts.logged_in(ip, name or "a key")
+    return who
 
 
 async def _renew(credentials: Credentials, request: web.Request, name: str, who: Identity) -> str:

@@ -1,4 +1,4 @@
-"""Keys over HTTP: what an administrator asks and hears."""
+"""Keys and people over HTTP: what an administrator asks and hears."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from broker.protocol.base import CONTROL_FREE, EpochMs, Message, Outgoing
 
 ScopeName = Literal["submit", "read", "worker", "admin"]
 TENANT = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+USER = r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$"
 
 
 class NewKey(Message):
@@ -59,3 +60,65 @@ class Ticket(Outgoing):
 
     ticket: str
     expires_s: int
+
+
+RoleName = Literal["viewer", "operator", "admin"]
+Password = Annotated[str, StringConstraints(min_length=10, max_length=256)]
+
+
+class NewUser(Message):
+    """``POST /api/users``."""
+
+    type: Literal["create_user"] = "create_user"
+    name: Annotated[str, StringConstraints(pattern=USER)] = Field(description="What the person logs in as.")
+    tenant: Annotated[str, StringConstraints(pattern=TENANT)] = Field("default", description="Whose jobs they see.")
+    role: RoleName = Field(description="viewer sees, operator also submits and cancels, admin may do everything.")
+    password: Password | None = Field(None, description="Left out: one is drawn and told in the answer.")
+
+
+class NewPassword(Message):
+    """``POST /api/users/{user}/password``."""
+
+    type: Literal["set_password"] = "set_password"
+    password: Password | None = Field(None, description="Left out: one is drawn and told in the answer.")
+
+
+class UserRecord(Outgoing):
+    """A person, without the password."""
+
+    name: str
+    tenant: str
+    role: RoleName
+    created_at: EpochMs
+
+
+class UserList(Outgoing):
+    """``GET /api/users``, by name."""
+
+    users: list[UserRecord]
+
+
+class AuditQuery(Message):
+    """The query of ``GET /api/audit``."""
+
+    limit: int = Field(100, ge=1, le=1000)
+    before: Annotated[str, StringConstraints(pattern=r"^([0-9]{1,20}-[0-9]{1,20})?$")] = ""
+
+
+class AuditEntry(Outgoing):
+    """One line of the audit log."""
+
+    id: str
+    at: EpochMs
+    who: str = Field(description="A key's id, user:<name>, or nobody.")
+    tenant: str = ""
+    ip: str = ""
+    what: str = Field(description="A route, a message's type, or log-in and log-out.")
+    target: str = Field("", description="The job, worker, key … that it was done to.")
+
+
+class AuditPage(Outgoing):
+    """``GET /api/audit``, the newest first."""
+
+    entries: list[AuditEntry]
+    next: str | None = None

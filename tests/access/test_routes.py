@@ -48,6 +48,11 @@ NEEDS = {
     ("POST", "/api/keys"): "admin",
     ("DELETE", "/api/keys/{key_id}"): "admin",
     ("POST", "/api/keys/{key_id}/rotate"): "admin",
+    ("GET", "/api/users"): "admin",
+    ("POST", "/api/users"): "admin",
+    ("DELETE", "/api/users/{user}"): "admin",
+    ("POST", "/api/users/{user}/password"): "admin",
+    ("GET", "/api/audit"): "admin",
     ("POST", "/api/tickets"): ANY,
     ("GET", "/stats"): "read",
     ("GET", "/openapi.json"): ANY,
@@ -99,9 +104,11 @@ async def things(guarded: Guarded, tenant: str) -> Things:
     digest = blake3(asset).hexdigest()
     assert (await guarded.ask(key, "PUT", f"/api/assets/{digest}", data=asset))[0] == 201
     spare = (await guarded.store.create("spare", ["read"]))[0].key_id
+    await guarded.store.create_user(f"person-{tenant}", tenant, "viewer", "a long password")
     names = {
         "job_id": held.job_id, "hash": digest, "group": GROUP, "worker_id": "sim-1", "key_id": spare,
-        "name": stored["name"], "node_id": "2", "index": "0", "client_id": "c", "monitor_id": "m",
+        "name": stored["name"], "user": f"person-{tenant}",
+        "node_id": "2", "index": "0", "client_id": "c", "monitor_id": "m",
     }  # fmt: skip
     return Things(held.job_id, asset, lambda path: path.format(**names))
 
