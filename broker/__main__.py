@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigurationError as error:
         print(f"emq: {error}", file=sys.stderr)
     except EmqError as error:
-        print(f"emq: {error.message}", file=sys.stderr)
+        print(f"emq: {error.code}: {error.message}", file=sys.stderr)
     except ValidationError as error:
         for problem in error.errors(include_url=False):
             where = ".".join(str(part) for part in problem["loc"])

@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-import aiohttp
+from broker.client import Client
 
-from broker.errors import EmqError
-
-Message = dict[str, Any]
 DEFAULT_URL = "http://127.0.0.1:8000"
-
-
-class BrokerRefused(EmqError):
-    """The broker's own words."""
+PATIENCE_S = 3.0
+"""How long a person waits for a broker that does not answer."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,52 +22,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--key", default=os.environ.get("EMQ_API_KEY"), help="API key (EMQ_API_KEY)")
 
 
-class Broker:
-    """One broker over HTTP and WebSocket."""
-
-    def __init__(self, http: aiohttp.ClientSession, url: str) -> None:
-        self.http = http
-        self.url = url.rstrip("/")
-
-    async def ask(self, method: str, path: str, body: Message | None = None, **query: Any) -> Any:
-        """The JSON answer; raises ``BrokerRefused`` with the broker's reason."""
-        params = {name: str(value) for name, value in query.items() if value is not None}
-        async with self.http.request(method, self.url + path, json=body, params=params) as response:
-            text = await response.text()
-            try:
-                answer = json.loads(text)
-            except ValueError:
-                raise BrokerRefused(f"{self.url}{path} answers {response.status}, not JSON: is this EMQ?") from None
-            if response.status >= 400:
-                raise BrokerRefused(f"{answer.get('code')}: {answer.get('error')}")
-            return answer
-
-    def socket(self) -> Any:
-        """A client's WebSocket, as a context manager."""
-        return self.http.ws_connect(self.url + "/ws", heartbeat=20, max_msg_size=0)
+def connect(args: argparse.Namespace) -> Client:
+    """A client of the broker that the arguments name."""
+    return Client(args.broker, args.key, patience_s=PATIENCE_S)
 
 
-@asynccontextmanager
-async def connect(args: argparse.Namespace) -> AsyncIterator[Broker]:
-    """The broker that the arguments name; connection problems become ``BrokerRefused``."""
-    headers = {"Authorization": f"Bearer {args.key}"} if args.key else {}
-    try:
-        async with aiohttp.ClientSession(headers=headers) as http:
-            yield Broker(http, args.broker)
-    except (aiohttp.InvalidURL, ValueError) as error:
-        raise BrokerRefused(f"{args.broker} is not the URL of a broker: {error}") from None
-    except aiohttp.WSServerHandshakeError as error:
-        raise BrokerRefused(f"{args.broker} refuses the connection ({error.status}); is --key right?") from None
-    except (aiohttp.ClientError, OSError) as error:
-        raise BrokerRefused(f"The broker at {args.broker} cannot be reached: {error}") from None
-
-
-def run(work: Callable[[Broker, argparse.Namespace], Awaitable[int]], args: argparse.Namespace) -> int:
+def run(work: Callable[[Client, argparse.Namespace], Awaitable[int]], args: argparse.Namespace) -> int:
     """Do ``work`` with the broker that the arguments name."""
 
     async def whole() -> int:
-        async with connect(args) as broker:
-            return await work(broker, args)
+        async with connect(args) as client:
+            return await work(client, args)
 
     return asyncio.run(whole())
 

@@ -9,8 +9,10 @@ from typing import Any
 from urllib.parse import quote
 
 from broker.cli import client
-from broker.cli.client import Broker, BrokerRefused, table
+from broker.cli.client import table
 from broker.cli.command import Command
+from broker.client import Client
+from broker.errors import BadMessage
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,14 +48,14 @@ def _filters(parser: argparse.ArgumentParser) -> None:
 
 
 def _query(args: argparse.Namespace) -> dict[str, Any]:
-    """The filters as the broker's query; raises ``BrokerRefused`` for what cannot be read."""
+    """The filters as the broker's query; raises ``BadMessage`` for what cannot be read."""
     names = ("status", "worker", "error", "model", "group", "tenant", "limit", "cursor")
     query = {name: getattr(args, name) for name in names}
     query |= {name: _ago(getattr(args, name)) for name in ("since", "until") if getattr(args, name)}
     for text in args.metadata:
         name, given, value = text.partition("=")
         if not given:
-            raise BrokerRefused(f"--metadata takes NAME=VALUE, not {text!r}.")
+            raise BadMessage(f"--metadata takes NAME=VALUE, not {text!r}.")
         query[f"metadata[{name}]"] = value
     return query
 
@@ -63,35 +65,35 @@ def _ago(text: str) -> int:
     try:
         return round((time.time() - float(text[:-1]) * seconds[text[-1]]) * 1000)
     except (KeyError, ValueError):
-        raise BrokerRefused(f"{text!r} is no time like 90s, 15m, 2h or 7d.") from None
+        raise BadMessage(f"{text!r} is no time like 90s, 15m, 2h or 7d.") from None
 
 
-async def _jobs(broker: Broker, args: argparse.Namespace) -> int:
+async def _jobs(emq: Client, args: argparse.Namespace) -> int:
     if args.action == "list":
-        page = await broker.ask("GET", "/api/jobs", **_query(args))
+        page = await emq.request("GET", "/api/jobs", **_query(args))
         print(json.dumps(page, ensure_ascii=False) if args.json else _listing(page["jobs"]))
         if page["next_cursor"] and not args.json:
             print(f"more: --cursor {page['next_cursor']}")
         return 0
     if args.action == "dead":
-        return await _dead(broker, args)
+        return await _dead(emq, args)
     for job in args.jobs:
         path = f"/api/jobs/{quote(job, safe='')}"
         if args.action == "show":
-            answer = await broker.ask("GET", path)
+            answer = await emq.request("GET", path)
             print(json.dumps(answer, indent=None if args.json else 2, ensure_ascii=False))
             continue
-        answer = await broker.ask("POST", f"{path}/{args.action}", _change(args))
+        answer = await emq.request("POST", f"{path}/{args.action}", _change(args))
         print(json.dumps(answer, ensure_ascii=False) if args.json else f"{job}: {answer.get('status') or 'done'}")
     return 0
 
 
-async def _dead(broker: Broker, args: argparse.Namespace) -> int:
+async def _dead(emq: Client, args: argparse.Namespace) -> int:
     if args.retry is not None:
-        answer = await broker.ask("POST", "/api/dead/retry", {"job_ids": args.retry or None})
+        answer = await emq.request("POST", "/api/dead/retry", {"job_ids": args.retry or None})
         print(json.dumps(answer) if args.json else f"{answer['retried']} run again")
         return 0
-    page = await broker.ask("GET", "/api/dead", limit=args.limit)
+    page = await emq.request("GET", "/api/dead", limit=args.limit)
     print(json.dumps(page, ensure_ascii=False) if args.json else _evidence(page["jobs"]))
     return 0
 
@@ -139,8 +141,8 @@ def _age(created_ms: int | None) -> str:
     return "" if not created_ms else f"{max(0, time.time() - created_ms / 1000):.0f} s"
 
 
-async def _stats(broker: Broker, args: argparse.Namespace) -> int:
-    print(json.dumps(await broker.ask("GET", "/stats"), indent=2))
+async def _stats(emq: Client, args: argparse.Namespace) -> int:
+    print(json.dumps(await emq.request("GET", "/stats"), indent=2))
     return 0
 
 

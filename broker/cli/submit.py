@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from broker.cli import client
-from broker.cli.client import Broker
 from broker.cli.command import Command
-from broker.cli.watch import Screen, describe, follow, save
+from broker.cli.watch import Screen, describe, follow
+from broker.client import Client, JobHandle
 from broker.errors import BadMessage, EmqError
 from broker.jobs import strict
 
@@ -60,30 +60,31 @@ def _message(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-async def _submit(broker: Broker, args: argparse.Namespace) -> int:
-    accepted = await broker.ask("POST", "/api/jobs", _message(args))
+async def _submit(emq: Client, args: argparse.Namespace) -> int:
+    message = _message(args)
     if args.dry_run:
-        print(json.dumps(accepted, indent=2, ensure_ascii=False))
+        print(json.dumps(await emq.request("POST", "/api/jobs", message), indent=2, ensure_ascii=False))
         return 0
-    print("\n".join(describe(accepted)), flush=True)
-    if args.watch or args.output:
-        return await _follow(broker, accepted["job_id"], args.output)
-    return 0
+    follow = bool(args.watch or args.output)
+    job = await emq.submit(follow=follow, **message)
+    if job.accepted is not None:
+        print("\n".join(describe(job.accepted)), flush=True)
+    return await _follow(emq, job, args.output) if follow else 0
 
 
-async def _watch(broker: Broker, args: argparse.Namespace) -> int:
-    return await _follow(broker, args.job, args.output)
+async def _watch(emq: Client, args: argparse.Namespace) -> int:
+    return await _follow(emq, emq.handle(args.job), args.output)
 
 
-async def _follow(broker: Broker, job_id: str, output: Path | None) -> int:
-    outputs = await follow(broker, job_id, Screen())
+async def _follow(emq: Client, job: JobHandle, output: Path | None) -> int:
+    outputs = await follow(job, Screen())
     print(f"completed with {len(outputs)} output{'' if len(outputs) == 1 else 's'}")
     if output is not None:
-        for path in await save(broker, outputs, output):
+        for path in await emq.save(outputs, output):
             print(path)
     else:
         for made in outputs:
-            print(made.get("url") or made.get("filename"))
+            print(made.url or made.filename)
     return 0
 
 

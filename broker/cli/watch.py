@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-import re
 import shutil
 import sys
-from pathlib import Path
-from typing import Any, TextIO
-from urllib.parse import urljoin
+from contextlib import aclosing
+from typing import TextIO
 
-import aiohttp
+from broker.client import Event, JobHandle, Preview
+from broker.client.events import ends
+from broker.client.job import result_of
+from broker.protocol.base import ACTIVE, TERMINAL
+from broker.protocol.events import JobFailed, JobProgress, JobUpdate, Reset
+from broker.protocol.messages import JobAccepted
+from broker.protocol.records import Job, Output, WaitingFor
 
-from broker.cli.client import Broker, BrokerRefused, Message
-
-CHUNK = 1 << 16
 BAR = 30
-
-
-class JobEnded(BrokerRefused):
-    """The job failed or was cancelled; the message says why."""
 
 
 class Screen:
@@ -57,108 +53,56 @@ class Screen:
             self._bar = False
 
 
-async def follow(broker: Broker, job_id: str, screen: Screen) -> list[Message]:
-    """Show a job's events until it ends and answer its outputs; comes back to a broker that went away.
-
-    Raises ``JobEnded`` when it failed or was cancelled.
-    """
-    after: str | None = None
-    while True:
-        async with broker.socket() as socket:
-            await socket.send_json({"type": "subscribe_job", "job_id": job_id, "after": after})
-            async for frame in socket:
-                if frame.type is not aiohttp.WSMsgType.TEXT:
-                    continue
-                message: Message = frame.json()
-                after = message.get("event_id", after)
-                outputs = show(message, screen)
-                if outputs is not None:
+async def follow(job: JobHandle, screen: Screen) -> list[Output]:
+    """Show a job's events until it ends and answer its outputs. Raises ``JobFailed`` or ``JobCancelled``."""
+    outputs: list[Output] = []
+    async with aclosing(job.events()) as events:
+        async for event in events:
+            if isinstance(event, Preview):
+                continue
+            _show(event, screen)
+            try:
+                result = result_of(job.id, event)
+            finally:
+                if ends(event):
                     screen.close()
-                    return outputs
-        screen.say("The broker went away; connecting again.")
+            outputs = result.outputs if result is not None else outputs
+    return outputs
 
 
-def show(message: Message, screen: Screen) -> list[Message] | None:
-    """Show what a message says; the outputs when it completes the job."""
-    kind = message["type"]
-    if kind == "error":
-        raise JobEnded(f"{message['code']}: {message['error']}")
-    if kind == "reset":
-        return _ended(message["record"], screen)
-    if kind == "complete_job":
-        return list(message["result"]["outputs"])
-    if kind == "update_job_progress":
-        screen.progress(message["progress"], _doing(message))
-    elif kind == "fail_job":
-        _failed(message, screen)
-    elif kind == "job_update":
-        _moved(message, screen)
-    return None
+def _show(event: Event, screen: Screen) -> None:
+    if isinstance(event, JobProgress):
+        screen.progress(event.progress, _doing(event))
+    elif isinstance(event, JobFailed) and event.will_retry:
+        screen.say(f"Failed ({event.error.code}: {event.error.message}); it will be tried again.")
+    elif isinstance(event, JobUpdate):
+        _moved(event, screen)
+    elif isinstance(event, Reset):
+        _moved(event.record, screen)
 
 
-def _ended(record: Message, screen: Screen) -> list[Message] | None:
-    if record["status"] == "completed":
-        return list(record["result"]["outputs"])
-    if record["status"] == "failed":
-        _failed({"error": record["error"] or {}, "will_retry": False}, screen)
-    _moved(record, screen)
-    return None
+def _moved(to: JobUpdate | Job, screen: Screen) -> None:
+    if to.status in TERMINAL:
+        return
+    where = f" by {to.worker_id}" if to.worker_id and to.status in ACTIVE else ""
+    place = f", position {to.position}" if to.position else ""
+    screen.say(f"{to.status}{where}{place}")
 
 
-def _failed(message: Message, screen: Screen) -> None:
-    error = message["error"]
-    text = f"{error.get('code')}: {error.get('message')}"
-    if not message["will_retry"]:
-        screen.close()
-        raise JobEnded(f"The job failed: {text}")
-    screen.say(f"Failed ({text}); it will be tried again.")
+def _doing(progress: JobProgress) -> str:
+    node = progress.node
+    if node is None:
+        return progress.message or ""
+    steps = f" {node.value or 0:g}/{node.max:g}" if (node.max or 0) > 1 else ""
+    return f"{node.class_type or node.id}{steps}"
 
 
-def _moved(message: Message, screen: Screen) -> None:
-    status = message["status"]
-    if status == "cancelled":
-        screen.close()
-        raise JobEnded(f"The job was cancelled{': ' + message['reason'] if message.get('reason') else ''}.")
-    where = f" by {message['worker_id']}" if message.get("worker_id") and status in ("claimed", "processing") else ""
-    place = f", position {message['position']}" if message.get("position") else ""
-    if status not in ("completed", "failed"):
-        screen.say(f"{status}{where}{place}")
-
-
-def _doing(message: Message) -> str:
-    node = message.get("node")
-    if not node:
-        return message.get("message") or ""
-    steps = f" {node['value']:g}/{node['max']:g}" if (node.get("max") or 0) > 1 else ""
-    return f"{node.get('class_type') or node.get('id')}{steps}"
-
-
-async def save(broker: Broker, outputs: list[Message], folder: Path) -> list[Path]:
-    """Download the outputs that are files into ``folder``."""
-    await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
-    return [await _save(broker, output, folder) for output in outputs if output.get("url")]
-
-
-async def _save(broker: Broker, output: Message, folder: Path) -> Path:
-    name = re.sub(r"[^\w.\- ]", "_", Path(str(output.get("filename") or "")).name).lstrip(".") or "output"
-    path, number = folder / name, 1
-    while path.exists():
-        path, number = folder / f"{Path(name).stem}-{number}{Path(name).suffix}", number + 1
-    async with broker.http.get(urljoin(broker.url + "/", output["url"])) as response:
-        response.raise_for_status()
-        with path.open("xb") as file:
-            async for chunk in response.content.iter_chunked(CHUNK):
-                file.write(chunk)
-    return path
-
-
-def describe(accepted: Message) -> list[str]:
+def describe(accepted: JobAccepted) -> list[str]:
     """What an accepted job's answer says, line by line."""
-    head = "known already as" if accepted.get("duplicate") else "accepted as"
-    lines = [f"{head} {accepted['job_id']} ({accepted['status']})"]
-    lines += [f"waits: {_reason(reason)}" for reason in accepted.get("waiting_for") or ()]
-    return lines
+    head = "known already as" if accepted.duplicate else "accepted as"
+    lines = [f"{head} {accepted.job_id} ({accepted.status})"]
+    return lines + [f"waits: {_reason(reason)}" for reason in accepted.waiting_for]
 
 
-def _reason(reason: Any) -> str:
-    return reason.get("message") or f"{reason['code']} {reason.get('detail') or ''}".strip()
+def _reason(reason: WaitingFor) -> str:
+    return reason.message or f"{reason.code} {reason.detail or ''}".strip()

@@ -8,8 +8,9 @@ from typing import Any
 from urllib.parse import quote
 
 from broker.cli import client
-from broker.cli.client import Broker, table
+from broker.cli.client import table
 from broker.cli.command import Command
+from broker.client import Client
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,13 +28,13 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         client.add_arguments(action)
 
 
-async def _workers(broker: Broker, args: argparse.Namespace) -> int:
+async def _workers(emq: Client, args: argparse.Namespace) -> int:
     if args.action == "list":
-        answer = await broker.ask("GET", "/api/workers")
+        answer = await emq.request("GET", "/api/workers")
         print(json.dumps(answer, ensure_ascii=False) if args.json else _listing(answer["workers"]))
         return 0
     for worker in args.workers:
-        answer = await broker.ask("POST", f"/api/workers/{quote(worker, safe='')}/{args.action}")
+        answer = await emq.request("POST", f"/api/workers/{quote(worker, safe='')}/{args.action}")
         print(json.dumps(answer, ensure_ascii=False) if args.json else f"{worker}: done")
     return 0
 

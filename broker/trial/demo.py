@@ -18,10 +18,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import aiohttp
-
-from broker.cli.client import Broker, BrokerRefused, Message
-from broker.cli.watch import Screen, describe, save, show
+from broker.cli.watch import Screen, describe, follow
+from broker.client import Client
+from broker.errors import EmqError
 from broker.queue.valkey_files import free_port
 from broker.trial.children import Child, ChildEnded, child
 from broker.trial.comfyui import Launch, NoComfyUI, own, trial
@@ -32,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BROKER_S = 30.0
 COMFYUI_S = 180.0
 """How long broker and ComfyUI may take until they are ready; the first start after an update compiles a lot."""
-FAILURES = (BrokerRefused, ChildEnded, NoComfyUI, RuntimeUnavailable, aiohttp.ClientError, OSError)
+FAILURES = (EmqError, ChildEnded, NoComfyUI, RuntimeUnavailable, OSError)
 
 
 def say(line: str) -> None:
@@ -80,15 +79,14 @@ async def _demo(output: Path, once: bool) -> int:
     started = time.monotonic()
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="emq-demo-")))
-        http = await stack.enter_async_context(aiohttp.ClientSession())
         broker, url = await stack.enter_async_context(_broker(folder))
         say(f"  broker    {url}")
         launch = await asyncio.to_thread(_launch, folder)
         comfyui = await stack.enter_async_context(_comfyui(launch, folder))
-        client = Broker(http, url)
-        await _worker_ready(client, comfyui)
+        emq = await stack.enter_async_context(Client(url))
+        await _worker_ready(emq, comfyui)
         say(f"  worker    ready in {launch.name}")
-        for file in await _picture(client, output):
+        for file in await _picture(emq, output):
             say(f"  saved     {file}")
         say(f"  took      {time.monotonic() - started:.1f} s from the start to the picture")
         say(f"  page      {url}/")
@@ -127,29 +125,24 @@ async def _comfyui(launch: Launch, folder: Path) -> AsyncIterator[Child]:
         yield process
 
 
-async def _picture(client: Broker, output: Path) -> list[Path]:
+async def _picture(emq: Client, output: Path) -> list[Path]:
     """Submit the sample over the WebSocket, show its progress, and save what it makes."""
     screen = Screen()
     try:
-        async with client.socket() as socket:
-            await socket.send_json({"type": "submit_job", "payload": {"workflow": paper_cut(int(time.time()))}})
-            async for frame in socket:
-                message: Message = frame.json()
-                if message["type"] == "job_accepted":
-                    screen.say("\n".join(describe(message)))
-                elif (outputs := show(message, screen)) is not None:
-                    return await save(client, outputs, output)
+        job = await emq.submit(paper_cut(int(time.time())))
+        if job.accepted is not None:
+            screen.say("\n".join(describe(job.accepted)))
+        return await emq.save(await follow(job, screen), output)
     finally:
         screen.close()
-    raise BrokerRefused("The broker closed the connection.")
 
 
-async def _worker_ready(client: Broker, comfyui: Child) -> None:
+async def _worker_ready(emq: Client, comfyui: Child) -> None:
     """Wait until the broker knows the worker. Raises ``ChildEnded`` when ComfyUI ended or took too long."""
     limit = time.monotonic() + COMFYUI_S
     while time.monotonic() < limit:
         comfyui.check()
-        if (await client.ask("GET", "/api/workers"))["workers"]:
+        if await emq.workers():
             return
         await asyncio.sleep(0.1)
     raise ChildEnded(f"{comfyui.name} has no worker after {COMFYUI_S:g} s:\n{comfyui.last_words()}")

@@ -1,4 +1,4 @@
-"""A TCP proxy in front of a Redis, whose faults a test switches on and off. It knows replies (RESP 2) apart."""
+"""A TCP proxy whose faults a test switches on and off. In front of a Redis it knows replies (RESP 2) apart."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from contextlib import asynccontextmanager, suppress
 class Proxy:
     """Passes bytes between clients and a server on the loopback interface.
 
-    ``replies`` sees every whole reply (a pub/sub message too) and gives back what the client gets; :meth:`cut` breaks
+    ``replies`` sees every whole reply (a pub/sub message too; of another protocol, ``resp`` false, whatever comes) and
+    gives back what the client gets; :attr:`target` is where new connections go; :meth:`cut` breaks
     every connection; :meth:`stall` lets the present ones hang for ever, as a network that swallows packets does.
     """
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, resp: bool = True) -> None:
         self.target = port
+        self._resp = resp
         self.port = 0
         self.replies: Callable[[bytes], bytes] = lambda reply: reply
         self.connections = 0
@@ -76,6 +78,8 @@ class Proxy:
 
     def _splitter(self) -> Callable[[bytes], bytes]:
         """Cuts one connection's bytes into replies and hands each to ``replies``."""
+        if not self._resp:
+            return lambda data: self.replies(data)  # noqa: PLW0108 - a test may change it later
         kept = bytearray()
 
         def change(data: bytes) -> bytes:
@@ -108,9 +112,9 @@ def reply_end(data: bytearray, start: int) -> int:
 
 
 @asynccontextmanager
-async def proxy(port: int) -> AsyncIterator[Proxy]:
+async def proxy(port: int, resp: bool = True) -> AsyncIterator[Proxy]:
     """A proxy in front of a port."""
-    one = Proxy(port)
+    one = Proxy(port, resp)
     server = await one.serve()
     try:
         yield one
