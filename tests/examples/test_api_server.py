@@ -1,0 +1,141 @@
+"""The example API server: through the queue, and without it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.api.conftest import GRAPH, Broker, Start
+from tests.api.test_outputs import PNG, put
+from tests.examples.conftest import Serve
+from tests.support.comfyui import ComfyProcess, node
+from tests.support.proxy import Proxy
+from tests.support.servers import free_port
+
+
+async def test_job_with_its_priority_progress_and_picture(broker: Broker, serve: Serve) -> None:
+    shop = await serve(QUEUE_URL=broker.url)
+    worker = broker.worker()
+    await worker.register()
+    async with shop.client() as ann:
+        await ann.send({"type": "generate", "request": "r1", "workflow": GRAPH})
+        job = (await ann.until("accepted"))["job"]
+        held = await worker.claim()
+        assert held is not None
+        assert held.answer.number("priority") == 20
+        await worker.report(held, 40)
+        assert (await ann.of_job(job, "progress"))["progress"] >= 0
+        _, stored = await put(broker, held)
+        output = {"node_id": "2", "kind": "image", "filename": "cat.png", **stored}
+        await worker.finish(held, {"outputs": [output], "timings": {}})
+        done = await ann.of_job(job, "done")
+    (file,) = done["files"]
+    status, content = await shop.fetch(file["url"])
+    assert (status, content) == (200, PNG)
+    assert (await shop.fetch(file["url"].replace("&s=", "&s=0")))[0] == 403
+    assert (await shop.fetch("/v1/files/api/keys"))[0] == 404
+    assert (await shop.fetch(f"/v1/files/api/jobs/{job}"))[0] == 404
+
+
+async def test_status_of_many_after_its_own_restart(broker: Broker, serve: Serve, valkey_url: str) -> None:
+    first = await serve(QUEUE_URL=broker.url)
+    async with first.client() as ann, first.client("b-token") as bob:
+        for client, number in ((ann, "r1"), (ann, "r2"), (bob, "r1")):
+            await client.send({"type": "generate", "request": number, "workflow": GRAPH})
+        mine = [(await ann.until("accepted"))["job"] for _ in range(2)]
+        other = (await bob.until("accepted"))["job"]
+    await first.server.close()
+    second = await serve(QUEUE_URL=broker.url)
+    async with second.client() as ann, broker.worker().running(valkey_url):
+        await ann.send({"type": "generate", "request": "r1", "workflow": GRAPH})
+        assert (await ann.until("accepted"))["job"] == mine[0], "the same request is the same job"
+        await ann.send({"type": "follow", "job": mine[1]})
+        assert (await ann.of_job(mine[1], "done"))["event"]
+        await ann.send({"type": "status", "request": "s", "jobs": [*mine, other, "nothing"]})
+        status = await ann.until("status")
+        assert [job["status"] for job in status["jobs"][1:]] == ["completed", "unknown", "unknown"]
+        for kind in ("follow", "cancel"):
+            await ann.send({"type": kind, "job": other})
+            assert (await ann.until("error"))["code"] == "not_found"
+
+
+async def test_death_of_a_replica_is_not_noticed(
+    broker: Broker, start_broker: Start, serve: Serve, between: Proxy, valkey_url: str
+) -> None:
+    shop = await serve(QUEUE_URL=f"http://127.0.0.1:{between.port}")
+    async with shop.client() as ann:
+        await ann.send({"type": "generate", "workflow": GRAPH})
+        job = (await ann.until("accepted"))["job"]
+        other = await start_broker()
+        assert other.server.port is not None
+        between.target = other.server.port
+        await broker.server.close()
+        between.cut()
+        async with other.worker().running(valkey_url):
+            await ann.of_job(job, "done")
+        events = [message["event"] for message in ann.heard if message.get("job") == job and "event" in message]
+        assert len(events) == len(set(events))
+
+
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [
+        ("no json", "bad_message"), ("[]", "bad_message"), ({"type": "dance"}, "bad_message"),
+        ({"type": "generate"}, "bad_message"), ({"type": "generate", "workflow": {"1": {}}}, "invalid_workflow"),
+        ({"type": "status", "jobs": "all"}, "bad_message"), ({"type": "follow"}, "bad_message"),
+        ({"type": "cancel", "job": "nothing"}, "not_found"),
+    ],
+)  # fmt: skip
+async def test_bad_messages_leave_the_socket_open(broker: Broker, serve: Serve, message: Any, code: str) -> None:
+    shop = await serve(QUEUE_URL=broker.url)
+    async with shop.client() as ann:
+        await ann.send(message)
+        assert (await ann.next())["code"] == code
+        await ann.send({"type": "status", "jobs": []})
+        assert (await ann.next())["jobs"] == []
+
+
+async def test_who_has_no_token_gets_no_socket(broker: Broker, serve: Serve) -> None:
+    shop = await serve(QUEUE_URL=broker.url)
+    with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+        async with shop.client("guessed"):
+            pass
+    assert refused.value.status == 401
+
+
+@pytest.mark.comfyui
+@pytest.mark.timeout(240)
+async def test_without_the_queue_one_comfyui_serves(runtime: Any, serve: Serve, tmp_path: Path) -> None:
+    comfy = ComfyProcess(tmp_path / "log", runtime=runtime, base=tmp_path / "base", settings={"WORKER_ID": "none"})
+    comfy.furnish()
+    (comfy.base / "custom_nodes" / "comfyui_emq_node").unlink()
+    comfy.port = free_port()
+    comfy.start().wait_for("To see the GUI go to")
+    try:
+        shop = await serve(QUEUE_ENABLED="0", COMFYUI_URL=comfy.url)
+        picture = {
+            "1": node("EmptyImage", width=64, height=64, batch_size=1, color=255),
+            "2": node("SaveImage", images=["1", 0], filename_prefix="x"),
+        }
+        async with shop.client() as ann:
+            await ann.send({"type": "generate", "request": "r1", "workflow": picture})
+            job = (await ann.until("accepted", timeout=60))["job"]
+            (file,) = (await ann.of_job(job, "done"))["files"]
+            status, content = await shop.fetch(file["url"])
+            assert (status, content[:4]) == (200, b"\x89PNG")
+            assert (await shop.fetch("/v1/files/view?filename=other.png&subfolder=&type=output"))[0] == 404
+            slow = {"1": node("EMQTestProgress", steps=200, delay=0.05, seed=1)}
+            await ann.send({"type": "generate", "request": "r2", "workflow": slow})
+            job = (await ann.until("accepted", timeout=60))["job"]
+            await ann.of_job(job, "progress")
+            await ann.send({"type": "cancel", "job": job})
+            await ann.of_job(job, "cancelled")
+            await ann.send({"type": "generate", "request": "r3", "workflow": {"1": {"class_type": "Nothing"}}})
+            assert (await ann.until("error", timeout=60))["code"] == "invalid_workflow"
+            await ann.send({"type": "status", "jobs": [job]})
+            assert (await ann.until("status"))["jobs"][0]["status"] == "cancelled"
+    finally:
+        comfy.kill()
