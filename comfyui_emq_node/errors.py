@@ -38,6 +38,17 @@ def lacks_classes(missing: list[str]) -> Failure:
     )
 
 
+def stray_file(node_id: str, name: str) -> Failure:
+    """A graph may name files of the input folder only, and others' not at all."""
+    return Failure(
+        "validation_failed",
+        f"Node {node_id}: {name} names a file outside of ComfyUI's input folder, or what another job has made. "
+        "Give input files in payload.inputs.",
+        node_id=node_id,
+        retry=False,
+    )
+
+
 def not_valid(
     body: Mapping[str, Any], node_errors: Mapping[str, Any], model_inputs: Mapping[str, Mapping[str, str]]
 ) -> Failure:

@@ -1,35 +1,41 @@
-"""Input files: fetched, checked, put into ComfyUI's input folder by the hash of their content, named in the graph."""
+"""Input files: fetched, checked, kept by the hash of their content, and named in the graph.
+
+A name from outside never becomes a path: a file is called by its hash, and of its label only a harmless ending is
+taken. Nothing is fetched twice at once, and what is here already is not fetched again; whether its job may have it is
+asked each time.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import binascii
+import contextlib
 import errno
-import ipaddress
-import os
-import re
-import socket
-import tempfile
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import Any
-from urllib.parse import quote, urljoin, urlsplit
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import aiohttp
+from aiohttp.abc import AbstractResolver
 from aiohttp.resolver import ThreadedResolver
+from yarl import URL
 
-from .files import CHUNK, lease_ticket
+from . import media
+from .download import TRANSIENT, Answer, Asked, Gone, download, in_thread
+from .files import lease_ticket
+from .input_cache import Held, InputCache
 from .queue import Claimed, Failure, QueueAway
+from .urls import UrlRefused, UrlRule, open_session
 
-MAX_BYTES = 4 << 30
-REDIRECTS = 5
-TRIES = 3
-EXTENSION = re.compile(r"\.[A-Za-z0-9]{1,8}\Z")
-TYPES = {
-    "image/png": ".png", "image/jpeg": ".jpg", "image/webp": ".webp", "image/gif": ".gif", "video/mp4": ".mp4",
-    "video/webm": ".webm", "audio/mpeg": ".mp3", "audio/wav": ".wav", "audio/x-wav": ".wav", "audio/flac": ".flac",
-    "audio/ogg": ".ogg", "model/gltf-binary": ".glb",
-}  # fmt: skip
+AT_ONCE = 4
+REMEMBERED = 1000
+TYPICAL_MAX_S = 6.0
+
+KindOf = Callable[[str, str], "str | None"]
+"""What kind of file an input of a node class takes."""
 
 
 class InputUnavailable(Exception):
@@ -37,32 +43,80 @@ class InputUnavailable(Exception):
 
     def __init__(self, place: str, message: str, retry: bool = True, code: str = "input_unavailable") -> None:
         super().__init__(message)
-        self.failure = Failure(code, f"Input {place}: {message}", details={"input": place}, retry=retry)
+        self.failure = Failure(code, f"Input {place}: {message}.", details={"input": place}, retry=retry)
 
 
-class _PublicOnly(ThreadedResolver):
-    """Resolves names to public addresses only, so that a name cannot lead into the worker's own network."""
+class _Wish(NamedTuple):
+    """One input file: for which input of which job, from where, and what it has to be."""
 
-    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> list[Any]:
-        found = await super().resolve(host, port, family)
-        allowed = [each for each in found if ipaddress.ip_address(each["host"].split("%")[0]).is_global]
-        if not allowed:
-            raise OSError(f"{host} is no public address")
-        return allowed
+    job: Claimed
+    place: str
+    source: Mapping[str, Any]
+    kind: str | None
+    at: float
+    """When it was wanted."""
+
+    @property
+    def label(self) -> str:
+        return str(self.source.get("filename") or "")
+
+    def unavailable(self, message: str, retry: bool = False) -> InputUnavailable:
+        return InputUnavailable(self.place, message, retry)
+
+
+class _Seen(NamedTuple):
+    """What a URL gave: the hash of the file, and by what its server tells whether it has changed."""
+
+    digest: str
+    validators: dict[str, str]
+    at: float
 
 
 class Inputs:
-    """Fetches the files that jobs name."""
+    """Fetches the files that jobs name; ``policy`` is the brokers' ``EMQ_INPUT_URLS``."""
 
-    def __init__(self, brokers: Callable[[str], Sequence[str]], folder: Callable[[], str]) -> None:
-        self._brokers, self._folder = brokers, folder
-        self.policy = "public"
-        self._sessions: dict[bool, aiohttp.ClientSession] = {}
+    def __init__(
+        self,
+        brokers: Callable[[str], Sequence[str]],
+        cache: InputCache,
+        kind_of: KindOf,
+        resolver: Callable[[], AbstractResolver] = ThreadedResolver,
+    ) -> None:
+        self._brokers, self._cache, self._kind_of, self._resolver = brokers, cache, kind_of, resolver
+        self._rule = UrlRule("public")
+        self._web: aiohttp.ClientSession | None = None
+        self._own: aiohttp.ClientSession | None = None
+        self._old: list[aiohttp.ClientSession] = []
+        self._held: dict[str, list[Held]] = {}
+        self._busy: dict[str, tuple[asyncio.Lock, list[None]]] = {}
+        self._seen: OrderedDict[str, _Seen] = OrderedDict()
+        self._sound: OrderedDict[tuple[str, str | None], None] = OrderedDict()
+        self._room = asyncio.Semaphore(AT_ONCE)
+        self.typical_s = 0.0
+        """How long the inputs of a job have taken lately."""
+        self.fetched_bytes = 0
+
+    @property
+    def policy(self) -> str:
+        """The rule for URLs."""
+        return self._rule.text
+
+    @policy.setter
+    def policy(self, text: str) -> None:
+        if text != self._rule.text:
+            self._rule, old, self._web = UrlRule(text), self._web, None
+            self._old += [old] if old is not None else []  # its connections were made under the rule before
 
     async def close(self) -> None:
         """Close connections."""
-        for session in self._sessions.values():
-            await session.close()
+        for session in (self._web, self._own, *self._old):
+            if session is not None:
+                await session.close()
+
+    def release(self, job_id: str) -> None:
+        """The job needs its files no more."""
+        for held in self._held.pop(job_id, ()):
+            held.close()
 
     async def place(self, job: Claimed, graph: dict[str, Any], wanted: Mapping[str, Any]) -> None:
         """Fetch every file of ``payload.inputs`` and name it in the graph.
@@ -70,148 +124,207 @@ class Inputs:
         Raises:
             InputUnavailable: a file is not to be had.
         """
-        for place, source in wanted.items():
-            node, _, name = str(place).partition(".")
-            inputs = graph.get(node, {}).get("inputs")
-            if not name or not isinstance(inputs, dict) or not isinstance(source, Mapping):
-                raise InputUnavailable(place, "it is not node_id.input_name of this workflow.", retry=False)
-            inputs[name] = await self._fetch(job, place, source)
+        began = asyncio.get_running_loop().time()
+        fetching = [asyncio.ensure_future(self._one(job, graph, str(key), wanted[key])) for key in wanted]
+        try:
+            await asyncio.gather(*fetching)
+        except BaseException:
+            for each in fetching:
+                each.cancel()
+            await asyncio.gather(*fetching, return_exceptions=True)
+            self.release(job.job_id)
+            raise
+        took = asyncio.get_running_loop().time() - began
+        self.typical_s = min(TYPICAL_MAX_S, self.typical_s * 0.7 + took * 0.3)
 
-    async def _fetch(self, job: Claimed, place: str, source: Mapping[str, Any]) -> str:
-        for attempt in range(TRIES):
+    async def _one(self, job: Claimed, graph: dict[str, Any], place: str, source: Any) -> None:
+        node, _, name = place.partition(".")
+        inputs = graph.get(node, {}).get("inputs")
+        if not name or not isinstance(inputs, dict) or not isinstance(source, Mapping):
+            raise InputUnavailable(place, "it is not node_id.input_name of this workflow", retry=False)
+        at = asyncio.get_running_loop().time()
+        kind = await in_thread(self._kind_of, str(graph[node].get("class_type")), name)
+        async with self._room:
+            held = await self._get(_Wish(job, place, source, kind, at))
+        self._held.setdefault(job.job_id, []).append(held)
+        inputs[name] = held.name
+
+    async def _get(self, wish: _Wish) -> Held:
+        """A file, checked; what stands in the way becomes the reason of a failure."""
+        try:
             try:
-                return await self._fetch_once(job, place, source)
-            except (aiohttp.ClientError, asyncio.TimeoutError, OSError, QueueAway) as error:
-                if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                    raise InputUnavailable(place, f"{error}.", code="worker_disk_full") from error
-                if attempt + 1 == TRIES:
-                    raise InputUnavailable(place, f"{error or type(error).__name__}.") from error
-                await asyncio.sleep(0.3 * 2**attempt)
-        raise AssertionError("unreachable")
+                held = await self._from_somewhere(wish)
+            except OSError as error:
+                if error.errno != errno.ENOSPC or not await in_thread(self._cache.make_room):
+                    raise
+                held = await self._from_somewhere(wish)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                message = f"there is no space left on the worker's disk ({error.strerror})"
+                raise InputUnavailable(wish.place, message, code="worker_disk_full") from error
+            raise wish.unavailable(str(error) or type(error).__name__, retry=True) from error
+        except (UrlRefused, Gone) as error:
+            raise wish.unavailable(str(error)) from error
+        except TRANSIENT as error:
+            raise wish.unavailable(str(error) or type(error).__name__, retry=True) from error
+        try:
+            await self._check(wish, held)
+        except BaseException:
+            held.close()
+            raise
+        return held
 
-    async def _fetch_once(self, job: Claimed, place: str, source: Mapping[str, Any]) -> str:
-        label = str(source.get("filename") or "")
+    async def _check(self, wish: _Wish, held: Held) -> None:
+        """Compare with what was promised: hash, size, and the kind of file that the node takes."""
+        wanted = str(wish.source.get("hash") or "").removeprefix("blake3:").lower()
+        if wanted and wanted != held.digest:
+            raise wish.unavailable(f"the content has another hash: blake3:{held.digest}")
+        if wish.source.get("size") not in (None, held.size):
+            raise wish.unavailable(f"the file has {held.size} bytes and not {wish.source['size']}")
+        known = (held.digest, wish.kind)
+        if known not in self._sound:
+            try:
+                await in_thread(media.check, held.path, wish.kind)
+            except media.Unsound as error:
+                raise wish.unavailable(str(error)) from error
+            _remember(self._sound, known, None)
+
+    async def _from_somewhere(self, wish: _Wish) -> Held:
+        source = wish.source
         if "base64" in source:
-            return await self._store(_one(_decoded(place, source["base64"])), _ending(label, ""), None)
+            return await self._from_text(wish)
         if "asset" in source:
             digest = str(source["asset"]).removeprefix("blake3:").lower()
-            return await self._from_broker(job, place, f"/api/assets/{quote(digest)}", label, digest)
+            return await self._from_broker(wish, f"/api/assets/{quote(digest, safe='')}", digest)
         if "output" in source:
-            path = _output_path(place, source["output"])
-            return await self._from_broker(job, place, path, label, None)
+            return await self._from_broker(wish, _output_path(wish), None)
         if "url" in source:
-            return await self._from_web(place, str(source["url"]), label)
-        raise InputUnavailable(place, "it names neither url, asset, base64 nor output.", retry=False)
+            return await self._from_web(wish, str(source["url"]))
+        raise wish.unavailable("it names neither url, asset, base64 nor output")
 
     # -- where files come from ----------------------------------------------------------------------------------------
 
-    async def _from_broker(self, job: Claimed, place: str, path: str, label: str, digest: str | None) -> str:
-        headers = {"Authorization": job.uploads.authorization if job.uploads else lease_ticket(job)}
-        brokers = self._brokers(job.pool)
-        if not brokers:
-            raise QueueAway("no broker has told its address")
-        known = self._known(digest, _ending(label, "")) if digest else None
-        if known:
-            return known
-        async with self._session(False).get(f"{brokers[0].rstrip('/')}{path}", headers=headers) as response:
-            if response.status in (404, 409) and response.content_type == "application/json":
-                reason = (await response.json()).get("error")
-                raise InputUnavailable(place, str(reason), retry=False)
-            return await self._take(place, response, label, digest)
-
-    async def _from_web(self, place: str, url: str, label: str) -> str:
-        if self.policy == "off":
-            raise InputUnavailable(place, "this queue takes no URLs (EMQ_INPUT_URLS is off).", retry=False)
-        for _ in range(REDIRECTS + 1):
-            self._check(place, url)
-            async with self._session(self.policy != "any").get(url, allow_redirects=False) as response:
-                target = response.headers.get("Location")
-                if response.status not in (301, 302, 303, 307, 308) or not target:
-                    return await self._take(place, response, label or urlsplit(url).path, None)
-                url = urljoin(url, target)
-        raise InputUnavailable(place, f"more than {REDIRECTS} redirects.", retry=False)
-
-    def _check(self, place: str, url: str) -> None:
-        """Refuse a URL that the queue's policy does not allow. Names are judged once they are resolved."""
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InputUnavailable(place, "only http and https URLs are fetched.", retry=False)
-        if self.policy.startswith("allow:"):
-            if parts.hostname.lower() not in {host.strip().lower() for host in self.policy[6:].split(",")}:
-                raise InputUnavailable(place, f"host {parts.hostname} is not on this queue's list.", retry=False)
-            return
+    async def _from_text(self, wish: _Wish) -> Held:
         try:
-            address = ipaddress.ip_address(parts.hostname)
-        except ValueError:
-            return
-        if self.policy != "any" and not address.is_global:
-            raise InputUnavailable(place, f"{parts.hostname} is no public address.", retry=False)
+            text = str(wish.source["base64"])
+            content = base64.b64decode(text.partition("base64,")[2] or text, validate=True)
+        except (binascii.Error, ValueError):
+            raise wish.unavailable("it is not base64") from None
 
-    def _session(self, public: bool) -> aiohttp.ClientSession:
-        public = public and self.policy == "public"
-        if public not in self._sessions:
-            connector = aiohttp.TCPConnector(resolver=_PublicOnly()) if public else aiohttp.TCPConnector()
-            timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=30)
-            self._sessions[public] = aiohttp.ClientSession(connector=connector, timeout=timeout)
-        return self._sessions[public]
+        def store() -> Held:
+            part = self._cache.part()
+            try:
+                part.write(content)
+                return self._cache.keep(part, media.ending_of(wish.label, content[:16]))
+            except BaseException:
+                part.discard()
+                raise
 
-    async def _take(self, place: str, response: aiohttp.ClientResponse, label: str, digest: str | None) -> str:
-        if response.status != 200:
-            final = 400 <= response.status < 500 and response.status not in (408, 429)
-            raise InputUnavailable(place, f"HTTP {response.status}.", retry=not final)
-        ending = _ending(label, response.content_type)
-        return await self._store(response.content.iter_chunked(CHUNK), ending, digest)
+        return await in_thread(store)
 
-    # -- the input folder ---------------------------------------------------------------------------------------------
+    async def _from_broker(self, wish: _Wish, path: str, digest: str | None) -> Held:
+        """From a broker, which says whether this job's tenant has such a file, also of one that is here already."""
+        ticket = wish.job.uploads.authorization if wish.job.uploads else lease_ticket(wish.job)
+        if self._own is None:
+            self._own = open_session(None)
+        session, turn = self._own, 0
 
-    def _known(self, digest: str, ending: str) -> str | None:
-        name = f"emq_{digest}{ending}"
-        return name if ending and os.path.isfile(os.path.join(self._folder(), name)) else None
+        @asynccontextmanager
+        async def ask(headers: dict[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
+            nonlocal turn
+            brokers = self._brokers(wish.job.pool)
+            if not brokers:
+                raise QueueAway("no broker has told its address")
+            url = f"{brokers[turn % len(brokers)].rstrip('/')}{path}"
+            turn += 1
+            async with _followed(session, url, {**headers, "Authorization": ticket}) as response:
+                yield response
 
-    async def _store(self, pieces: AsyncIterator[bytes], ending: str, digest: str | None) -> str:
-        """Write a file under its hash; the name that goes into the graph."""
-        from blake3 import blake3
+        async with self._alone(path):
+            if digest is not None:
+                held = await in_thread(self._cache.find, digest, media.ending_of(wish.label, b""))
+                headers = {"If-None-Match": f'"{digest}"'} if held else {}
+                answer = await self._fetch(Asked(ask, headers, held, wish.label, trusted=True))
+            else:
+                answer = await self._fetch(Asked(ask, {}, None, wish.label, trusted=True))
+        if digest is not None and answer.held.digest != digest:
+            answer.held.close()
+            raise wish.unavailable(f"the broker's file has another hash: blake3:{answer.held.digest}")
+        return answer.held
 
-        loop, hasher, size = asyncio.get_running_loop(), blake3(), 0
-        os.makedirs(self._folder(), exist_ok=True)
-        handle, part = tempfile.mkstemp(prefix=".emq_", dir=self._folder())
+    async def _from_web(self, wish: _Wish, text: str) -> Held:
+        url = self._rule.check(text)
+        if self._web is None:
+            self._web = open_session(self._rule, self._resolver)
+        session = self._web
+
+        @asynccontextmanager
+        async def ask(headers: dict[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
+            async with session.get(url, headers=headers, allow_redirects=False) as response:
+                yield response
+
+        label = wish.label or url.name
+        async with self._alone(str(url)):
+            seen = self._seen.get(str(url))
+            held = await in_thread(self._cache.find, seen.digest, media.ending_of(label, b"")) if seen else None
+            if held is not None and seen is not None and seen.at >= wish.at:
+                return held  # it has just come, for another input that asked for it first
+            answer = await self._fetch(Asked(ask, seen.validators if seen and held else {}, held, label))
+            at = asyncio.get_running_loop().time()
+            _remember(self._seen, str(url), _Seen(answer.held.digest, answer.validators, at))
+        return answer.held
+
+    async def _fetch(self, asked: Asked) -> Answer:
+        """Download, unless the server says that what is here is still right; if it is not, that is let go of."""
+        answer = None
         try:
-            with os.fdopen(handle, "wb") as file:
-                async for piece in pieces:
-                    size += len(piece)
-                    if size > MAX_BYTES:
-                        raise OSError("the file is too large")
-                    hasher.update(piece)
-                    await loop.run_in_executor(None, file.write, piece)
-            if digest is not None and hasher.hexdigest() != digest:
-                raise OSError("the content has another hash")
-            name = f"emq_{hasher.hexdigest()}{ending}"
-            os.replace(part, os.path.join(self._folder(), name))
-        except BaseException:
-            os.unlink(part)
-            raise
-        return name
+            answer = await download(self._cache, asked)
+        finally:
+            if asked.known is not None and (answer is None or answer.held is not asked.known):
+                asked.known.close()
+        self.fetched_bytes += answer.received
+        return answer
+
+    @asynccontextmanager
+    async def _alone(self, key: str) -> AsyncIterator[None]:
+        """Let one at a time fetch the same thing."""
+        lock, users = self._busy.setdefault(key, (asyncio.Lock(), []))
+        users.append(None)
+        try:
+            async with lock:
+                yield
+        finally:
+            users.pop()
+            if not users:
+                del self._busy[key]
 
 
-def _ending(label: str, content_type: str) -> str:
-    found = EXTENSION.search(label)
-    return found.group().lower() if found else TYPES.get(content_type, "")
+@asynccontextmanager
+async def _followed(
+    session: aiohttp.ClientSession, url: str, headers: dict[str, str]
+) -> AsyncIterator[aiohttp.ClientResponse]:
+    """Ask a broker, which may send us on to its store; the lease is for the broker alone."""
+    async with contextlib.AsyncExitStack() as stack:
+        response = await stack.enter_async_context(session.get(url, headers=headers, allow_redirects=False))
+        target = response.headers.get("Location")
+        if response.status in (302, 303, 307, 308) and target:
+            rest = {name: value for name, value in headers.items() if name != "Authorization"}
+            onward = response.url.join(URL(target, encoded=True))
+            response = await stack.enter_async_context(session.get(onward, headers=rest, allow_redirects=False))
+        yield response
 
 
-def _decoded(place: str, text: Any) -> bytes:
-    try:
-        return base64.b64decode(str(text).partition("base64,")[2] or str(text), validate=True)
-    except (binascii.Error, ValueError):
-        raise InputUnavailable(place, "it is not base64.", retry=False) from None
+def _remember(memory: OrderedDict[Any, Any], key: Any, value: Any) -> None:
+    memory[key] = value
+    memory.move_to_end(key)
+    if len(memory) > REMEMBERED:
+        memory.popitem(last=False)
 
 
-async def _one(content: bytes) -> AsyncIterator[bytes]:
-    yield content
-
-
-def _output_path(place: str, output: Any) -> str:
+def _output_path(wish: _Wish) -> str:
     """Where the broker has another job's output, by the node that made it."""
+    output = wish.source["output"]
     if not isinstance(output, Mapping) or not output.get("job_id") or not output.get("node_id"):
-        raise InputUnavailable(place, "an output is named by job_id, node_id and index.", retry=False)
+        raise wish.unavailable("an output is named by job_id, node_id and index")
     job, node = (quote(str(output[name]), safe="") for name in ("job_id", "node_id"))
     return f"/api/jobs/{job}/outputs/by-node/{node}/{int(output.get('index') or 0)}"

@@ -16,6 +16,12 @@ from .ranges import Document, judges_combos
 log = logging.getLogger("emq")
 
 MODEL_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf", ".sft")
+UPLOADS = {
+    "image_upload": "image", "animated_image_upload": "image", "video_upload": "video", "audio_upload": "audio",
+}  # fmt: skip
+"""How a class tells what kind of file an input takes: by the upload button that the page gives it."""
+KINDS = {("LoadLatent", "latent"): "latent"}
+"""Those that have no button."""
 NO_MODELS = frozenset({"custom_nodes", "configs"})
 """Folders that ComfyUI lists beside those with models."""
 
@@ -145,6 +151,17 @@ class Inventory:
         except Exception as error:  # a pack's own mistake; ComfyUI logs it when its page asks
             log.debug("cannot read the inputs of %s: %s", node, error)
         return found
+
+    def file_kind(self, class_type: str, name: str) -> str | None:
+        """What kind of file an input of a class takes (image, video, audio, latent); None when it does not say."""
+        if (class_type, name) in KINDS:
+            return KINDS[class_type, name]
+        try:
+            groups = self._nodes.NODE_CLASS_MAPPINGS[class_type].INPUT_TYPES()
+            spec = (groups.get("required") or {}).get(name) or (groups.get("optional") or {})[name]
+            return next((UPLOADS[mark] for mark in spec[1] if spec[1][mark] and mark in UPLOADS), None)
+        except Exception:  # a pack may do anything when it is asked; ComfyUI judges the value then
+            return None
 
     def note_used(self, files: Iterable[str]) -> None:
         """Remember which model files a prompt has just used, the latest last."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +11,11 @@ from typing import Any
 from .inventory import MODEL_ENDINGS, slashed
 
 MAX_PAYLOAD = 64 << 20
+
+FILE_INPUTS = frozenset({"image", "mask", "video", "audio", "file", "latent", "model_file", "filename_prefix", "path"})
+"""Inputs by which ComfyUI's nodes name files."""
+STRAY = re.compile(r"(^|[/\\])\.\.([/\\]|$)|^[/\\~]|^[A-Za-z]:|\x00|\[(output|temp)\]\s*$")
+"""What leads out of the input folder, or to what other jobs have made."""
 
 ModelInputs = Mapping[str, Mapping[str, str]]
 """Which inputs of which classes name a file of which folder."""
@@ -61,3 +67,12 @@ def model_files(graph: Mapping[str, Any], model_inputs: ModelInputs) -> list[str
             if isinstance(value, str) and (name in known or value.lower().endswith(MODEL_ENDINGS)):
                 found[slashed(value)] = None
     return list(found)
+
+
+def stray_name(graph: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The first node and input that names a file outside of where a job's files are; None when there is none."""
+    for node_id, node in graph.items():
+        for name, value in (node.get("inputs") or {}).items():
+            if name in FILE_INPUTS and isinstance(value, str) and STRAY.search(value):
+                return str(node_id), str(name)
+    return None

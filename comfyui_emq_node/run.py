@@ -11,7 +11,7 @@ from typing import Any
 from . import errors
 from .comfy import Comfy
 from .inputs import Inputs, InputUnavailable
-from .payload import BadPayload, ModelInputs, extra_of, graph_of, model_files, read_payload
+from .payload import BadPayload, ModelInputs, extra_of, graph_of, model_files, read_payload, stray_name
 from .queue import Claimed, Failure, QueueAway, Report, StaleLease, Superseded, Unregistered, WorkQueue
 from .relay import (
     REPORT_PAUSE_S,
@@ -81,6 +81,9 @@ class Run:
         if missing:
             self.failure = errors.lacks_classes(missing)
             return
+        if (stray := stray_name(self._graph)) is not None:
+            self.failure = errors.stray_file(*stray)
+            return
         self.model_files = model_files(self._graph, model_inputs)
         wanted = payload.get("inputs")
         if isinstance(wanted, dict) and wanted and "class_type" not in wanted:
@@ -149,7 +152,9 @@ class Run:
 
     async def _is_ready(self) -> bool:
         if self._fetching is not None:
-            await self._fetching
+            await asyncio.wait([self._fetching])
+            if not self._fetching.cancelled():
+                self._fetching.result()
         return self.is_wanted()
 
     def _listen(self) -> Relay:
@@ -200,6 +205,8 @@ class Run:
     def withdraw(self) -> None:
         """Take back a prompt that has not started: its job is not ours any more."""
         self._comfy.cancel(self.prompt_id)
+        if self._fetching is not None:
+            self._fetching.cancel()
 
     def lose(self) -> None:
         """The job is another's now: stop, and say nothing more."""
@@ -210,7 +217,7 @@ class Run:
 
     def _interrupt(self) -> None:
         self._stopped_at = time.monotonic()
-        self._comfy.cancel(self.prompt_id)
+        self.withdraw()
 
     def is_wanted(self) -> bool:
         """Whether the job's result is still of use."""

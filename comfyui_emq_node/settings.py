@@ -44,6 +44,7 @@ class Settings:
     job_types: tuple[str, ...] = ("comfyui",)
     drain_s: float = 20.0
     deliver_temp: bool = False
+    input_cache_gb: float = 10.0
     log_level: str = "INFO"
 
     @classmethod
@@ -66,8 +67,9 @@ class Settings:
             tags=_list(names, "EMQ_TAGS"),
             pools=_pools(names),
             job_types=_list(names, "EMQ_JOB_TYPES") or ("comfyui",),
-            drain_s=_seconds(names, "EMQ_DRAIN_S", 20.0),
+            drain_s=_number(names, "EMQ_DRAIN_S", 20.0, "seconds"),
             deliver_temp=names.get("EMQ_DELIVER_TEMP", "").lower() in ("1", "true", "yes", "on"),
+            input_cache_gb=_number(names, "EMQ_INPUT_CACHE_GB", 10.0, "gigabytes"),
             log_level=_log_level(names),
         )
 
@@ -181,13 +183,13 @@ def _whole(names: Mapping[str, str], name: str) -> int | None:
         raise SettingsError(f"{name} is {names[name]!r}; it is a whole number") from None
 
 
-def _seconds(names: Mapping[str, str], name: str, default: float) -> float:
+def _number(names: Mapping[str, str], name: str, default: float, unit: str) -> float:
     try:
         value = float(names.get(name, default))
     except ValueError:
         value = -1.0
     if not 0 <= value < float("inf"):
-        raise SettingsError(f"{name} is {names[name]!r}; it is a number of seconds, 0 or more")
+        raise SettingsError(f"{name} is {names[name]!r}; it is a number of {unit}, 0 or more")
     return value
 
 

@@ -20,6 +20,7 @@ from .closing import Closing, persist, quietly
 from .comfy import Comfy
 from .files import Courier
 from .fleet import Membership
+from .input_cache import InputCache
 from .inputs import Inputs
 from .queue import Claim, Claimed, Failure, QueueAway, Refused, StaleLease, Superseded, Tokens, Unregistered, WorkQueue
 from .relay import Durations
@@ -29,7 +30,7 @@ from .settings import Settings
 log = logging.getLogger("emq")
 
 AHEAD_S = 2.0
-"""The next job is claimed when the running one is expected to end within this time."""
+"""The next job is claimed when the running one is expected to end within this time and that which inputs take."""
 AHEAD_KEPT_S = 10.0
 POLITE_S = 0.05
 """Others that are idle get this long to take a job before a busy worker claims it ahead."""
@@ -53,7 +54,8 @@ class Worker:
         self._tokens = Tokens()
         self.membership = Membership(settings, comfy, self, worker_id)
         self._courier = Courier(self.membership.brokers)
-        self._inputs = Inputs(self.membership.brokers, comfy.input_folder)
+        cache = InputCache(comfy.input_folder, round(settings.input_cache_gb * 1e9))
+        self._inputs = Inputs(self.membership.brokers, cache, comfy.inventory.file_kind)
         self._closing = Closing(comfy, self._courier, self._hold, self._let_go)
         self._closing.deliver_temp = settings.deliver_temp
         self._closing.on_end, self._closing.on_superseded = self.wake, self._be_superseded
@@ -247,6 +249,7 @@ class Worker:
     def _let_go(self, run: Run) -> None:
         if self._runs.get(run.job.job_id) is run:
             del self._runs[run.job.job_id]
+            self._inputs.release(run.job.job_id)
             self._released.set()
 
     async def _do(self, run: Run) -> Run | None:
@@ -303,7 +306,7 @@ class Worker:
 
     async def _look_ahead(self, run: Run) -> None:
         """Claim the next job while this one runs, when its end is near."""
-        while (remaining := run.remaining_s()) is None or remaining > AHEAD_S:
+        while (remaining := run.remaining_s()) is None or remaining > AHEAD_S + self._inputs.typical_s:
             if run.is_over:
                 return
             await asyncio.sleep(POLITE_S)

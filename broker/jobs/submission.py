@@ -20,6 +20,7 @@ from broker.jobs import labels, strict
 from broker.jobs.estimates import Forecasts, Prediction
 from broker.jobs.fleet import Fleet, FleetView
 from broker.jobs.ranges import Problem, node_errors
+from broker.jobs.references import lift
 from broker.jobs.requirements import Requirement, complete
 from broker.jobs.waiting import explain, from_atoms, values
 from broker.jobs.workflow import Graph, check, check_inputs, normalise
@@ -180,9 +181,9 @@ class Submitter:
         payload = normalise(submit.payload, graph_required=comfyui)
         if not comfyui and "workflow" not in payload:
             return payload, None
-        graph = check(payload["workflow"])
-        if payload.get("inputs") is not None:
-            payload = {**payload, "inputs": _inputs(payload["inputs"], graph)}
+        graph, inputs = lift(check(payload["workflow"]), payload.get("inputs"))
+        if inputs is not None:
+            payload = {**payload, "workflow": graph, "inputs": _inputs(inputs, graph)}
         return payload, graph
 
     def _new_job(

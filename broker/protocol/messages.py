@@ -32,6 +32,8 @@ class InputFile(Incoming):
     base64: str | None = None
     output: OutputRef | None = None
     filename: Name | None = Field(None, description="A label; only its extension is used.")
+    hash: Blake3 | None = Field(None, description="What the content must be; the job fails if it is not.")
+    size: int | None = Field(None, ge=0, description="How many bytes it must have.")
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
