@@ -18,6 +18,7 @@ from tests.support.servers import RedisServer, ServerMissing, redis7_binary, val
 if TYPE_CHECKING:
     from broker.queue.connection import Connection
     from broker.queue.queue import Queue
+    from tests.support.comfyui import ComfyProcess
 
 
 class _RootIsNoPackage:
@@ -119,3 +120,18 @@ async def queue(connection: Connection, pool: str, no_leaks: None) -> Queue:
     queue = Queue(connection, pool)
     await queue.configure()
     return queue
+
+
+@pytest.fixture(scope="session")
+def plain_comfyui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyProcess]:
+    """A real ComfyUI without the worker, as somebody has it who does not use the queue."""
+    from broker.trial.runtime import prepare
+    from tests.support.comfyui import ComfyProcess
+
+    folder = tmp_path_factory.mktemp("plain")
+    comfy = ComfyProcess(folder / "log", runtime=prepare(), base=folder / "base", settings={"WORKER_ID": "none"})
+    comfy.furnish()
+    (comfy.base / "custom_nodes" / "comfyui_emq_node").unlink()
+    comfy.start().wait_for("To see the GUI go to")
+    yield comfy
+    comfy.kill()

@@ -166,9 +166,13 @@ class Queue:
             answers += [parse(row) for row in raw]
         return answers
 
-    async def cancel(self, job_id: str, tenant: str = "", reason: str = "") -> Answer:
-        """Cancel; a running job stays ``processing`` until its worker has stopped it."""
-        return await self._must("cancel", f"job {job_id}", job=job_id, tenant=tenant, reason=reason)
+    async def cancel(self, job_id: str, tenant: str = "", reason: str = "", waiting: bool = False) -> Answer:
+        """Cancel; a running job stays ``processing`` until its worker has stopped it.
+
+        With ``waiting`` one that a worker holds is left alone, as ``Conflict``.
+        """
+        pairs = {"job": job_id, "tenant": tenant, "reason": reason, "waiting": waiting or None}
+        return await self._must("cancel", f"job {job_id}", **pairs)
 
     async def retry(self, job_id: str, tenant: str = "") -> Answer:
         """Start a new round of a finished job."""

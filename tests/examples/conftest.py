@@ -14,9 +14,8 @@ from aiohttp.test_utils import TestServer
 
 from tests.api.conftest import Broker, Client, Start, broker, start_broker
 from tests.client.conftest import between
-from tests.worker.conftest import runtime
 
-__all__ = ["Broker", "Start", "between", "broker", "runtime", "start_broker"]
+__all__ = ["Broker", "Start", "between", "broker", "start_broker"]
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "examples" / "api_server"
 USERS = "a-token:ann:pro,b-token:bob:free"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -13,7 +12,6 @@ from tests.api.test_outputs import PNG, put
 from tests.examples.conftest import Serve
 from tests.support.comfyui import ComfyProcess, node
 from tests.support.proxy import Proxy
-from tests.support.servers import free_port
 
 
 async def test_job_with_its_priority_progress_and_picture(broker: Broker, serve: Serve) -> None:
@@ -108,34 +106,26 @@ async def test_who_has_no_token_gets_no_socket(broker: Broker, serve: Serve) -> 
 
 @pytest.mark.comfyui
 @pytest.mark.timeout(240)
-async def test_without_the_queue_one_comfyui_serves(runtime: Any, serve: Serve, tmp_path: Path) -> None:
-    comfy = ComfyProcess(tmp_path / "log", runtime=runtime, base=tmp_path / "base", settings={"WORKER_ID": "none"})
-    comfy.furnish()
-    (comfy.base / "custom_nodes" / "comfyui_emq_node").unlink()
-    comfy.port = free_port()
-    comfy.start().wait_for("To see the GUI go to")
-    try:
-        shop = await serve(QUEUE_ENABLED="0", COMFYUI_URL=comfy.url)
-        picture = {
-            "1": node("EmptyImage", width=64, height=64, batch_size=1, color=255),
-            "2": node("SaveImage", images=["1", 0], filename_prefix="x"),
-        }
-        async with shop.client() as ann:
-            await ann.send({"type": "generate", "request": "r1", "workflow": picture})
-            job = (await ann.until("accepted", timeout=60))["job"]
-            (file,) = (await ann.of_job(job, "done"))["files"]
-            status, content = await shop.fetch(file["url"])
-            assert (status, content[:4]) == (200, b"\x89PNG")
-            assert (await shop.fetch("/v1/files/view?filename=other.png&subfolder=&type=output"))[0] == 404
-            slow = {"1": node("EMQTestProgress", steps=200, delay=0.05, seed=1)}
-            await ann.send({"type": "generate", "request": "r2", "workflow": slow})
-            job = (await ann.until("accepted", timeout=60))["job"]
-            await ann.of_job(job, "progress")
-            await ann.send({"type": "cancel", "job": job})
-            await ann.of_job(job, "cancelled")
-            await ann.send({"type": "generate", "request": "r3", "workflow": {"1": {"class_type": "Nothing"}}})
-            assert (await ann.until("error", timeout=60))["code"] == "invalid_workflow"
-            await ann.send({"type": "status", "jobs": [job]})
-            assert (await ann.until("status"))["jobs"][0]["status"] == "cancelled"
-    finally:
-        comfy.kill()
+async def test_without_the_queue_one_comfyui_serves(plain_comfyui: ComfyProcess, serve: Serve) -> None:
+    shop = await serve(QUEUE_ENABLED="0", COMFYUI_URL=plain_comfyui.url)
+    picture = {
+        "1": node("EmptyImage", width=64, height=64, batch_size=1, color=255),
+        "2": node("SaveImage", images=["1", 0], filename_prefix="x"),
+    }
+    async with shop.client() as ann:
+        await ann.send({"type": "generate", "request": "r1", "workflow": picture})
+        job = (await ann.until("accepted", timeout=60))["job"]
+        (file,) = (await ann.of_job(job, "done"))["files"]
+        status, content = await shop.fetch(file["url"])
+        assert (status, content[:4]) == (200, b"\x89PNG")
+        assert (await shop.fetch("/v1/files/view?filename=other.png&subfolder=&type=output"))[0] == 404
+        slow = {"1": node("EMQTestProgress", steps=200, delay=0.05, seed=1)}
+        await ann.send({"type": "generate", "request": "r2", "workflow": slow})
+        job = (await ann.until("accepted", timeout=60))["job"]
+        await ann.of_job(job, "progress")
+        await ann.send({"type": "cancel", "job": job})
+        await ann.of_job(job, "cancelled")
+        await ann.send({"type": "generate", "request": "r3", "workflow": {"1": {"class_type": "Nothing"}}})
+        assert (await ann.until("error", timeout=60))["code"] == "invalid_workflow"
+        await ann.send({"type": "status", "jobs": [job]})
+        assert (await ann.until("status"))["jobs"][0]["status"] == "cancelled"
