@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -25,6 +26,7 @@ from broker.api.services import SERVICES, Services
 from broker.api.streams import Streams
 from broker.api.tickets import FileAccess
 from broker.dashboard import login, views
+from broker.errors import Unavailable
 from broker.files.cleanup import Cleaner
 from broker.files.outputs import delivered_result
 from broker.files.secret import load_secrets
@@ -42,6 +44,8 @@ from broker.queue.janitor import Janitor
 from broker.queue.queue import Queue
 from broker.queue.startup import pool_config, redis
 from broker.settings import Settings
+
+log = logging.getLogger(__name__)
 
 SETTINGS = web.AppKey("settings", Settings)
 CONNECTION = web.AppKey("connection", Connection)
@@ -129,7 +133,8 @@ async def _files(app: web.Application) -> AsyncIterator[None]:
     settings = app[SETTINGS]
     app[SIGNER] = UrlSigner(load_secrets(settings.secret, settings.data), settings.public_url)
     access = FileAccess(app[QUEUE], app[SIGNER], lambda request, scope: current(request).require(Scope(scope)).tenant)
-    outputs, assets = (open_store(settings.data, f"{settings.pool}/{area}") for area in ("outputs", "assets"))
+    outputs, assets = (_store(settings, area) for area in ("outputs", "assets"))
+    await _check(outputs)
     app[STORE] = outputs
     inbox = Inbox(app[CONNECTION], app[QUEUE].prefix)
     app[gateway.GATEWAY] = gateway.Gateway(GatewayParts(app[QUEUE], inbox, outputs, settings))
@@ -141,6 +146,19 @@ async def _files(app: web.Application) -> AsyncIterator[None]:
     yield
     cleaner.cancel()
     await asyncio.gather(cleaner, return_exceptions=True)
+
+
+def _store(settings: Settings, area: str) -> FileStore:
+    methods = {"off": (), "get": ("GET",), "put": ("PUT",), "both": ("GET", "PUT")}[settings.store_presign]
+    return open_store(settings.data, f"{settings.pool}/{area}", settings.store_url, methods)
+
+
+async def _check(store: FileStore) -> None:
+    """A store that cannot be used ends the start; one that does not answer now may do so later."""
+    try:
+        await store.check()
+    except Unavailable as error:
+        log.warning("%s Files cannot be stored or read until it does.", error.message)
 
 
 async def _events(app: web.Application) -> AsyncIterator[None]:

@@ -67,6 +67,18 @@ class Settings(BaseSettings):
         "always", validation_alias=_env("EMQ_APPENDFSYNC"), description="Durability of the embedded Valkey."
     )
 
+    store_url: str | None = Field(
+        None,
+        repr=False,
+        validation_alias=_env("EMQ_STORE_URL"),
+        description="Where files lie: file://, s3://, gs:// or az://. Unset: the data folder.",
+    )
+    store_presign: Literal["off", "get", "put", "both"] = Field(
+        "off",
+        validation_alias=_env("EMQ_STORE_PRESIGN"),
+        description="Which way files go straight between a cloud and who reads or sends them.",
+    )
+
     public_url: str | None = Field(
         None, validation_alias=_env("EMQ_PUBLIC_URL"), description="The broker's URL as clients see it."
     )

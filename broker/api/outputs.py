@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
-from broker.api.serving import serve_file
+from broker.api.serving import send_download, serve_file
 from broker.api.tickets import FileAccess, lease_ticket
 from broker.api.uploads import body, expected_file
 from broker.errors import BadMessage, Forbidden, NotFound, Unauthorized
+from broker.files.archive import zipped
 from broker.files.outputs import MAX_OUTPUTS, attempt_folder, find_output, server_name
-from broker.files.store import FileStore
+from broker.files.store import FileStore, StoredFile
 from broker.files.urls import is_signed
 
+STATS_AT_ONCE = 32
 FRESH_S = 0.5
 """A lease that was held so short a time ago counts as held."""
 
 
 @dataclass(frozen=True, slots=True)
 class OutputRoutes:
-    """The two routes of outputs; ``max_bytes`` is the largest file."""
+    """The routes of outputs; ``max_bytes`` is the largest file."""
 
     store: FileStore
     access: FileAccess
@@ -31,6 +36,7 @@ class OutputRoutes:
         """Register the routes."""
         app.router.add_put("/api/jobs/{job_id}/outputs/{attempt}/{slash:/?}{number}/{name:.*}", self.put)
         app.router.add_get("/api/jobs/{job_id}/outputs/{name}", self.get)
+        app.router.add_get("/api/jobs/{job_id}/outputs.zip", self.get_all)
         app.router.add_get("/api/jobs/{job_id}/outputs/by-node/{node_id}/{index}", self.get_by_node)
 
     async def put(self, request: web.Request) -> web.Response:
@@ -55,23 +61,30 @@ class OutputRoutes:
                 await self.access.holder(ticket)
 
         expected = expected_file(request, min(self.max_bytes, limit or self.max_bytes))
+        folder, label = attempt_folder(tenant, ticket.job_id, attempt), request.match_info["name"]
+        if self.store.takes_directly(expected):
+            file, url = await self.store.promise(folder, str(number), label=label, expected=expected)
+            answer = _described(file, attempt, number)
+            return _sent_on(answer, url) if url else web.json_response(answer)
         file, new = await self.store.put(
-            attempt_folder(tenant, ticket.job_id, attempt),
-            str(number),
-            body(request.content),
-            label=request.match_info["name"],
-            expected=expected,
-            before_commit=still_held,
+            folder, str(number), body(request.content), label=label, expected=expected, before_commit=still_held
         )
-        answer = {
-            "key": file.key,
-            "size": file.size,
-            "hash": file.hash,
-            "content_type": file.content_type,
-            "name": server_name(attempt, number, file),
-            "filename": file.label,
-        }
-        return web.json_response(answer, status=201 if new else 200)
+        return web.json_response(_described(file, attempt, number), status=201 if new else 200)
+
+    async def get_all(self, request: web.Request) -> web.StreamResponse:
+        """Answer all files of a completed job as one zip."""
+        tenant, job_id = await self.access.reader(request), request.match_info["job_id"]
+        outputs, record = await self.access.outputs(tenant, job_id)
+        if not outputs:
+            raise NotFound(f"Job {job_id} has no files; it is {record.text('status')}.")
+        files: list[StoredFile] = []
+        for start in range(0, len(outputs), STATS_AT_ONCE):
+            some = outputs[start : start + STATS_AT_ONCE]
+            found = (find_output(self.store, tenant, job_id, output["name"]) for output in some)
+            files += await asyncio.gather(*found)
+        labels = [str(output.get("filename") or file.label) for output, file in zip(outputs, files, strict=True)]
+        at = datetime.fromtimestamp(record.number("finished_at") / 1000, UTC)
+        return await send_download(request, "application/zip", f"{job_id}.zip", zipped(self.store, files, labels, at))
 
     async def get(self, request: web.Request) -> web.StreamResponse:
         """Answer an output file, or a part of it."""
@@ -96,3 +109,19 @@ def _index(request: web.Request, field: str) -> int:
     if field == "number" and value >= MAX_OUTPUTS:
         raise BadMessage(f"A job has at most {MAX_OUTPUTS} outputs.")
     return value
+
+
+def _described(file: StoredFile, attempt: int, number: int) -> dict[str, Any]:
+    return {
+        "key": file.key,
+        "size": file.size,
+        "hash": file.hash,
+        "content_type": file.content_type,
+        "name": server_name(attempt, number, file),
+        "filename": file.label,
+    }
+
+
+def _sent_on(answer: dict[str, Any], url: str) -> web.Response:
+    """Have the sender repeat its PUT at the store itself."""
+    return web.json_response(answer, status=307, headers={hdrs.LOCATION: url})

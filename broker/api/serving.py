@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
 from aiohttp import hdrs, web
 
-from broker.files import types
 from broker.files.names import content_disposition
 from broker.files.store import FileStore, StoredFile
 
 _RANGE = re.compile(r"\s*bytes\s*=\s*(\d{0,19})\s*-\s*(\d{0,19})\s*", re.IGNORECASE)
 Span = tuple[int, int]
+SAFE = {
+    hdrs.CACHE_CONTROL: "private, no-cache",
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "sandbox; default-src 'none'",
+    "Referrer-Policy": "no-referrer",
+}
+"""What keeps a file that somebody else made from acting in a reader's browser."""
 
 
 class Unsatisfiable(Exception):
@@ -27,6 +33,8 @@ async def serve_file(
     headers = _headers(file, cross_origin)
     if _matches(request.headers.get(hdrs.IF_NONE_MATCH), file.etag):
         return web.Response(status=304, headers=headers)
+    if await _goes_direct(request, store, file, headers):
+        return web.Response(status=302, headers=headers)
     try:
         span = _wanted(request, file)
     except Unsatisfiable:
@@ -42,6 +50,35 @@ async def serve_file(
         return response
     async with aclosing(store.read(file, start, end)) as chunks:
         await _send(request, response, chunks)
+    return response
+
+
+async def _goes_direct(request: web.Request, store: FileStore, file: StoredFile, headers: dict[str, str]) -> bool:
+    """Whether the reader is to go to the store itself (which ``headers`` then say); the broker's own pages may not."""
+    if request.method != hdrs.METH_GET or request.headers.get("Sec-Fetch-Site") == "same-origin":
+        return False
+    url = await store.direct_url(file)
+    if url is None:
+        return False
+    headers[hdrs.LOCATION] = url
+    return True
+
+
+async def send_download(
+    request: web.Request, content_type: str, name: str, chunks: AsyncGenerator[bytes, None]
+) -> web.StreamResponse:
+    """Answer with something that is made while it is sent, to be saved under ``name``."""
+    headers = {
+        **SAFE,
+        hdrs.CONTENT_TYPE: content_type,
+        hdrs.CONTENT_DISPOSITION: content_disposition("attachment", name),
+    }
+    response = web.StreamResponse(headers=headers)
+    async with aclosing(chunks):
+        if request.method == hdrs.METH_HEAD:
+            await response.prepare(request)
+        else:
+            await _send(request, response, chunks)
     return response
 
 
@@ -95,13 +132,9 @@ def _matches(condition: str | None, etag: str) -> bool:
 
 def _headers(file: StoredFile, cross_origin: bool) -> dict[str, str]:
     return {
-        hdrs.CONTENT_TYPE: types.served_type(file.content_type),
-        hdrs.CONTENT_DISPOSITION: content_disposition(types.disposition(file.content_type), file.label),
+        **SAFE,
+        **file.headers,
         hdrs.ETAG: file.etag,
         hdrs.ACCEPT_RANGES: "bytes",
-        hdrs.CACHE_CONTROL: "private, no-cache",
-        "X-Content-Type-Options": "nosniff",
-        "Content-Security-Policy": "sandbox; default-src 'none'",
         "Cross-Origin-Resource-Policy": "cross-origin" if cross_origin else "same-origin",
-        "Referrer-Policy": "no-referrer",
     }

@@ -5,16 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from aiohttp import hdrs, web
 
 from broker.errors import Conflict, NotFound, Unauthorized
 from broker.files.urls import UrlSigner, is_signed
 from broker.jobs.records import loads
-from broker.queue.queue import Queue
+from broker.queue.queue import Answer, Queue
 
 _LEASE = re.compile(r"Lease +([A-Za-z0-9_-]{1,128})\.([1-9][0-9]{0,8})\.([\x21-\x7e]{1,128})", re.IGNORECASE)
-_FILES = re.compile(r"/api/(jobs/[^/]+/outputs/.+|assets/[^/]+)")
+_FILES = re.compile(r"/api/(jobs/[^/]+/outputs(/.+|\.zip)|assets/[^/]+)")
 
 Authorise = Callable[[web.Request, str], str]
 """Answers the tenant of a request's credential if it has the scope; raises ``Unauthorized`` or ``Forbidden``."""
@@ -79,12 +80,18 @@ class FileAccess:
             return (await self.holder(ticket))[0]
         return self._authorise(request, "read")
 
-    async def output_name(self, tenant: str, job_id: str, node_id: str, index: int) -> str:
-        """The name of the ``index``-th file that a node of a completed job made; raises ``NotFound``."""
+    async def outputs(self, tenant: str, job_id: str) -> tuple[list[dict[str, Any]], Answer]:
+        """The files that a job's result names (none before its end), and its record; raises ``NotFound``."""
         answer = await self._queue.job(job_id, tenant)
         result = loads(answer.text("result"), {})
         outputs = result.get("outputs") if isinstance(result, dict) else None
-        made = [o for o in outputs or () if isinstance(o, dict) and str(o.get("node_id")) == node_id and o.get("name")]
+        listed = outputs if isinstance(outputs, list) else []
+        return [o for o in listed if isinstance(o, dict) and isinstance(o.get("name"), str)], answer
+
+    async def output_name(self, tenant: str, job_id: str, node_id: str, index: int) -> str:
+        """The name of the ``index``-th file that a node of a completed job made; raises ``NotFound``."""
+        outputs, answer = await self.outputs(tenant, job_id)
+        made = [output for output in outputs if str(output.get("node_id")) == node_id]
         if index < len(made):
             return str(made[index]["name"])
         state = answer.text("status")

@@ -46,6 +46,12 @@ def server_name(attempt: int, number: int, file: StoredFile) -> str:
     return f"{attempt}-{number}{ending}"
 
 
+def _names(attempt: int, number: int, file: StoredFile) -> set[str]:
+    """The names that a file has had: while nobody had looked at it, its label alone spoke for its type."""
+    claimed = types.extension_of(types.guess(file.label)) or names.extension(file.label)
+    return {server_name(attempt, number, file), f"{attempt}-{number}{claimed}"}
+
+
 def parse_name(name: str) -> tuple[int, int]:
     """Attempt and number of a server-made name; raises ``NotFound`` for any other."""
     found = _NAME.fullmatch(name)
@@ -58,7 +64,7 @@ async def find_output(store: FileStore, tenant: str, job_id: str, name: str) -> 
     """The file behind an output's name; raises ``NotFound``."""
     attempt, number = parse_name(name)
     file = await store.stat(f"{attempt_folder(tenant, job_id, attempt)}/{number}")
-    if name != server_name(attempt, number, file):
+    if name not in _names(attempt, number, file):
         raise NotFound("There is no such output.")
     return file
 

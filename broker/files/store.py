@@ -1,4 +1,4 @@
-"""The object store: files that jobs need and leave, behind one module (the only one that imports obstore).
+"""The object store: files that jobs need and leave, behind one module.
 
 A file is two objects: its bytes under a random name and, in the same folder, a small JSON document under the file's key
 that names them with size, hash, content type and label. Writing the document is the one step that makes a file appear
@@ -11,32 +11,34 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import aclosing
+from dataclasses import MISSING, dataclass, fields, replace
 from datetime import datetime
 from pathlib import Path
 
-import obstore
 from blake3 import blake3
-from obstore.exceptions import BaseError
-from obstore.store import LocalStore, ObjectStore, from_url
 
-from broker.errors import Conflict, NotFound, PayloadTooLarge, StorageFull, Unavailable
+from broker.errors import Conflict, NotFound, PayloadTooLarge
 from broker.files import types
-from broker.files.names import display_name
+from broker.files.names import content_disposition, display_name
+from broker.files.objects import Objects, open_objects
 
-CHUNK = 1 << 20
-PART = 5 << 20
-"""Size of one part of a multipart upload; S3 takes no smaller ones."""
 _SEGMENT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}")
 _DOCUMENT_LIMIT = 8192
-_FULL = ("os error 28", "os error 122", "StorageFull", "QuotaExceeded")
+DIRECT_FROM, DIRECT_TO = 8 << 20, 5_000_000_000
+"""Sizes that are sent to a cloud directly: smaller ones are faster through the broker, larger ones need parts."""
+URL_AGE_S = 3600
+"""How long a URL of the store itself is good for."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """What the store knows of a file. ``hash`` is ``blake3:<hex>``, ``size`` in bytes, ``label`` only for people."""
+    """What the store knows of a file. ``hash`` is ``blake3:<hex>``, ``size`` in bytes, ``label`` only for people.
+
+    ``promised``: its sender was told to bring it to the store itself, and nobody has looked at it since. ``direct``: a
+    cloud serves it with the right type, so a reader may be sent there.
+    """
 
     key: str
     data: str
@@ -44,11 +46,30 @@ class StoredFile:
     hash: str
     content_type: str
     label: str
+    promised: bool = False
+    direct: bool = False
 
     @property
     def etag(self) -> str:
         """A strong entity tag: equal bytes, equal tag."""
         return f'"{self.hash.removeprefix("blake3:")}"'
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What a browser has to know of it: only safe types are shown, everything else is a download."""
+        disposition = types.disposition(self.content_type)
+        return {
+            "Content-Type": types.served_type(self.content_type),
+            "Content-Disposition": content_disposition(disposition, self.label),
+        }
+
+    def document(self) -> bytes:
+        """The JSON that lies under its key."""
+        kept = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "key"}
+        return json.dumps({name: value for name, value in kept.items() if value is not False}).encode()
+
+
+_FIELDS = {field.name: field.default is MISSING for field in fields(StoredFile) if field.name != "key"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +82,18 @@ class Expected:
 
 
 class FileStore:
-    """Files under keys of plain segments (``[A-Za-z0-9_.-]``, no leading dot)."""
+    """Files under keys of plain segments (``[A-Za-z0-9_.-]``, no leading dot).
 
-    def __init__(self, backend: ObjectStore, root: Path | None = None) -> None:
-        self._backend = backend
-        self._root = root
+    ``presign`` has ``GET`` and ``PUT`` where files may go straight between a cloud and who reads or sends them.
+    """
+
+    def __init__(self, objects: Objects, presign: Iterable[str] = ()) -> None:
+        self._objects = objects
+        self._presign = frozenset(presign) & objects.signs
+
+    async def check(self) -> None:
+        """See that the store may be used; raises ``ConfigurationError``, ``Unavailable``."""
+        await self._objects.check()
 
     async def put(
         self,
@@ -83,114 +111,122 @@ class FileStore:
         have come; what it raises throws them away. Errors: ``PayloadTooLarge``, ``Conflict`` (``reason``
         ``hash_mismatch`` or ``size_mismatch``), ``StorageFull``, ``Unavailable``.
         """
-        data = f"{_checked(folder)}/~{secrets.token_hex(12)}"
+        data = _new_data(folder)
         meter = _Meter(chunks, expected)
-        await self._write(data, meter)
+        shown = display_name(label)
         unused = [data]
+
+        def described() -> StoredFile:
+            key = _checked(f"{folder}/{name or meter.hash.removeprefix('blake3:')}")
+            direct = not self._objects.is_local
+            return StoredFile(key, data, meter.size, meter.hash, types.sniff(meter.head), shown, direct=direct)
+
         try:
+            await self._objects.write(data, meter, lambda: described().headers)
             if before_commit is not None:
                 await before_commit()
-            key = _checked(f"{folder}/{name or meter.hash.removeprefix('blake3:')}")
-            old = await self._document(key)
-            if old is not None and old.hash == meter.hash:
+            file = described()
+            old = await self._document(file.key)
+            if old is not None and old.hash == file.hash and not old.promised:
                 return old, False
-            file = StoredFile(key, data, meter.size, meter.hash, types.sniff(meter.head), display_name(label))
-            await self._write_document(file)
+            await self._objects.write_small(file.key, file.document())
             unused = [old.data] if old else []
             return file, True
         finally:
-            await self._delete(unused)
+            await self._objects.delete(unused)
+
+    def takes_directly(self, expected: Expected) -> bool:
+        """Whether a file so announced may be sent to the store itself."""
+        known = expected.hash is not None and expected.size is not None
+        return "PUT" in self._presign and known and DIRECT_FROM <= (expected.size or 0) <= DIRECT_TO
+
+    async def promise(self, folder: str, name: str, *, label: str, expected: Expected) -> tuple[StoredFile, str | None]:
+        """Have a file sent to the store itself: what will be there, and the URL to PUT it to.
+
+        No URL when it is there already. Its type is guessed from the label until somebody reads it; the hash is the
+        sender's word.
+        """
+        assert expected.hash is not None
+        assert expected.size is not None
+        data, shown = _new_data(folder), display_name(label)
+        key = _checked(f"{folder}/{name}")
+        old = await self._document(key)
+        if old is not None and old.hash == expected.hash and not old.promised:
+            return old, None
+        guess = types.guess(shown)
+        file = StoredFile(key, data, expected.size, expected.hash, guess, shown, promised=True)
+        url = await self._objects.signed_url("PUT", data, URL_AGE_S)
+        await self._objects.write_small(key, file.document())
+        await self._objects.delete([old.data] if old else [])
+        return file, url
 
     async def stat(self, key: str) -> StoredFile:
         """What is known of a file; raises ``NotFound``."""
         file = await self._document(_checked(key)) if is_key(key) else None
         if file is None:
             raise NotFound("There is no such file.")
-        return file
+        return await self._seen(file) if file.promised else file
+
+    async def _seen(self, file: StoredFile) -> StoredFile:
+        """A promised file that has come, its type judged by its bytes; raises ``NotFound`` for one that has not."""
+        head = await self._objects.head(file.data, types.HEAD_BYTES)
+        if head.size != file.size:
+            raise NotFound("There is no such file.")
+        content_type = types.sniff(head.start)
+        seen = replace(file, content_type=content_type, promised=False)
+        plain = types.served_type(content_type) == types.OCTET_STREAM == head.content_type
+        seen = replace(seen, direct=plain)
+        await self._objects.write_small(seen.key, seen.document())
+        return seen
+
+    async def direct_url(self, file: StoredFile) -> str | None:
+        """A URL of the store itself, where readers may be sent there."""
+        if not (file.direct and "GET" in self._presign):
+            return None
+        return await self._objects.signed_url("GET", file.data, URL_AGE_S)
 
     async def read(self, file: StoredFile, start: int = 0, end: int | None = None) -> AsyncGenerator[bytes, None]:
         """Stream bytes ``start`` to ``end`` (exclusive); raises ``NotFound`` when they were deleted meanwhile."""
         stop = file.size if end is None else min(end, file.size)
-        if start >= stop:
-            return
-        self._no_links(file.data)
-        with _translated():
-            found = await obstore.get_async(self._backend, file.data, options={"range": (start, stop)})
-            async for chunk in found.stream(min_chunk_size=CHUNK // 4):
-                yield bytes(chunk)
+        if start < stop:
+            async with aclosing(self._objects.read(file.data, start, stop)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
 
     async def delete(self, key: str) -> None:
         """Remove a file; one that is not there is no error."""
         file = await self._document(_checked(key))
         if file is not None:
-            await self._delete([key, file.data])
+            await self._objects.delete([key, file.data])
 
     async def delete_folder(self, folder: str) -> int:
         """Remove everything below ``folder``; answers how many objects there were."""
         removed = 0
-        with _translated():
-            async for batch in obstore.list(self._backend, f"{_checked(folder)}/"):
-                keys = [str(entry["path"]) for entry in batch]
-                await self._delete(keys)
-                removed += len(keys)
+        async for batch in self._objects.below(_checked(folder)):
+            await self._objects.delete([key for key, _ in batch])
+            removed += len(batch)
         return removed
 
     async def folders(self, parent: str = "") -> list[str]:
         """The keys of the folders directly below ``parent`` (empty: the root), in order."""
-        with _translated():
-            listing = await obstore.list_with_delimiter_async(self._backend, parent or None)
-            return sorted(str(name).rstrip("/") for name in listing["common_prefixes"])
+        return await self._objects.folders(parent)
 
     async def last_modified(self, folder: str) -> datetime | None:
         """When something below ``folder`` was last written; ``None`` when it is empty."""
         newest: datetime | None = None
-        with _translated():
-            async for batch in obstore.list(self._backend, f"{_checked(folder)}/"):
-                times = [entry["last_modified"] for entry in batch]
-                newest = max([*times, *([newest] if newest else [])], default=None)
+        async for batch in self._objects.below(_checked(folder)):
+            newest = max([*(time for _, time in batch), *([newest] if newest else [])], default=None)
         return newest
-
-    async def _write(self, key: str, chunks: AsyncIterator[bytes]) -> None:
-        """Stream into a new object, which appears when the stream has ended well; one piece goes without parts."""
-        first = await anext(chunks, b"")
-        second = await anext(chunks, None)
-        content = first if second is None else _chain(first, second, chunks)
-        with _translated():
-            await obstore.put_async(self._backend, key, content, chunk_size=PART, max_concurrency=2)
-
-    async def _write_document(self, file: StoredFile) -> None:
-        text = json.dumps({k: v for k, v in asdict(file).items() if k != "key"})
-        with _translated():
-            await obstore.put_async(self._backend, file.key, text.encode())
 
     async def _document(self, key: str) -> StoredFile | None:
         """Read a file's document; what is not one counts as missing (the folder may be anybody's)."""
         try:
-            self._no_links(key)
-            with _translated():
-                found = await obstore.get_async(self._backend, key)
-                raw = bytes(await found.bytes_async()) if found.meta["size"] <= _DOCUMENT_LIMIT else b""
-            fields = json.loads(raw)
-            file = StoredFile(key=key, **fields)
-        except (NotFound, ValueError, TypeError):
+            found = json.loads(await self._objects.read_small(key, _DOCUMENT_LIMIT))
+            file = StoredFile(key=key, **{name: found[name] for name, must in _FIELDS.items() if must or name in found})
+            mine = file.data.startswith(f"{key.rpartition('/')[0]}/~") and is_key(file.data.replace("~", "-"))
+        except (NotFound, ValueError, TypeError, KeyError, AttributeError):
             return None
-        return (
-            file
-            if file.data.startswith(f"{key.rpartition('/')[0]}/~") and is_key(file.data.replace("~", "-"))
-            else None
-        )
-
-    async def _delete(self, keys: list[str]) -> None:
-        for key in keys:
-            with suppress(NotFound), _translated():
-                await obstore.delete_async(self._backend, key)
-
-    def _no_links(self, key: str) -> None:
-        """On a local disk a symbolic link is no file of ours."""
-        if self._root is not None:
-            path = self._root / key
-            if path.resolve() != path:
-                raise NotFound("There is no such file.")
+        return file if mine else None
 
 
 class _Meter(AsyncIterator[bytes]):
@@ -237,28 +273,6 @@ class _Meter(AsyncIterator[bytes]):
             )
 
 
-async def _chain(first: bytes, second: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield first
-    yield second
-    async for chunk in rest:
-        yield chunk
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    """Turns the library's errors into the project's."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise NotFound("There is no such file.") from error
-    except (BaseError, OSError) as error:
-        if any(sign in str(error) for sign in _FULL):
-            raise StorageFull(
-                "The broker's disk is full; its operator has to make room.", reason="storage_full"
-            ) from error
-        raise Unavailable("The object store does not answer; try again.") from error
-
-
 def too_large(limit: int) -> PayloadTooLarge:
     """The refusal of a file over ``limit`` bytes."""
     return PayloadTooLarge(f"The file is larger than the limit of {limit} bytes.", max_bytes=limit)
@@ -275,13 +289,10 @@ def _checked(key: str) -> str:
     return key
 
 
-def open_store(data: Path, area: str, url: str | None = None) -> FileStore:
-    """The store for one ``area`` (a path of plain segments) below the data folder's ``objects``, or below ``url``.
+def _new_data(folder: str) -> str:
+    return f"{_checked(folder)}/~{secrets.token_hex(12)}"
 
-    ``url`` is one that obstore takes (``s3://bucket/prefix``, ``gs://…``, ``az://…``; credentials: environment).
-    """
-    if url:
-        return FileStore(from_url(f"{url.rstrip('/')}/{_checked(area)}"))
-    root = (data / "objects" / _checked(area)).resolve()
-    root.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return FileStore(LocalStore(root, automatic_cleanup=True), root)
+
+def open_store(data: Path, area: str, url: str | None = None, presign: Iterable[str] = ()) -> FileStore:
+    """The store for one ``area`` (see :func:`open_objects`)."""
+    return FileStore(open_objects(data, _checked(area), url), presign)

@@ -39,6 +39,14 @@ _EXTENSIONS = {
     "audio/flac": ".flac",
 }
 
+_CLAIMS = {ending[1:]: content_type for content_type, ending in _EXTENSIONS.items()} | {
+    "jpeg": "image/jpeg",
+    "mov": "video/quicktime",
+    "mkv": "video/x-matroska",
+    "txt": "text/plain",
+    "json": "text/plain",
+}
+
 _MAGIC = (
     (b"\x89PNG\r\n\x1a\n", "image/png"),
     (b"\xff\xd8\xff", "image/jpeg"),
@@ -90,6 +98,11 @@ def disposition(content_type: str) -> str:
 def extension_of(content_type: str) -> str:
     """The usual extension of an inline type, empty for others."""
     return _EXTENSIONS.get(content_type, "")
+
+
+def guess(name: str) -> str:
+    """The type that a name claims: good enough to sort by, not to serve by."""
+    return _CLAIMS.get(name.rpartition(".")[2].lower(), OCTET_STREAM)
 
 
 def kind(content_type: str) -> str:

@@ -29,6 +29,7 @@ NEEDS = {
     ("GET", "/api/jobs/{job_id}/events"): "read",
     ("GET", "/api/jobs/{job_id}/preview"): "read",
     ("GET", "/api/jobs/{job_id}/outputs/{name}"): "read",
+    ("GET", "/api/jobs/{job_id}/outputs.zip"): "read",
     ("GET", "/api/jobs/{job_id}/outputs/by-node/{node_id}/{index}"): "read",
     ("GET", "/api/dead"): "read",
     ("POST", "/api/dead/retry"): "submit",

@@ -7,9 +7,8 @@ import contextlib
 import io
 import os
 import re
-import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
@@ -408,17 +407,6 @@ async def test_files_go_when_the_record_has_gone(broker: Broker, tmp_path: Path)
         assert await cleaner.round() == 1
         assert {path.parent for path in stored_files(tmp_path)} == {kept.parent}
         assert await cleaner.round(limit=1) == 0
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "small"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("making a small disk needs the right to mount one")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 async def test_a_full_disk_is_507(start_broker: Start, small_disk: Path) -> None:
