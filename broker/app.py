@@ -30,7 +30,7 @@ from broker.errors import Unavailable
 from broker.files.cleanup import Cleaner
 from broker.files.outputs import delivered_result
 from broker.files.secret import load_secrets
-from broker.files.store import FileStore, open_store
+from broker.files.store import FileStore, open_stores
 from broker.files.urls import UrlSigner
 from broker.jobs.fleet import Fleet
 from broker.jobs.operations import Operations
@@ -133,7 +133,7 @@ async def _files(app: web.Application) -> AsyncIterator[None]:
     settings = app[SETTINGS]
     app[SIGNER] = UrlSigner(load_secrets(settings.secret, settings.data), settings.public_url)
     access = FileAccess(app[QUEUE], app[SIGNER], lambda request, scope: current(request).require(Scope(scope)).tenant)
-    outputs, assets = (_store(settings, area) for area in ("outputs", "assets"))
+    outputs, assets = open_stores(settings)
     await _check(outputs)
     app[STORE] = outputs
     inbox = Inbox(app[CONNECTION], app[QUEUE].prefix)
@@ -146,11 +146,6 @@ async def _files(app: web.Application) -> AsyncIterator[None]:
     yield
     cleaner.cancel()
     await asyncio.gather(cleaner, return_exceptions=True)
-
-
-def _store(settings: Settings, area: str) -> FileStore:
-    methods = {"off": (), "get": ("GET",), "put": ("PUT",), "both": ("GET", "PUT")}[settings.store_presign]
-    return open_store(settings.data, f"{settings.pool}/{area}", settings.store_url, methods)
 
 
 async def _check(store: FileStore) -> None:

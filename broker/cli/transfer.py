@@ -10,7 +10,7 @@ from pathlib import Path
 
 from broker.cli.command import Command
 from broker.cli.serve import add_queue_arguments, settings_from
-from broker.files.store import open_store
+from broker.files.store import open_stores
 from broker.jobs.archive import Archive
 from broker.jobs.export import Exporter, Importer, Stores
 from broker.jobs.fleet import Fleet
@@ -54,7 +54,7 @@ async def _queue(args: argparse.Namespace) -> AsyncIterator[tuple[Queue, Stores,
     async with redis(settings, supervise=False) as connection:
         queue = Queue(connection, settings.pool)
         await connection.load(queue.prefix)
-        outputs, assets = (open_store(settings.data, f"{settings.pool}/{area}") for area in ("outputs", "assets"))
+        outputs, assets = open_stores(settings)
         yield queue, Stores(outputs, assets), settings
 
 

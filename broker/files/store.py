@@ -23,6 +23,7 @@ from broker.errors import Conflict, NotFound, PayloadTooLarge
 from broker.files import types
 from broker.files.names import content_disposition, display_name
 from broker.files.objects import Objects, open_objects
+from broker.settings import Settings
 
 _SEGMENT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}")
 _DOCUMENT_LIMIT = 8192
@@ -296,3 +297,13 @@ def _new_data(folder: str) -> str:
 def open_store(data: Path, area: str, url: str | None = None, presign: Iterable[str] = ()) -> FileStore:
     """The store for one ``area`` (see :func:`open_objects`)."""
     return FileStore(open_objects(data, _checked(area), url), presign)
+
+
+def open_stores(settings: Settings) -> tuple[FileStore, FileStore]:
+    """The pool's two stores: of outputs and of input files."""
+    methods = {"off": (), "get": ("GET",), "put": ("PUT",), "both": ("GET", "PUT")}[settings.store_presign]
+    outputs, assets = (
+        open_store(settings.data, f"{settings.pool}/{area}", settings.store_url, methods)
+        for area in ("outputs", "assets")
+    )
+    return outputs, assets

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from broker.errors import Conflict, EmqError, NotFound
+from broker.files.objects import CHUNK
 from broker.files.outputs import tenant_folder
-from broker.files.store import CHUNK, Expected, FileStore
+from broker.files.store import Expected, FileStore
 from broker.jobs.archive import Archive, ArchivedJob
 from broker.jobs.submission import Submitter, decode_payload
 from broker.protocol.base import TERMINAL, WAITING, JobStatus
