@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from broker.cli.command import Command
 from broker.errors import ConfigurationError, EmqError
 
-MODULES = ("serve", "submit", "jobs", "workers", "functions", "transfer", "keys", "users", "fsck", "demo")
+MODULES = ("serve", "submit", "jobs", "workers", "functions", "transfer", "keys", "users", "tenants", "fsck", "demo")
 """Modules of ``broker/cli``; each has a ``COMMANDS`` dictionary of sub-commands."""
 
 

@@ -15,15 +15,18 @@ from broker.access.credentials import CREDENTIALS, Credentials
 from broker.access.identity import Scope, current
 from broker.access.keyring import KeyRing
 from broker.access.origin import OriginGuard, is_loopback, no_key_for
+from broker.access.policies import Policies
 from broker.access.proxies import PROXIES, Proxies
 from broker.access.store import AccessStore
-from broker.api import edge, gateway, keys, openapi, rest, sse, users, websocket
+from broker.api import edge, gateway, keys, openapi, rest, sse, tenants, users, websocket
 from broker.api.assets import AssetRoutes
 from broker.api.figures import StatsFeed
 from broker.api.gateway_session import GatewayParts
 from broker.api.outputs import OutputRoutes
+from broker.api.seats import socket_limit
 from broker.api.services import SERVICES, Services
 from broker.api.streams import Streams
+from broker.api.tenants import TenantShares, charge_upload
 from broker.api.tickets import FileAccess
 from broker.dashboard import login, views
 from broker.errors import Unavailable
@@ -80,6 +83,7 @@ def create_app(settings: Settings) -> web.Application:
     openapi.add_to(app)
     keys.add_to(app)
     users.add_to(app)
+    tenants.add_to(app)
     views.add_to(app)
     login.add_to(app)
     app.on_shutdown.append(sse.stop_all)
@@ -111,7 +115,8 @@ async def _queue(app: web.Application) -> AsyncIterator[None]:
 async def _access(app: web.Application) -> AsyncIterator[None]:
     """The keys, and who they are."""
     settings, store = app[SETTINGS], AccessStore(app[CONNECTION])
-    ring = KeyRing(store, may_be_open=is_loopback(settings.host))
+    ring = KeyRing(store, Policies(settings), may_be_open=is_loopback(settings.host))
+    ring.on_change = TenantShares(app[QUEUE], ring.policies).push
     await ring.start()
     app[CREDENTIALS] = Credentials(ring, store, settings)
     app[AUDIT] = AuditLog(store)
@@ -132,6 +137,7 @@ async def _files(app: web.Application) -> AsyncIterator[None]:
     """The object store, its routes, and the removal of what nobody can ask for any more."""
     settings = app[SETTINGS]
     app[SIGNER] = UrlSigner(load_secrets(settings.secret, settings.data), settings.public_url)
+    charge = partial(charge_upload, app[CREDENTIALS])
     access = FileAccess(app[QUEUE], app[SIGNER], lambda request, scope: current(request).require(Scope(scope)).tenant)
     outputs, assets = open_stores(settings)
     await _check(outputs)
@@ -140,7 +146,7 @@ async def _files(app: web.Application) -> AsyncIterator[None]:
     app[gateway.GATEWAY] = gateway.Gateway(GatewayParts(app[QUEUE], inbox, outputs, settings))
     limit = settings.max_output_mb * 1024 * 1024
     OutputRoutes(outputs, access, limit).add_to(app)
-    AssetRoutes(assets, access, limit).add_to(app)
+    AssetRoutes(assets, access, limit, charge).add_to(app)
     shortest = min(settings.ttl_completed_s, settings.ttl_failed_s, settings.ttl_cancelled_s)
     cleaner = asyncio.create_task(Cleaner(outputs, app[QUEUE], shortest).run(), name="files-cleaner")
     yield
@@ -166,10 +172,10 @@ async def _events(app: web.Application) -> AsyncIterator[None]:
 
 async def _services(app: web.Application) -> AsyncIterator[None]:
     """What the handlers work with."""
-    settings, queue = app[SETTINGS], app[QUEUE]
+    settings, queue, ring = app[SETTINGS], app[QUEUE], app[CREDENTIALS].ring
     deliver: Deliver = partial(delivered_result, app[SIGNER])
     fleet = Fleet(queue)
-    operations = Operations(queue, fleet, Submitter(queue, fleet, settings), deliver)
+    operations = Operations(queue, fleet, Submitter(queue, fleet, settings, ring.policies), deliver)
     parts = Services(
         settings=settings,
         operations=operations,
@@ -179,6 +185,8 @@ async def _services(app: web.Application) -> AsyncIterator[None]:
         health=partial(app[CONNECTION].health, queue.prefix),
         version=emq_version(),
         audit=app[AUDIT],
+        usage=ring.usage,
+        max_sockets=socket_limit(settings.max_sockets),
     )
     app[SERVICES] = parts
     yield

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import structlog
+from aiohttp.http_exceptions import HttpProcessingError
 from structlog.typing import EventDict, Processor
 
 from broker.errors import ConfigurationError
@@ -40,6 +41,16 @@ def _one_line(_: Any, __: str, event: EventDict) -> EventDict:
     return event
 
 
+class _NoTraceOfBadHttp(logging.Filter):
+    """What is no HTTP is nobody's fault here; and aiohttp's trace of it quotes what came, a key perhaps."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and isinstance(record.exc_info[1], HttpProcessingError):
+            record.msg, record.args, record.exc_info = "Refused a request that is no good HTTP", (), None
+            record.levelno, record.levelname = logging.INFO, "INFO"
+        return True
+
+
 def configure(level: str = "INFO", style: str = "console") -> None:
     """Send the standard library's log to stderr. Raises ``ConfigurationError`` for an unknown level."""
     number = logging.getLevelNamesMapping().get(level.upper())
@@ -66,6 +77,7 @@ def configure(level: str = "INFO", style: str = "console") -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(number)
+    logging.getLogger("aiohttp.server").addFilter(_NoTraceOfBadHttp())
     logging.getLogger("aiohttp.access").setLevel(logging.DEBUG if number <= logging.DEBUG else logging.WARNING)
 
 

@@ -192,6 +192,49 @@ class Settings(BaseSettings):
         description="Life of an idempotency key.",
     )
 
+    max_sockets: int | None = Field(
+        None,
+        ge=1,
+        validation_alias=_env("EMQ_MAX_SOCKETS"),
+        description="Connections that may stay open at this replica; unset: what the open-file limit allows.",
+    )
+    tenant_submits_per_s: float = Field(
+        0.0, ge=0, validation_alias=_env("EMQ_TENANT_SUBMITS_PER_S"), description="Jobs a second of one tenant; 0: any."
+    )
+    tenant_max_queued: int = Field(
+        0, ge=0, validation_alias=_env("EMQ_TENANT_MAX_QUEUED"), description="Waiting jobs of one tenant; 0: any."
+    )
+    tenant_max_queued_mb: float = Field(
+        0.0,
+        ge=0,
+        validation_alias=_env("EMQ_TENANT_MAX_QUEUED_MB"),
+        description="Payloads of one tenant's waiting jobs; 0: any.",
+    )
+    tenant_max_running: int = Field(
+        0, ge=0, validation_alias=_env("EMQ_TENANT_MAX_RUNNING"), description="Running jobs of one tenant; 0: any."
+    )
+    tenant_max_sockets: int = Field(
+        0, ge=0, validation_alias=_env("EMQ_TENANT_MAX_SOCKETS"), description="Open sockets of one tenant; 0: any."
+    )
+    tenant_max_subscriptions: int = Field(
+        0,
+        ge=0,
+        validation_alias=_env("EMQ_TENANT_MAX_SUBSCRIPTIONS"),
+        description="Jobs that one tenant follows; 0: any.",
+    )
+    tenant_upload_mb_per_h: float = Field(
+        0.0,
+        ge=0,
+        validation_alias=_env("EMQ_TENANT_UPLOAD_MB_PER_H"),
+        description="Input files of one tenant an hour; 0: any.",
+    )
+    key_submits_per_s: float = Field(
+        0.0, ge=0, validation_alias=_env("EMQ_KEY_SUBMITS_PER_S"), description="Jobs a second by one key; 0: any."
+    )
+    key_max_sockets: int = Field(
+        0, ge=0, validation_alias=_env("EMQ_KEY_MAX_SOCKETS"), description="Open sockets by one key; 0: any."
+    )
+
     max_message_mb: float = Field(
         16.0, gt=0, validation_alias=_env("EMQ_MAX_MESSAGE_MB"), description="Largest WebSocket message."
     )

@@ -12,7 +12,9 @@ from dataclasses import replace
 from broker.access import keys
 from broker.access.identity import Identity
 from broker.access.keys import NO_KEY, Key
+from broker.access.policies import Policies
 from broker.access.store import AccessStore
+from broker.access.usage import BEAT_S, Usage
 from broker.access.users import User
 from broker.errors import EmqError, Unauthorized
 from broker.protocol.base import now_ms
@@ -31,8 +33,12 @@ Close = Callable[[], Awaitable[None]]
 class KeyRing:
     """Answers who shows a key without asking Redis; that is why a broker goes on while Redis is away."""
 
-    def __init__(self, store: AccessStore, *, may_be_open: bool) -> None:
+    def __init__(self, store: AccessStore, policies: Policies, *, may_be_open: bool) -> None:
         """``may_be_open``: without any key everybody may do everything (the broker listens on loopback only)."""
+        self.policies = policies
+        self.usage = Usage(store, policies)
+        self.on_change: Callable[[], Awaitable[None]] | None = None
+        """Called after the keys, people and tenants were read anew."""
         self._store = store
         self._open = may_be_open
         self._version = -1
@@ -41,7 +47,7 @@ class KeyRing:
         self._watched: dict[object, tuple[Identity, Close]] = {}
         self._used: dict[str, int] = {}
         self._closing: set[asyncio.Task[None]] = set()
-        self._told_at = self._sessions_at = time.monotonic()
+        self._told_at = self._sessions_at = self._beat_at = time.monotonic()
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
 
@@ -58,6 +64,11 @@ class KeyRing:
             await asyncio.gather(self._task, *self._closing, return_exceptions=True)
         with contextlib.suppress(EmqError):
             await self._note_use()
+        await self.usage.stop()
+
+    async def refresh(self) -> None:
+        """Read them now: whoever changed them is to see it at once."""
+        await self._load()
 
     @property
     def open(self) -> bool:
@@ -77,6 +88,12 @@ class KeyRing:
     def user(self, name: str) -> User | None:
         """The person with this name."""
         return self._users.get(name)
+
+    def tenants(self) -> list[str]:
+        """Every tenant that has a live key, a person or limits of its own."""
+        now = now_ms()
+        names = {key.tenant for key in self._keys.values() if key.live(now)}
+        return sorted(names | {user.tenant for user in self._users.values()} | set(self.policies.tenants))
 
     def holds(self, who: Identity) -> bool:
         """Whether what was true of an identity when it came still is."""
@@ -110,6 +127,9 @@ class KeyRing:
                     await self._load()
                     self._close_where(lambda who: not self.holds(who))
                 await self._check_sessions()
+                if time.monotonic() - self._beat_at >= BEAT_S:
+                    self._beat_at = time.monotonic()
+                    await self.usage.beat()
                 if time.monotonic() - self._told_at >= USED_S:
                     await self._note_use()
             except EmqError as error:
@@ -119,12 +139,15 @@ class KeyRing:
 
     async def _load(self) -> None:
         version, found = await self._store.load()
-        users = await self._store.users()
+        users, tenants = await self._store.users(), await self._store.tenants()
         if version and self._open:
             self._open = False
             if self._version >= 0:
                 log.info("There is a key or a user now: from here on everything needs a credential")
         self._version, self._keys, self._users = version, found, users
+        self.policies.update(tenants, found)
+        if self.on_change is not None:
+            await self.on_change()
 
     def _close_where(self, ended: Callable[[Identity], bool]) -> None:
         for token, (who, close) in list(self._watched.items()):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from broker.access.identity import Identity, Scope
+from broker.access.limits import KeyLimits
 from broker.errors import BadMessage
 
 _KEY = re.compile(r"emq_([0-9a-f]{16})_([A-Za-z0-9_-]{43})")
@@ -34,6 +35,7 @@ class Key:
     """The secret before the last rotation, which counts until ``old_until``."""
     old_until: int = 0
     used_at: int | None = None
+    limits: KeyLimits = field(default_factory=KeyLimits)
 
     def accepts(self, digest: str, now: int) -> bool:
         """Whether a secret with this digest opens the door at ``now``."""
@@ -60,6 +62,8 @@ class Key:
             "expires_at": self.expires_at,
             "revoked_at": self.revoked_at,
             "used_at": self.used_at,
+            "submits_per_s": self.limits.submits_per_s or None,
+            "max_sockets": self.limits.max_sockets or None,
         }
 
 

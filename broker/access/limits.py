@@ -21,6 +21,14 @@ class Bucket:
     max_lock_s: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class KeyLimits:
+    """What one key may do within its tenant's limits; 0: no limit of its own."""
+
+    submits_per_s: float = 0
+    max_sockets: int = 0
+
+
 class TokenBucket:
     """``rate`` tokens a second, saved up for two seconds."""
 

@@ -9,6 +9,8 @@
 ``P used``                  hash: id → when it was last used, to the minute
 ``P users``                 set of users' names
 ``P user:<name>``           hash: tenant, role, created, password (scrypt)
+``P tenants``               hash: tenant → JSON of its policy
+``P use:<what>``            hash: broker → how many it has open (``emq_use``); ``P replicas``: broker → end of its life
 ``P tb:<name>``             hash: a token bucket (``emq_throttle``); lives until it would be full
 ``P audit``                 stream: who did what, from where; the newest 10,000
 ``P session:<digest>``      JSON of an identity; lives for 12 h after its last use
@@ -28,15 +30,18 @@ from typing import Any
 from broker.access import keys, users
 from broker.access.identity import Identity
 from broker.access.keys import Key
-from broker.access.limits import Bucket
+from broker.access.limits import Bucket, KeyLimits
 from broker.access.users import User
 from broker.errors import BadMessage, Conflict, NotFound
+from broker.protocol.access import TenantPolicy
 from broker.protocol.base import now_ms
 from broker.queue.connection import Command, Connection
 
 P = "emq:access:{keys}:"
 SESSION_S = 12 * 3600
 TICKET_S = 30
+REPLICA_MS = 20_000
+"""A broker that has not been heard of for so long has nothing open."""
 AUDIT_KEPT = 10_000
 KEPT_MS = 30 * 86_400_000
 """How long a key that has ended is still listed."""
@@ -69,7 +74,13 @@ class AccessStore:
         return int(version or 0), found
 
     async def create(
-        self, tenant: str, scopes: Collection[str], *, expires_s: float | None = None, name: str = ""
+        self,
+        tenant: str,
+        scopes: Collection[str],
+        *,
+        expires_s: float | None = None,
+        name: str = "",
+        limits: KeyLimits | None = None,
     ) -> tuple[Key, str]:
         """Make a key; answers it and its text, which nobody can be told again. Raises ``BadMessage``."""
         secret, digest = keys.new_secret()
@@ -77,13 +88,18 @@ class AccessStore:
         if expires_s is not None and not 0 < expires_s < 1e10:
             raise BadMessage("expires_s: a number of seconds above 0.")
         expires = None if expires_s is None else now + round(expires_s * 1000)
-        key = Key(keys.new_id(), keys.check_tenant(tenant), keys.parse_scopes(scopes), now, digest, name[:128], expires)
+        key = Key(
+            keys.new_id(), keys.check_tenant(tenant), keys.parse_scopes(scopes), now, digest, name[:128], expires,
+            limits=limits or KeyLimits(),
+        )  # fmt: skip
         row: dict[str, str | int] = {
             "digest": digest,
             "tenant": key.tenant,
             "scopes": ",".join(key.scopes),
             "name": key.name,
             "created": now,
+            "rate": str(key.limits.submits_per_s),
+            "sockets": key.limits.max_sockets,
         }
         record = f"{P}key:{key.key_id}"
         ends: list[Command] = []
@@ -203,6 +219,18 @@ class AccessStore:
         (found,) = await self._run(("GETDEL", f"{P}ticket:{_digest(text)}"))
         return _identity(found) if found else None
 
+    # -- tenants ------------------------------------------------------------------------------------------------------
+
+    async def tenants(self) -> dict[str, TenantPolicy]:
+        """What was set for tenants, by name."""
+        (found,) = await self._run(("HGETALL", P + "tenants"))
+        return {name.decode(): TenantPolicy.model_validate_json(text) for name, text in sorted(found.items())}
+
+    async def set_tenant(self, tenant: str, policy: TenantPolicy) -> None:
+        """Set what holds for a tenant, in place of what was set; what is left out has the settings' default."""
+        text = policy.model_dump_json(exclude_none=True, exclude={"type", "message_id", "timestamp"})
+        await self._run(("HSET", P + "tenants", keys.check_tenant(tenant), text), ("INCR", P + "version"))
+
     # -- limits -------------------------------------------------------------------------------------------------------
 
     async def throttle(self, name: str, bucket: Bucket, cost: float = 1) -> float:
@@ -212,6 +240,16 @@ class AccessStore:
             args += ["lock_ms", str(round(bucket.lock_s * 1000)), "max_lock_ms", str(round(bucket.max_lock_s * 1000))]
         answer = await self._connection.fcall("emq_throttle", P, args)
         return int(answer[2]) / 1000 if answer[0] == b"wait" else 0.0
+
+    async def use(
+        self, replica: str, *, changes: Sequence[tuple[str, int, int]] = (), counts: Mapping[str, int] | None = None
+    ) -> str | None:
+        """Count what is open; answers what there would be too much of, else ``None``."""
+        args = ["replica", replica, "ttl_ms", str(REPLICA_MS)]
+        args += ["changes", "\n".join(f"{what} {n} {limit}" for what, n, limit in changes)]
+        args += ["counts", "\n".join(f"{what} {n}" for what, n in (counts or {}).items())]
+        answer = await self._connection.fcall("emq_use", P, args)
+        return answer[2].decode() if answer[0] == b"full" else None
 
     async def forgive(self, name: str) -> None:
         """Fill a bucket again."""
@@ -266,6 +304,7 @@ def _key(key_id: str, row: Mapping[bytes, bytes], used: Mapping[bytes, bytes]) -
         old_digest=row.get(b"old_digest", b"").decode(),
         old_until=number(b"old_until") or 0,
         used_at=int(last) if last else None,
+        limits=KeyLimits(float(row.get(b"rate") or 0), number(b"sockets") or 0),
     )
 
 

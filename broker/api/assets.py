@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,8 @@ class AssetRoutes:
     store: FileStore
     access: FileAccess
     max_bytes: int
+    charge: Callable[[str, int], Awaitable[None]]
+    """Counts bytes that a tenant uploads; raises ``RateLimited``."""
 
     def add_to(self, app: web.Application) -> None:
         """Register the routes."""
@@ -40,9 +42,10 @@ class AssetRoutes:
         announced = expected_file(request, self.max_bytes)
         expected = Expected(announced.limit, announced.size, wanted)
         label = request.query.get("filename", "file")
-        file, new = await self.store.put(
-            tenant_folder(tenant), None, body(request.content), label=label, expected=expected
-        )
+        sent = body(request.content)
+        if not await self._announced(tenant, request):
+            sent = self._counted(tenant, sent)
+        file, new = await self.store.put(tenant_folder(tenant), None, sent, label=label, expected=expected)
         return web.json_response(_described(file), status=201 if new else 200)
 
     async def get(self, request: web.Request) -> web.StreamResponse:
@@ -58,6 +61,7 @@ class AssetRoutes:
         if not request.content_type.startswith("multipart/"):
             raise BadMessage("Send the files as multipart/form-data, or PUT one to /api/assets/<blake3>.")
         expected_file(request, self.max_bytes * MAX_PARTS)
+        known = await self._announced(tenant, request)
         files: list[StoredFile] = []
         any_new = False
         async for part in _file_parts(request):
@@ -66,7 +70,7 @@ class AssetRoutes:
             file, new = await self.store.put(
                 tenant_folder(tenant),
                 None,
-                _chunks(part),
+                _chunks(part) if known else self._counted(tenant, _chunks(part)),
                 label=part.filename or "file",
                 expected=Expected(self.max_bytes),
             )
@@ -76,6 +80,18 @@ class AssetRoutes:
             raise BadMessage("The form has no file.")
         answer = {**_described(files[0]), "assets": [_described(file) for file in files]}
         return web.json_response(answer, status=201 if any_new else 200)
+
+    async def _announced(self, tenant: str, request: web.Request) -> bool:
+        """Count what the headers announce; ``False``: they do not say."""
+        if request.content_length is None:
+            return False
+        await self.charge(tenant, request.content_length)
+        return True
+
+    async def _counted(self, tenant: str, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        async for chunk in chunks:
+            await self.charge(tenant, len(chunk))
+            yield chunk
 
 
 async def _file_parts(request: web.Request) -> AsyncIterator[BodyPartReader]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,13 @@ class _Request:
     error: EmqError | None = None
 
 
+@dataclass(slots=True)
+class _Places:
+    """Subscriptions that may still be opened."""
+
+    left: int = 0
+
+
 class ClientSocket:
     """Serves one connection until it closes; bad messages never close it."""
 
@@ -60,6 +67,7 @@ class ClientSocket:
         self._who = who
         self._services = services
         self._ops = services.operations
+        self._usage = services.usage
         self._bucket = bucket
         self._outbox = Outbox()
         self._jobs: dict[str, asyncio.Task[None]] = {}
@@ -176,48 +184,65 @@ class ClientSocket:
         submitter.check_size(message)
         self._who.require(Scope.SUBMIT)
         follow = _follows(message)
-        self._check_room(int(follow))
-        accepted = await submitter.submit(self._who.tenant, message)
-        self._reply(commands.wire(accepted, echo))
-        if follow and accepted.job_id:
-            self._follow(accepted.job_id, until_end=True)
-            self._groups.once(message.get("group"))
+        async with self._places(int(follow)) as places:
+            accepted = await submitter.submit(self._who.tenant, message, key_id=self._who.key_id)
+            self._reply(commands.wire(accepted, echo))
+            if follow and accepted.job_id:
+                self._follow(accepted.job_id, places, until_end=True)
+                self._groups.once(message.get("group"))
 
     async def _submit_batch(self, batch: list[_Request]) -> None:
         """Answer submits that came together, in order; one call of the queue makes them all durable."""
-        outcomes: list[m.JobAccepted | EmqError]
         try:
             self._who.require(Scope.SUBMIT)
-            self._check_room(sum(_follows(request.message) for request in batch))
-            messages = [request.message for request in batch]
-            outcomes = await self._ops.submitter.submit_many(self._who.tenant, messages, None)
+            async with self._places(sum(_follows(request.message) for request in batch)) as places:
+                messages = [request.message for request in batch]
+                tenant, key_id = self._who.tenant, self._who.key_id
+                outcomes = await self._ops.submitter.submit_many(tenant, messages, None, key_id=key_id)
+                self._answer_batch(batch, outcomes, places)
         except EmqError as error:
-            outcomes = [error] * len(batch)
+            self._answer_batch(batch, [error] * len(batch), _Places())
         except Exception as exc:
-            outcomes = [unexpected(exc, "clients' submits")] * len(batch)
+            self._answer_batch(batch, [unexpected(exc, "clients' submits")] * len(batch), _Places())
+
+    def _answer_batch(
+        self, batch: list[_Request], outcomes: Sequence[m.JobAccepted | EmqError], places: _Places
+    ) -> None:
         for request, outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, EmqError):
                 self._fail(outcome, request.echo)
                 continue
             self._reply(commands.wire(outcome, request.echo))
             if _follows(request.message) and outcome.job_id:
-                self._follow(outcome.job_id, until_end=True)
+                self._follow(outcome.job_id, places, until_end=True)
                 self._groups.once(request.message.get("group"))
 
     async def _submit_many(self, message: dict[str, Any], echo: str | None) -> None:
         self._who.require(Scope.SUBMIT)
         bulk = commands.read(m.SubmitJobs, message)
         follow = [_follows(job) for job in bulk.jobs]
-        self._check_room(sum(follow))
         self._bucket.take(len(bulk.jobs) / 100)
-        outcomes = await self._ops.submitter.submit_many(self._who.tenant, bulk.jobs, bulk.group)
-        self._reply(commands.wire(m.JobsAccepted(results=commands.bulk_results(bulk, outcomes)), echo))
-        for job, wanted, outcome in zip(bulk.jobs, follow, outcomes, strict=True):
-            if wanted and not isinstance(outcome, EmqError) and outcome.job_id:
-                self._follow(outcome.job_id, until_end=True)
-                self._groups.once(job.get("group") or bulk.group)
+        async with self._places(sum(follow)) as places:
+            tenant, key_id = self._who.tenant, self._who.key_id
+            outcomes = await self._ops.submitter.submit_many(tenant, bulk.jobs, bulk.group, key_id=key_id)
+            self._reply(commands.wire(m.JobsAccepted(results=commands.bulk_results(bulk, outcomes)), echo))
+            for job, wanted, outcome in zip(bulk.jobs, follow, outcomes, strict=True):
+                if wanted and not isinstance(outcome, EmqError) and outcome.job_id:
+                    self._follow(outcome.job_id, places, until_end=True)
+                    self._groups.once(job.get("group") or bulk.group)
 
     # -- subscriptions ------------------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def _places(self, wanted: int) -> AsyncIterator[_Places]:
+        """Reserve places for subscriptions; those that are not used go back. Raises ``RateLimited``."""
+        self._check_room(wanted)
+        await self._usage.take("subscriptions", self._who, wanted)
+        places = _Places(wanted)
+        try:
+            yield places
+        finally:
+            self._usage.give("subscriptions", self._who, places.left)
 
     def _check_room(self, wanted: int) -> None:
         if wanted and len(self._jobs) + wanted > MAX_SUBSCRIPTIONS:
@@ -230,11 +255,11 @@ class ClientSocket:
     async def _subscribe(self, message: dict[str, Any], echo: str | None) -> None:
         self._who.require(Scope.READ)
         msg = commands.read(m.SubscribeJob, message)
-        self._check_room(0 if msg.job_id in self._jobs else 1)
         await self._ops.queue.job(msg.job_id, self._who.tenant)
         await self._stop_following(msg.job_id)
-        self._reply(commands.wire(m.SubscriptionConfirmed(job_id=msg.job_id), echo))
-        self._follow(msg.job_id, after=msg.after, previews=msg.previews)
+        async with self._places(1) as places:
+            self._reply(commands.wire(m.SubscriptionConfirmed(job_id=msg.job_id), echo))
+            self._follow(msg.job_id, places, after=msg.after, previews=msg.previews)
 
     async def _unsubscribe(self, message: dict[str, Any], echo: str | None) -> None:
         self._who.require(Scope.READ)
@@ -248,14 +273,18 @@ class ClientSocket:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    def _follow(self, job_id: str, after: str | None = None, previews: bool = False, until_end: bool = False) -> None:
+    def _follow(
+        self, job_id: str, places: _Places, *, after: str | None = None, previews: bool = False, until_end: bool = False
+    ) -> None:
         if job_id in self._jobs:
             return  # a duplicate submit of a job that is followed already
+        places.left -= 1
         task = asyncio.create_task(self._pump(job_id, after, previews, until_end), name=f"events-{job_id[:12]}")
         self._jobs[job_id] = task
         task.add_done_callback(lambda done: self._ended(job_id, done))
 
     def _ended(self, job_id: str, task: asyncio.Task[None]) -> None:
+        self._usage.give("subscriptions", self._who)
         if self._jobs.get(job_id) is task:
             del self._jobs[job_id]
         if not task.cancelled() and (exc := task.exception()) is not None:

@@ -12,6 +12,7 @@ from broker.access.identity import Scope, current
 from broker.api.frames import cut_off
 from broker.api.gateway_link import Link, Socket, find_dead_hosts
 from broker.api.gateway_session import GatewayParts, WorkerSession
+from broker.api.seats import seat
 from broker.logging import bind_client
 
 PROTOCOL = "emq.v1"
@@ -27,6 +28,10 @@ class Gateway:
     async def serve(self, request: web.Request) -> web.StreamResponse:
         """Read one worker's messages, in order, until it leaves."""
         current(request).require(Scope.WORKER)
+        async with seat(request, counted=False):
+            return await self._serve(request)
+
+    async def _serve(self, request: web.Request) -> web.StreamResponse:
         settings = self._parts.settings
         limit = int(settings.max_message_mb * 1024 * 1024)
         ws: Socket = web.WebSocketResponse(

@@ -6,6 +6,7 @@ from aiohttp import web
 
 from broker.access.credentials import CREDENTIALS
 from broker.access.identity import Identity, Scope, current
+from broker.access.limits import KeyLimits
 from broker.access.store import TICKET_S, AccessStore
 from broker.api.rest import answer, read_message
 from broker.protocol.access import NewKey, RotateKey
@@ -38,7 +39,8 @@ async def create_key(request: web.Request) -> web.Response:
     """Make a key; this answer alone has it."""
     store, _ = _admin(request)
     msg = await read_message(request, NewKey)
-    key, text = await store.create(msg.tenant, msg.scopes, expires_s=msg.expires_s, name=msg.name)
+    limits = KeyLimits(msg.submits_per_s or 0, msg.max_sockets or 0)
+    key, text = await store.create(msg.tenant, msg.scopes, expires_s=msg.expires_s, name=msg.name, limits=limits)
     return answer({**key.public(), "key": text}, 201, headers={"Location": f"/api/keys/{key.key_id}"})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from broker.protocol import messages as m
 from broker.protocol.base import Message, Reply
 
 M = TypeVar("M", bound=Message)
+BODY_S = 60.0
 
 
 def add_to(app: web.Application) -> None:
@@ -59,9 +61,18 @@ def asks(request: web.Request, scope: Scope) -> tuple[Operations, Identity]:
     return services(request).operations, current(request).require(scope)
 
 
+async def read_body(request: web.Request) -> bytes:
+    """The whole body; raises ``BadMessage`` when it takes its sender longer than a minute."""
+    try:
+        async with asyncio.timeout(BODY_S):
+            return await request.read()
+    except TimeoutError:
+        raise BadMessage(f"The body did not arrive within {BODY_S:g} seconds; send it again.") from None
+
+
 async def read_json(request: web.Request, *, empty: bool = False) -> dict[str, Any]:
     """The body as an object; raises ``BadJson``, ``BadMessage``. ``empty`` lets no body pass as ``{}``."""
-    raw = await request.read()
+    raw = await read_body(request)
     if empty and not raw.strip():
         return {}
     body = strict.parse(raw)
@@ -91,7 +102,9 @@ async def submit(request: web.Request) -> web.Response:
         key = request.headers.get("Idempotency-Key")
         if key is not None:
             body.setdefault("idempotency_key", key)
-        accepted = await ops.submitter.submit(who.tenant, {**body, "type": body.get("type", "submit_job")})
+        accepted = await ops.submitter.submit(
+            who.tenant, {**body, "type": body.get("type", "submit_job")}, key_id=who.key_id
+        )
     except EmqError as error:
         return response(error, echo)
     fresh = not accepted.duplicate and not accepted.dry_run
@@ -103,7 +116,7 @@ async def submit(request: web.Request) -> web.Response:
 
 async def _submit_many(ops: Operations, who: Identity, body: dict[str, Any], echo: str | None) -> web.Response:
     bulk = commands.read(m.SubmitJobs, {**body, "type": "submit_jobs"})
-    outcomes = await ops.submitter.submit_many(who.tenant, bulk.jobs, bulk.group)
+    outcomes = await ops.submitter.submit_many(who.tenant, bulk.jobs, bulk.group, key_id=who.key_id)
     return answer(commands.wire(m.JobsAccepted(results=commands.bulk_results(bulk, outcomes)), echo))
 
 

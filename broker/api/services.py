@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from aiohttp import web
 
 from broker.access.audit import AuditLog
+from broker.access.usage import Usage
 from broker.api.client_socket import ClientSocket
 from broker.api.figures import StatsFeed
 from broker.api.streams import Streams
@@ -32,6 +33,11 @@ class Services:
     """Whether Redis answers and has the functions."""
     version: str
     audit: AuditLog
+    usage: Usage
+    max_sockets: int
+    """Connections that may stay open here at once."""
+    seated: int = 0
+    """How many do."""
     started: float = field(default_factory=time.monotonic)
     sockets: set[ClientSocket] = field(default_factory=set)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)

@@ -12,6 +12,7 @@ from aiohttp import web
 from broker.access.credentials import watched
 from broker.access.identity import Scope, current
 from broker.api.errors import dumps
+from broker.api.seats import seat
 from broker.api.services import SERVICES, services
 from broker.api.streams import Item
 from broker.protocol.base import TERMINAL, JobStatus
@@ -34,11 +35,12 @@ async def events(request: web.Request) -> web.StreamResponse:
         first = await anext(stream, None) if ended else None
         if ended and first is None:
             return web.Response(status=204)
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"})
-        await response.prepare(request)
-        with contextlib.suppress(ConnectionError, TimeoutError), _until_the_end(request) as stop:
-            await _send(response, text_of(first) if first else b": events of the job\n\n")
-            await _pump(response, stream, stop)
+        async with seat(request):
+            response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"})
+            await response.prepare(request)
+            with contextlib.suppress(ConnectionError, TimeoutError), _until_the_end(request) as stop:
+                await _send(response, text_of(first) if first else b": events of the job\n\n")
+                await _pump(response, stream, stop)
     return response
 
 

@@ -13,10 +13,11 @@ from broker.access.limits import BROWSERS_PER_S, SERVERS_PER_S, TokenBucket
 from broker.access.proxies import client_ip
 from broker.api.client_socket import ClientSocket
 from broker.api.frames import Socket, cut_off
+from broker.api.seats import seat
 from broker.api.services import SERVICES, services
 from broker.logging import bind_client
 
-HEARTBEAT_S = 25.0
+HEARTBEAT_S = 20.0
 PROTOCOL = "emq.v1"
 
 
@@ -58,6 +59,11 @@ def open_socket(limit: int) -> Socket:
 
 
 async def _serve(request: web.Request, *, stats: bool) -> web.StreamResponse:
+    async with seat(request):
+        return await _serve_seated(request, stats=stats)
+
+
+async def _serve_seated(request: web.Request, *, stats: bool) -> web.StreamResponse:
     parts = services(request)
     limit = int(parts.settings.max_message_mb * 1024 * 1024)
     ws = open_socket(limit)

@@ -13,6 +13,7 @@ import time
 from typing import Any
 
 from broker.access.keys import Key, split
+from broker.access.limits import KeyLimits
 from broker.access.store import AccessStore
 from broker.cli.client import table
 from broker.cli.command import Command
@@ -30,6 +31,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     create.add_argument("--scopes", required=True, help="comma-separated: submit, read, worker, admin")
     create.add_argument("--expires-s", type=float, metavar="N", help="seconds until it ends (default: never)")
     create.add_argument("--name", default="", help="a label for the list")
+    create.add_argument("--submits-per-s", type=float, default=0, metavar="N", help="jobs a second (default: setting)")
+    create.add_argument("--max-sockets", type=int, default=0, metavar="N", help="open at once (default: setting)")
     actions.add_parser("list", help="every key").add_argument("--json", action="store_true")
     actions.add_parser("revoke", help="end a key and what it has opened").add_argument("key", metavar="ID")
     rotate = actions.add_parser("rotate", help="give a key another secret; it is printed once, alone on the last line")
@@ -51,7 +54,8 @@ async def _keys(args: argparse.Namespace) -> int:
 
 async def _create(store: AccessStore, args: argparse.Namespace) -> list[str]:
     scopes = [name.strip() for name in args.scopes.split(",") if name.strip()]
-    key, text = await store.create(args.tenant, scopes, expires_s=args.expires_s, name=args.name)
+    limits = KeyLimits(max(0, args.submits_per_s), max(0, args.max_sockets))
+    key, text = await store.create(args.tenant, scopes, expires_s=args.expires_s, name=args.name, limits=limits)
     return [f"Key {key.key_id} of tenant {key.tenant}: {', '.join(key.public()['scopes'])}.", ADVICE, text]
 
 

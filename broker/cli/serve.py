@@ -12,6 +12,7 @@ from pathlib import Path
 
 from aiohttp import web
 
+from broker.api.doorman import Hall
 from broker.app import create_app, require_key
 from broker.cli.command import Command
 from broker.errors import ConfigurationError
@@ -73,15 +74,19 @@ async def serve(settings: Settings) -> int:
             shutdown_timeout=2,
             auto_decompress=False,  # a compressed body is refused, so nobody need unpack it
         )
+        server: asyncio.Server | None = None
         try:
             if not await _started(runner, stop):
                 return 0
-            await web.SockSite(runner, listener, backlog=1024).start()
+            assert runner.server is not None
+            server = await loop.create_server(Hall(runner.server), sock=listener, backlog=1024)
             host = f"[{settings.host}]" if ":" in settings.host.strip("[]") else settings.host
             print(f"listening on http://{host}:{port}", flush=True)
             await stop.wait()
             log.info("stopping")
         finally:
+            if server is not None:
+                server.close()
             await runner.cleanup()
     return 0
 

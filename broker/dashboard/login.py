@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from urllib.parse import parse_qs
 
 from aiohttp import web
@@ -14,6 +16,7 @@ from broker.dashboard.views import render
 from broker.errors import EmqError, Forbidden, PayloadTooLarge, RateLimited, Unauthorized
 
 MAX_FORM = 4096
+FORM_S = 10.0
 
 
 def add_to(app: web.Application) -> None:
@@ -74,10 +77,12 @@ def _to(place: str) -> web.Response:
 async def _posted(request: web.Request) -> dict[str, str]:
     """The form's fields; what is no form has none."""
     raw = b""
-    async for chunk in request.content.iter_any():
-        raw += chunk
-        if len(raw) > MAX_FORM:
-            raise PayloadTooLarge("The form is too large.")
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(FORM_S):
+            async for chunk in request.content.iter_any():
+                raw += chunk
+                if len(raw) > MAX_FORM:
+                    raise PayloadTooLarge("The form is too large.")
     fields = parse_qs(raw.decode("utf-8", "replace"), max_num_fields=10)
     return {name: values[0].strip() for name, values in fields.items()}
 

@@ -15,6 +15,7 @@ from typing import Any
 from blake3 import blake3
 from pydantic import ValidationError
 
+from broker.access.policies import Policies
 from broker.errors import BadMessage, Conflict, EmqError, InvalidWorkflow, NotFound, PayloadTooLarge
 from broker.jobs import labels, strict
 from broker.jobs.estimates import Forecasts, Prediction
@@ -77,7 +78,8 @@ def decode_payload(stored: bytes) -> Any:
 class Submitter:
     """Takes submits for one pool."""
 
-    def __init__(self, queue: Queue, fleet: Fleet, settings: Settings) -> None:
+    def __init__(self, queue: Queue, fleet: Fleet, settings: Settings, policies: Policies | None = None) -> None:
+        self._policies = policies or Policies(settings)
         self._queue = queue
         self._fleet = fleet
         self._max_payload = settings.max_payload_kb * 1024
@@ -85,7 +87,9 @@ class Submitter:
         self._classes: OrderedDict[str, Requirement] = OrderedDict()
         self.forecasts = Forecasts(queue)
 
-    async def submit(self, tenant: str, message: dict[str, Any], job_id: str | None = None) -> JobAccepted:
+    async def submit(
+        self, tenant: str, message: dict[str, Any], job_id: str | None = None, *, key_id: str = ""
+    ) -> JobAccepted:
         """Submit one job; it is durable when this returns. ``job_id`` may be drawn by the caller.
 
         Raises every error of protocol's submit_job, ``Unavailable`` when nothing was accepted.
@@ -96,11 +100,17 @@ class Submitter:
         if draft.submit.strict:
             await self._refuse_waiting(draft)
         await self._predict(tenant, draft)
-        [answer] = await self._queue.submit(tenant, [draft.job])
+        [answer] = await self._queue.submit(tenant, [draft.job], self._policies.at_submit(tenant, key_id))
         return await self._accepted(draft, answer)
 
     async def submit_many(
-        self, tenant: str, messages: Sequence[dict[str, Any]], group: str | None, job_ids: Sequence[str] | None = None
+        self,
+        tenant: str,
+        messages: Sequence[dict[str, Any]],
+        group: str | None,
+        job_ids: Sequence[str] | None = None,
+        *,
+        key_id: str = "",
     ) -> list[JobAccepted | EmqError]:
         """Submit up to 1,000 jobs in one atomic call; one outcome a job, in order."""
         view = await self._fleet.view()
@@ -120,7 +130,8 @@ class Submitter:
             except EmqError as exc:
                 outcomes[i] = exc
         if drafts:
-            answers = await self._queue.submit(tenant, [draft.job for draft in drafts.values()])
+            limits = self._policies.at_submit(tenant, key_id)
+            answers = await self._queue.submit(tenant, [draft.job for draft in drafts.values()], limits)
             for (i, draft), answer in zip(drafts.items(), answers, strict=True):
                 outcomes[i] = await self._outcome(draft, answer)
         return [outcome for outcome in outcomes if outcome is not None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
@@ -20,6 +20,8 @@ class NewKey(Message):
     tenant: Annotated[str, StringConstraints(pattern=TENANT)] = Field(description="Whose jobs it sees.")
     scopes: list[ScopeName] = Field(min_length=1, max_length=8, description="What it may do; admin: everything.")
     expires_s: float | None = Field(None, gt=0, le=1e9, description="Seconds until it ends; left out: never.")
+    submits_per_s: float | None = Field(None, ge=0, le=1e6, description="Jobs a second; 0: as every key's.")
+    max_sockets: int | None = Field(None, ge=0, le=1_000_000, description="Open at once; 0: as every key's.")
     name: Annotated[str, StringConstraints(max_length=128, pattern=CONTROL_FREE)] = Field("", description="A label.")
 
 
@@ -41,6 +43,8 @@ class KeyRecord(Outgoing):
     expires_at: EpochMs | None = None
     revoked_at: EpochMs | None = None
     used_at: EpochMs | None = Field(None, description="When it was last used, to the minute.")
+    submits_per_s: float | None = None
+    max_sockets: int | None = None
 
 
 class MadeKey(KeyRecord):
@@ -122,3 +126,46 @@ class AuditPage(Outgoing):
 
     entries: list[AuditEntry]
     next: str | None = None
+
+
+Count = Annotated[int, Field(ge=0, le=2**40)]
+Amount = Annotated[float, Field(ge=0, le=1e12)]
+Pattern = Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=CONTROL_FREE)]
+Patterns = Annotated[list[Pattern], Field(max_length=10_000)]
+
+
+class TenantPolicy(Message):
+    """``PUT /api/tenants/{tenant}``: what is left out has the settings' default; a limit of 0 is none."""
+
+    type: Literal["set_tenant"] = "set_tenant"
+    submits_per_s: Amount | None = Field(None, description="Jobs a second, at most two seconds' worth at once.")
+    max_queued: Count | None = Field(None, description="Jobs that wait.")
+    max_queued_mb: Amount | None = Field(None, description="Payloads of jobs that wait, in million bytes.")
+    max_running: Count | None = Field(None, description="Jobs on workers at once.")
+    max_sockets: Count | None = Field(None, description="WebSockets and event streams at once.")
+    max_subscriptions: Count | None = Field(None, description="Jobs followed over sockets at once.")
+    upload_mb_per_h: Amount | None = Field(None, description="Input files, in million bytes an hour.")
+    weight: Annotated[float, Field(gt=0, le=1000)] | None = Field(None, description="Share of the workers.")
+
+
+class TenantUse(Outgoing):
+    """What a tenant has at the moment, in this pool."""
+
+    queued: int
+    queued_bytes: int
+    running: int
+
+
+class Tenant(Outgoing):
+    """A tenant: what was set, what holds, what it has."""
+
+    tenant: str
+    set: dict[str, Any]
+    limits: dict[str, float]
+    use: TenantUse
+
+
+class TenantList(Outgoing):
+    """``GET /api/tenants``, by name."""
+
+    tenants: list[Tenant]

@@ -239,11 +239,12 @@ class Check:
         homes = (f"w:{tenant}", f"a:{tenant}")
         jobs = [job for home in homes for job in await self._members(home)]
         states = jobs if len(jobs) <= MANY else []
-        fields = [f"{tenant}:{status}" for status in (*must.STATES, "running")]
+        fields = [f"{tenant}:{status}" for status in (*must.STATES, "running", "bytes")]
         head = [("ZRANGE", home, "0", "-1") for home in homes] + [("HMGET", "count", *fields)]
         ends = [("ZCARD", f"f:{tenant}:{status}") for status in must.TERMINAL]
+        looks = [("HMGET", f"j:{job}", "status", "phase") for job in states]
         waiting, active, said, *rest = await self._read(
-            *head, *ends, *(("HMGET", f"j:{job}", "status", "phase") for job in states)
+            *head, *ends, *looks, *(("STRLEN", f"b:{job}") for job in states)
         )
         counted = {field: int(value) for field, value in zip(fields, said, strict=True) if value}
         if [given.text(job) for job in (*waiting, *active)] != jobs:
@@ -251,7 +252,9 @@ class Check:
         real = Counter({f"{tenant}:{status}": rest[at] for at, status in enumerate(must.TERMINAL)})
         if len(jobs) > MANY:
             return real + _sums(tenant, counted, len(waiting), len(active)), counted
-        for status, phase in rest[len(ends) :]:
+        looked, sizes = rest[len(ends) :][: len(states)], rest[len(ends) + len(states) :]
+        real[f"{tenant}:bytes"] = sum(sizes[: len(waiting)])
+        for status, phase in looked:
             state = given.text(status or b"")
             real[f"{tenant}:{state}"] += 1
             real[f"{tenant}:running"] += state in must.ACTIVE and phase != b"finishing"
@@ -362,7 +365,7 @@ def _best(name: str, indexes: Iterable[str]) -> Iterator[tuple[str, ...]]:
 
 def _sums(tenant: str, counted: Mapping[str, int], waiting: int, active: int) -> Counter[str]:
     """What the counters must be for the sums to hold, all but one of each sum believed."""
-    names = ("scheduled", "blocked", "claimed", "running")
+    names = ("scheduled", "blocked", "claimed", "running", "bytes")
     real = Counter({f"{tenant}:{name}": counted.get(f"{tenant}:{name}", 0) for name in names})
     real[f"{tenant}:pending"] = waiting - real[f"{tenant}:scheduled"] - real[f"{tenant}:blocked"]
     real[f"{tenant}:processing"] = active - real[f"{tenant}:claimed"]

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from broker.errors import Conflict, NotFound, QueueFull, Unavailable
+from broker.errors import Conflict, NotFound, QueueFull, RateLimited, Unavailable
 
 SUBMIT_CHUNK = 25
 """Jobs of one ``emq_submit``: with a worker woken for each it stays under 5 ms."""
@@ -145,8 +145,12 @@ class Queue:
 
     # -- adding and ending work ---------------------------------------------------------------------------------------
 
-    async def submit(self, tenant: str, jobs: Sequence[NewJob]) -> list[Answer]:
+    async def submit(
+        self, tenant: str, jobs: Sequence[NewJob], limits: Mapping[str, Value | None] | None = None
+    ) -> list[Answer]:
         """Submit jobs in their order; one answer a job, refusals included (see :func:`require`).
+
+        ``limits`` are the tenant's and the key's.
 
         Each job is added whole or not at all. Many go in several calls, so that none holds Redis for long. When Redis
         goes away (or is full) between two of them, the jobs that are in have their answers, and the rest the outcome
@@ -154,7 +158,7 @@ class Queue:
         """
         answers: list[Answer] = []
         for start in range(0, len(jobs), SUBMIT_CHUNK):
-            pairs: list[tuple[str, Value | None]] = [("tenant", tenant)]
+            pairs: list[tuple[str, Value | None]] = [("tenant", tenant), *(limits or {}).items()]
             for job in jobs[start : start + SUBMIT_CHUNK]:
                 pairs.extend(job.pairs())
             try:
@@ -201,6 +205,10 @@ class Queue:
     async def pause(self, scope: str, target: str, on: bool) -> Answer:
         """Pause or resume ``pool``, a ``tenant`` or a ``worker``."""
         return await self._must("pause", f"{scope} {target}", scope=scope, id=target, on=on)
+
+    async def tenant(self, tenant: str, **limits: Value | None) -> Answer:
+        """Set a tenant's ``weight`` and ``max_running`` (``default``: as everybody's); answers what it has."""
+        return await self._must("tenant", f"tenant {tenant}", tenant=tenant, **limits)
 
     async def drain(self, worker: str, on: bool = True) -> Answer:
         """Let a worker finish what it has and take nothing new."""
@@ -291,6 +299,13 @@ class Queue:
         return (await self.call("version")).number("library")
 
 
+_FULL = {
+    "pool": "The queue is full; try again later.",
+    "tenant": "Your tenant has as many jobs waiting as it may; try again when some have started.",
+    "bytes": "Your tenant's waiting jobs have as many bytes as they may; try again when some have started.",
+}
+
+
 def require(answer: Answer, what: str) -> Answer:
     """Return a good answer; raise what a refusal means."""
     outcome = answer.outcome
@@ -303,9 +318,15 @@ def require(answer: Answer, what: str) -> Answer:
         raise Conflict(f"The lease on {what} is no longer held.", reason="stale_lease")
     if outcome == "queue_full":
         raise QueueFull(
-            "The queue is full; try again later.",
+            _FULL.get(answer.text("scope"), _FULL["pool"]),
             scope=answer.text("scope"),
             retry_after_s=max(1, answer.number("retry_after_ms", 1000) // 1000),
+        )
+    if outcome == "rate_limited":
+        raise RateLimited(
+            "Too many jobs a second; send the rest a little later.",
+            scope=answer.text("scope"),
+            retry_after_s=max(0.001, answer.number("retry_after_ms", 1000) / 1000),
         )
     if outcome in ("loading", "unavailable"):
         raise Unavailable("The queue is not ready; try again.")

@@ -57,6 +57,7 @@ def pool_config(settings: Settings, broker_url: str | None = None) -> dict[str, 
     }  # fmt: skip
     config: dict[str, Value | None] = {name: round(value * 1000) for name, value in seconds.items()}
     return config | {
+        "tenant_running": settings.tenant_max_running,
         "max_finished": settings.max_finished,
         "max_queued": settings.max_queued,
         "max_finishing": settings.max_finishing,

@@ -193,9 +193,19 @@ async def test_pause_holds_claims_back_and_resume_lets_them_go(desk: Desk, scope
 
 
 async def test_pause_of_nobody_is_not_found(desk: Desk) -> None:
-    for scope in ("tenant", "worker", "planet"):
+    for scope in ("worker", "planet"):
         answer = await desk.queue.call("pause", [("scope", scope), ("id", "nobody"), ("on", 1)])
         assert answer.outcome == "not_found", scope
+    assert (await desk.queue.call("pause", [("scope", "tenant"), ("id", ""), ("on", 1)])).outcome == "not_found"
+
+
+async def test_a_tenant_may_be_paused_before_its_first_job(desk: Desk) -> None:
+    await desk.queue.pause("tenant", "acme", on=True)
+    await desk.submit("j1")
+    worker = await desk.worker("w1")
+    assert await worker.take() is None
+    await desk.queue.pause("tenant", "acme", on=False)
+    assert await worker.take() == "j1"
 
 
 async def test_drain_finishes_what_runs_and_takes_nothing_new(desk: Desk) -> None:

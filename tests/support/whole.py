@@ -111,10 +111,12 @@ def _heads(pool: Dump) -> Iterator[Finding]:
 
 def _counts(pool: Dump) -> Iterator[Finding]:
     real: Counter[str] = Counter()
-    for record in pool.jobs.values():
+    for job, record in pool.jobs.items():
         status, tenant = record["status"], record["tenant"]
         real[status] += 1
         real[f"{tenant}:{status}"] += 1
+        if status in must.WAITING:
+            real[f"{tenant}:bytes"] += len(pool.strings[f"b:{job}"])
         real[f"{tenant}:running"] += status in must.ACTIVE and record.get("phase") != "finishing"
     said = {f: int(v) for f, v in pool.hashes.get("count", {}).items() if not f.endswith("_total")}
     for field in {*real, *said}:

@@ -69,14 +69,15 @@ local DEFAULTS = {
 -- sure: they are read along.
 function Q.open(P, first, second)
   local c = redis.call('HMGET', P .. 'config', 'deployment', 'lease_ms', 'test_clock', 'paused', 'seen', 'grace',
-    first or 'grace', second or 'grace')
+    'tenant_running', first or 'grace', second or 'grace')
   local now = now_ms(c[3])
   local u = setmetatable({
     P = P, now = now, ms = Q.int(now), deployment = c[1] or '', lease = tonumber(c[2] or 30000), paused = c[4] == '1',
     seen = tonumber(c[5] or 0), grace = tonumber(c[6] or 0), matches = 0,
+    tenant_running = tonumber(c[7] or 0),
   }, PARTS)
-  if first then u.config[first] = tonumber(c[7] or DEFAULTS[first]) end
-  if second then u.config[second] = tonumber(c[8] or DEFAULTS[second]) end
+  if first then u.config[first] = tonumber(c[8] or DEFAULTS[first]) end
+  if second then u.config[second] = tonumber(c[9] or DEFAULTS[second]) end
   return u
 end
 

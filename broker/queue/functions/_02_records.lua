@@ -79,8 +79,8 @@ function Q.tenant(u, name)
     -- Most tenants have no limits, so this is cheaper than asking for each.
     local v = Q.pairs_of(redis.call('HGETALL', u.P .. 'tn:' .. name))
     t = {
-      weight = tonumber(v.weight or 1), max_running = tonumber(v.max_running or 0), paused = v.paused == '1',
-      max_queued = tonumber(v.max_queued or 0), parked = v.parked == '1',
+      weight = tonumber(v.weight or 1), max_running = tonumber(v.max_running or u.tenant_running),
+      paused = v.paused == '1', max_queued = tonumber(v.max_queued or 0), parked = v.parked == '1',
     }
     u.tenants[name] = t
   end

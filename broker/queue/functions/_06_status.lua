@@ -22,11 +22,17 @@ function Q.group_key(u, tenant, group)
   return u.P .. 'g:' .. tenant .. ':' .. group
 end
 
+-- Counts the bytes that a tenant's waiting jobs take.
+local function weigh(u, r, sign)
+  Q.count(u, r.tenant .. ':bytes', sign * redis.call('STRLEN', u.P .. 'b:' .. r._id))
+end
+
 -- Adds a new job in its first status.
 function Q.enter(u, r, status)
   local key, home = index(u, r, status)
   redis.call('ZADD', key, r.arrival, r._id)
   if home == 'f' then redis.call('ZADD', u.P .. 'fin:' .. status, u.ms, r._id) end
+  if home == 'w' then weigh(u, r, 1) end
   tally(u, r, status, 1)
 end
 
@@ -50,6 +56,8 @@ function Q.move(u, r, status)
     redis.call('ZADD', to, r.arrival, id)
   end
   if old_home ~= home then
+    if old_home == 'w' then weigh(u, r, -1) end
+    if home == 'w' then weigh(u, r, 1) end
     if old_home == 'a' then redis.call('ZREM', u.P .. 'active', id) end
     if home == 'a' then redis.call('ZADD', u.P .. 'active', u.ms, id) end
   end

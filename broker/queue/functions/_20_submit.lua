@@ -1,6 +1,6 @@
 -- Submitting: the checks of all jobs come first, then the writes.
 
--- Reads `tenant …` and the sections that `job <id>` begins.
+-- Reads what holds for all jobs (`tenant …`) and the sections that `job <id>` begins.
 function Q.read_jobs(argv)
   local shared, jobs = {}, {}
   local into = shared
@@ -12,7 +12,7 @@ function Q.read_jobs(argv)
       into[argv[i]] = argv[i + 1]
     end
   end
-  return shared.tenant or '', jobs
+  return shared, jobs
 end
 
 local function answer_again(u, r, outcome)
@@ -52,19 +52,10 @@ local function parents_of(u, tenant, j, plan)
   return parents
 end
 
--- The room that is left for waiting jobs, in the pool and for the tenant.
-local function room(u, tenant)
-  local t, limit = Q.tenant(u, tenant), Q.setting(u, 'max_queued')
-  local got = redis.call('HMGET', u.P .. 'count', 'pending', 'scheduled', 'blocked', tenant .. ':pending',
-    tenant .. ':scheduled', tenant .. ':blocked')
-  local all, ours = (got[1] or 0) + (got[2] or 0) + (got[3] or 0), (got[4] or 0) + (got[5] or 0) + (got[6] or 0)
-  return limit > 0 and limit - all or math.huge, t.max_queued > 0 and t.max_queued - ours or math.huge
-end
-
 -- Decides about each job without a write: an answer, or a plan to add it.
-function Q.plan_submit(u, tenant, jobs)
-  local plan = { ids = {}, idem = {}, adds = 0 }
-  local pool_room, tenant_room = room(u, tenant)
+function Q.plan_submit(u, a, jobs)
+  local tenant = a.tenant
+  local plan = { ids = {}, idem = {}, adds = 0, bytes = 0, room = Q.room(u, a), buckets = Q.rates(u, a) }
   for i, j in ipairs(jobs) do
     local parents, unknown
     local answer = known(u, tenant, j, plan)
@@ -72,12 +63,10 @@ function Q.plan_submit(u, tenant, jobs)
       parents, unknown = parents_of(u, tenant, j, plan)
       if unknown then answer = { 'not_found', 'job_id', unknown } end
     end
-    if not answer and plan.adds >= math.min(pool_room, tenant_room) then
-      local scope = pool_room <= tenant_room and 'pool' or 'tenant'
-      answer = { 'queue_full', 'scope', scope, 'retry_after_ms', '5000' }
-    end
+    answer = answer or Q.no_room(plan, j)
     if not answer then
       plan.adds = plan.adds + 1
+      plan.bytes = plan.bytes + #(j.payload or '')
       plan.ids[j.id] = true
       if j.idem and j.idem ~= '' then plan.idem[j.idem] = j.id .. ' ' .. (j.body or '') end
       j.parents = parents

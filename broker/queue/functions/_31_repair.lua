@@ -55,17 +55,19 @@ end
 
 -- Counts a tenant's jobs anew; the cost grows with those that wait or run.
 function Q.recount_tenant(u, tenant)
-  local P, real, running = u.P, {}, 0
+  local P, real, running, bytes = u.P, {}, 0, 0
   for _, home in ipairs({ 'w', 'a' }) do
     for _, id in ipairs(redis.call('ZRANGE', P .. home .. ':' .. tenant, 0, -1)) do
       local got = redis.call('HMGET', P .. 'j:' .. id, 'status', 'phase')
       if got[1] then real[got[1]] = (real[got[1]] or 0) + 1 end
+      if home == 'w' then bytes = bytes + redis.call('STRLEN', P .. 'b:' .. id) end
       if home == 'a' and got[2] and got[2] ~= 'finishing' then running = running + 1 end
     end
   end
   for _, status in ipairs(ENDS) do real[status] = redis.call('ZCARD', P .. 'f:' .. tenant .. ':' .. status) end
   for status in pairs(Q.HOME) do set_count(u, tenant .. ':' .. status, real[status] or 0) end
   set_count(u, tenant .. ':running', running)
+  set_count(u, tenant .. ':bytes', bytes)
 end
 
 -- Adds the tenants' counters up.

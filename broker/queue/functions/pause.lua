@@ -24,8 +24,7 @@ local function pause_pool(u, on)
 end
 
 local function pause_tenant(u, tenant, on)
-  local known = redis.call('SISMEMBER', u.P .. 'tenants', tenant) == 1
-  if not known and redis.call('EXISTS', u.P .. 'tn:' .. tenant) == 0 then return { 'not_found' } end
+  if tenant == '' then return { 'not_found' } end
   Q.tenant(u, tenant).paused = on
   if on then
     redis.call('HSET', u.P .. 'tn:' .. tenant, 'paused', '1')

@@ -1,8 +1,9 @@
 -- emq_submit: adds jobs.
 -- Guarantee: each job is added whole or refused whole, one answer a job; a repeated call answers as the first did.
 -- Refused cleanly when Redis has no memory left.
--- Arguments: `tenant`, then for each job `job <id>` and its own (see docs/queue.md).
--- Answer: an array of `ok` | `duplicate` | `conflict` | `queue_full` | `not_found` with their pairs.
+-- Arguments: `tenant` and its limits, then for each job `job <id>` and its own (see docs/queue.md).
+-- Answer: an array of `ok` | `duplicate` | `conflict` | `queue_full` | `rate_limited` |
+-- `not_found` with their pairs.
 
 -- Counts the parents that are still open, and says when one already failed that must not.
 local function open_parents(u, j)
@@ -93,8 +94,10 @@ end
 
 local function submit(keys, argv)
   local u = Q.open(keys[1], 'max_queued', 'aging_ms')
-  local tenant, jobs = Q.read_jobs(argv)
-  local plan = Q.plan_submit(u, tenant, jobs)
+  local a, jobs = Q.read_jobs(argv)
+  local tenant = a.tenant or ''
+  a.tenant = tenant
+  local plan = Q.plan_submit(u, a, jobs)
   local answers, shared = {}, { missing = {}, lanes = 64, many = #jobs > 1 }
   local arrival = 0
   if plan.adds > 0 then
@@ -102,6 +105,7 @@ local function submit(keys, argv)
     redis.call('SADD', u.P .. 'tenants', tenant)
     Q.count(u, 'submitted_total', plan.adds)
     Q.count(u, tenant .. ':submitted_total', plan.adds)
+    for _, b in ipairs(plan.buckets) do Q.spend(u, b, plan.adds) end
   end
   for i, j in ipairs(jobs) do
     if plan[i] then

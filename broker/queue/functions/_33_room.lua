@@ -1,0 +1,50 @@
+-- What a submit may add: the pool's room, the tenant's, and how many a second.
+
+local function left(limit, used)
+  limit = tonumber(limit or 0)
+  return limit > 0 and limit - used or math.huge
+end
+
+-- What there is room for: jobs in the pool (`pool`), jobs and bytes of the tenant (`tenant`, `bytes`).
+function Q.room(u, a)
+  local tenant, t = a.tenant, Q.tenant(u, a.tenant)
+  local got = redis.call('HMGET', u.P .. 'count', 'pending', 'scheduled', 'blocked', tenant .. ':pending',
+    tenant .. ':scheduled', tenant .. ':blocked', tenant .. ':bytes')
+  local all, ours = (got[1] or 0) + (got[2] or 0) + (got[3] or 0), (got[4] or 0) + (got[5] or 0) + (got[6] or 0)
+  return {
+    pool = left(Q.setting(u, 'max_queued'), all), bytes = left(a.max_bytes, tonumber(got[7] or 0)),
+    tenant = math.min(left(t.max_queued, ours), left(a.max_queued, ours)),
+  }
+end
+
+-- The buckets that a submit takes a token a job from: the tenant's and the key's, where they have a rate.
+function Q.rates(u, a)
+  local found = {}
+  for scope, name in pairs({ tenant = a.tenant, key = a.key }) do
+    local rate = tonumber(a[scope .. '_rate'] or 0)
+    if rate > 0 then
+      local b = Q.bucket(u, u.P .. 'rate:' .. scope .. ':' .. name, rate, math.max(1, 2 * rate))
+      b.scope = scope
+      found[#found + 1] = b
+    end
+  end
+  return found
+end
+
+-- Why one more job is not taken; nil when it is.
+function Q.no_room(plan, j)
+  local free = plan.room
+  for _, scope in ipairs({ 'pool', 'tenant' }) do
+    if plan.adds >= free[scope] then return { 'queue_full', 'scope', scope, 'retry_after_ms', '5000' } end
+  end
+  if plan.bytes + #(j.payload or '') > free.bytes then
+    return { 'queue_full', 'scope', 'bytes', 'retry_after_ms', '5000' }
+  end
+  for _, b in ipairs(plan.buckets) do
+    if b.tokens < plan.adds + 1 then
+      local ms = Q.int(Q.bucket_wait(b, plan.adds + 1))
+      return { 'rate_limited', 'scope', b.scope, 'retry_after_ms', ms }
+    end
+  end
+  return nil
+end

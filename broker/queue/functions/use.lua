@@ -1,0 +1,46 @@
+-- emq_use: counts what is open (sockets, subscriptions) over all brokers, within a limit.
+-- Guarantee: never more than `limit` at once, whichever replicas ask; what a dead broker had is free after `ttl_ms`.
+-- Arguments: `replica` `ttl_ms`; `changes`: lines `<what> <difference> <limit>` (0: none), all or none of them;
+-- `counts`: lines `<what> <number>`, all that this broker has of it.
+-- Answer: `ok`; `full` `what` `used`.
+local function used(u, key)
+  local sum, all = 0, redis.call('HGETALL', key)
+  for i = 1, #all, 2 do
+    if tonumber(redis.call('ZSCORE', u.P .. 'replicas', all[i]) or 0) > u.now then
+      sum = sum + all[i + 1]
+    else
+      redis.call('HDEL', key, all[i])
+    end
+  end
+  return sum
+end
+
+local function use(keys, argv)
+  local u, a = Q.begin(keys, argv)
+  local ttl, changes = tonumber(a.ttl_ms or 30000), {}
+  for what, n, limit in string.gmatch(a.changes or '', '(%S+) (%S+) (%S+)') do
+    local change = { what = what, key = u.P .. 'use:' .. what, n = tonumber(n), limit = tonumber(limit) }
+    local now = change.n > 0 and change.limit > 0 and used(u, change.key) or 0
+    if change.n > 0 and change.limit > 0 and now + change.n > change.limit then
+      return { 'full', 'what', what, 'used', Q.int(now) }
+    end
+    changes[#changes + 1] = change
+  end
+  redis.call('ZREMRANGEBYSCORE', u.P .. 'replicas', '-inf', u.ms)
+  redis.call('ZADD', u.P .. 'replicas', Q.int(u.now + ttl), a.replica)
+  redis.call('PEXPIRE', u.P .. 'replicas', Q.int(2 * ttl))
+  for what, n in string.gmatch(a.counts or '', '(%S+) (%S+)') do
+    changes[#changes + 1] = { key = u.P .. 'use:' .. what, set = n }
+  end
+  for _, change in ipairs(changes) do
+    if change.set then
+      redis.call('HSET', change.key, a.replica, change.set)
+    elseif redis.call('HINCRBY', change.key, a.replica, change.n) <= 0 then
+      redis.call('HDEL', change.key, a.replica)
+    end
+    redis.call('PEXPIRE', change.key, Q.int(2 * ttl))
+  end
+  return { 'ok' }
+end
+
+redis.register_function{ function_name = 'emq_use', callback = use, flags = { 'allow-oom' } }
