@@ -339,6 +339,25 @@ class Comfy:
         path = os.path.abspath(os.path.join(root, str(item.get("subfolder") or ""), str(item["filename"])))
         return path if path.startswith(root + os.sep) and os.path.isfile(path) else None
 
+    def input_file(self, name: str) -> str | None:
+        """The path of a file that an input names, as loaders read it (``x.png``, ``x.png [output]``)."""
+        try:
+            path = os.path.realpath(self._folders.get_annotated_filepath(name))
+        except Exception:  # what is no name at all is none of a file
+            return None
+        roots = (self._folders.get_directory_by_type(kind) for kind in ("input", "output", "temp"))
+        inside = any(path.startswith(os.path.realpath(root) + os.sep) for root in roots if root)
+        return path if inside and os.path.isfile(path) else None
+
+    def file_kind(self, class_type: str, name: str) -> str | None:
+        """What kind of file an input of a class takes."""
+        return self.inventory.file_kind(class_type, name)
+
+    def add_routes(self, routes: Iterable[tuple[str, str, Callable[[Any], Awaitable[Any]]]]) -> None:
+        """Serve paths on ComfyUI's own port, as ``/path`` and ``/api/path``; called while nodes are imported."""
+        for method, path, handler in routes:
+            self._server.routes.route(method, path)(handler)
+
     def input_folder(self) -> str:
         """Where input files go."""
         return str(self._folders.get_input_directory())

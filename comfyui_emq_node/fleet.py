@@ -53,6 +53,15 @@ class Membership:
         """Whether an operator has asked this worker to finish what it has."""
         return any(self._draining.values())
 
+    @property
+    def is_paused(self) -> bool:
+        """Whether no pool gives this worker a job because it, or the pool, is paused."""
+        return bool(self._paused) and all(self._paused.values())
+
+    def connected(self) -> dict[str, bool]:
+        """Whether each pool's queue knows this worker and answered last time."""
+        return {pool: pool in self._registered and pool not in self._away for pool in self._news}
+
     def brokers(self, pool: str) -> Sequence[str]:
         """Addresses of a pool's brokers, those of the latest heartbeat."""
         return self._brokers.get(pool, ())
@@ -128,7 +137,7 @@ class Membership:
             try:
                 if queue.pool not in self._registered:
                     await self._register(queue)
-                await self._beat(queue)
+                await self.beat(queue)
             except QueueAway as error:
                 self._tell_away(queue, error)
                 await asyncio.sleep(pause * (0.5 + random.random()))  # noqa: S311
@@ -163,7 +172,8 @@ class Membership:
         self._away.discard(queue.pool)
         log.info("worker %s serves pool %s", self._worker_id, queue.pool)
 
-    async def _beat(self, queue: WorkQueue) -> None:
+    async def beat(self, queue: WorkQueue) -> None:
+        """Send one heartbeat and do what its answer says."""
         runs = self._worker.held(queue)
         inventory = self._comfy.inventory
         beat = await queue.heartbeat(

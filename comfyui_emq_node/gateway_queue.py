@@ -128,6 +128,10 @@ class GatewayQueue:
         except asyncio.TimeoutError:
             return []
 
+    async def steer(self, word: str) -> None:
+        """Pause, resume or drain this worker, as its own machine may."""
+        await self._ask("steer_worker", worker_id=self._worker, word=word)
+
     async def bye(self) -> None:
         """Leave: a closed socket makes the worker offline; what it holds goes back after a grace of one lease."""
         await self.close()

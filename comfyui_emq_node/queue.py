@@ -202,6 +202,9 @@ class WorkQueue(Protocol):
     async def release(self, job: Claimed, reason: str) -> None:
         """Give back a job that was not started."""
 
+    async def steer(self, word: str) -> None:
+        """``pause``, ``resume`` or ``drain`` this worker; resuming ends a drain too."""
+
     async def bye(self) -> None:
         """Leave; whatever is still held goes back."""
 

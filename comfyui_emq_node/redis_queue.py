@@ -10,7 +10,6 @@ import contextlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 from .queue import (
     Beat,
@@ -27,6 +26,7 @@ from .queue import (
     Terms,
     Unregistered,
 )
+from .redis_client import open_client
 
 HINT_S = 5
 COMMAND_S = 5.0
@@ -155,6 +155,14 @@ class RedisQueue:
         """Leave; whatever is still held goes back."""
         await self._call("bye", **self._who)
 
+    async def steer(self, word: str) -> None:
+        """Pause, resume or drain this worker, as its own machine may."""
+        worker = self._who["worker"]
+        if word != "drain":
+            await self._call("pause", scope="worker", id=worker, on=word == "pause")
+        if word != "pause":
+            await self._call("drain", worker=worker, on=word == "drain")
+
     # -- jobs ---------------------------------------------------------------------------------------------------------
 
     async def claim(self, claim: Claim, reports: Sequence[Report] = ()) -> Claimed | None:
@@ -271,7 +279,7 @@ class RedisQueue:
         if not url:
             raise QueueAway("no broker has its data in this machine's default folder; start one, or set EMQ_REDIS_URL")
         if url != self._used:
-            self._commands, self._blocking = _client(url, COMMAND_S, 2), _client(url, HINT_S + 5, 0)
+            self._commands, self._blocking = open_client(url, COMMAND_S, 2), open_client(url, HINT_S + 5, 0)
             self._used = url
         self._ask = False
 
@@ -308,47 +316,6 @@ def _meaning(error: Exception) -> QueueAway:
     if "WRONGPASS" in text or "NOAUTH" in text or "NOPERM" in text:
         return QueueAway(f"Redis refuses the login: {text}")
     return QueueAway(text)
-
-
-def _client(url: str, timeout_s: float, retries: int) -> Any:
-    """A client for one of the forms of ``EMQ_REDIS_URL``."""
-    from redis.asyncio import Redis, RedisCluster
-    from redis.asyncio.cluster import ClusterNode
-    from redis.asyncio.connection import parse_url
-    from redis.asyncio.retry import Retry
-    from redis.asyncio.sentinel import Sentinel
-    from redis.backoff import ExponentialBackoff
-
-    options: dict[str, Any] = {
-        "socket_timeout": timeout_s,
-        "socket_connect_timeout": 3.0,
-        "socket_keepalive": True,
-        "retry": Retry(ExponentialBackoff(0.5, 0.05), retries),
-        "client_name": "emq-worker",
-    }
-    scheme, _, rest = url.partition("://")
-    tls, _, kind = scheme.partition("+")
-    try:
-        if not kind:
-            return Redis.from_url(url, **options)
-        login, _, place = rest.rpartition("@")
-        hosts, _, path = place.partition("/")
-        nodes = [_node(host, 26379 if kind == "sentinel" else 6379) for host in hosts.split(",")]
-        given = dict(parse_url(f"{tls}://{login}@{nodes[0][0]}:{nodes[0][1]}"))
-        options.update({name: given[name] for name in ("username", "password") if name in given}, ssl=tls == "rediss")
-        if kind == "cluster":
-            return RedisCluster(startup_nodes=[ClusterNode(*node) for node in nodes], **options)
-        service, _, database = path.partition("?")[0].partition("/")
-        asking = {"socket_timeout": 1.0, "socket_connect_timeout": 1.0}
-        sentinel = Sentinel(nodes, sentinel_kwargs=asking)  # type: ignore[no-untyped-call]
-        return sentinel.master_for(service, db=int(database or 0), **options)
-    except (TypeError, ValueError) as error:
-        raise Refused(f"EMQ_REDIS_URL cannot be used: {error}") from None
-
-
-def _node(text: str, port: int) -> tuple[str, int]:
-    parts = urlsplit(f"//{text}")
-    return parts.hostname or "127.0.0.1", parts.port or port
 
 
 def _json(value: Any) -> bytes:

@@ -343,6 +343,11 @@ class Run:
         expected = Progress(self._graph, self._graph, self._durations).expected()
         return expected is not None and expected <= seconds
 
+    def describe(self) -> dict[str, Any]:
+        """What a person is shown of the job."""
+        shown = self.relay.progress.snapshot() if self.relay is not None else {}
+        return {"job_id": self.job.job_id, "attempt": self.job.attempt, **shown}
+
     def timings(self) -> dict[str, int]:
         """Milliseconds of the steps so far."""
         seconds = self.relay.seconds() if self.relay is not None else 0.0

@@ -33,6 +33,10 @@ class Settings:
     redis_url: str | None = None
     broker_url: str | None = None
     api_key: str | None = field(default=None, repr=False)
+    submit_key: str | None = field(default=None, repr=False)
+    """The key with which this ComfyUI's page sends jobs to the fleet; without it the worker's own."""
+    page: bool = True
+    """Whether ComfyUI's page may ask EMQ at all."""
     data: Path | None = None
     """The broker's data folder to look into when there is no address."""
     worker_id: str | None = None
@@ -59,6 +63,8 @@ class Settings:
             redis_url=_redis_url(names),
             broker_url=_broker_url(names),
             api_key=names.get("EMQ_API_KEY"),
+            submit_key=names.get("EMQ_SUBMIT_KEY"),
+            page=_switch(names, "EMQ_PAGE", True),
             data=_data_folder(names),
             worker_id=_worker_id(names),
             machine_id=names.get("MACHINE_ID"),
@@ -68,7 +74,7 @@ class Settings:
             pools=_pools(names),
             job_types=_list(names, "EMQ_JOB_TYPES") or ("comfyui",),
             drain_s=_number(names, "EMQ_DRAIN_S", 20.0, "seconds"),
-            deliver_temp=names.get("EMQ_DELIVER_TEMP", "").lower() in ("1", "true", "yes", "on"),
+            deliver_temp=_switch(names, "EMQ_DELIVER_TEMP", False),
             input_cache_gb=_number(names, "EMQ_INPUT_CACHE_GB", 10.0, "gigabytes"),
             log_level=_log_level(names),
         )
@@ -181,6 +187,10 @@ def _whole(names: Mapping[str, str], name: str) -> int | None:
         return int(names[name]) if name in names else None
     except ValueError:
         raise SettingsError(f"{name} is {names[name]!r}; it is a whole number") from None
+
+
+def _switch(names: Mapping[str, str], name: str, default: bool) -> bool:
+    return names[name].lower() in ("1", "true", "yes", "on") if name in names else default
 
 
 def _number(names: Mapping[str, str], name: str, default: float, unit: str) -> float:

@@ -7,7 +7,8 @@ import atexit
 import importlib.util
 import logging
 import threading
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .comfy import Comfy
 from .settings import Settings, default_worker_id
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from .worker import Worker
 
 log = logging.getLogger("emq")
+
+T = TypeVar("T")
 
 LEAVE_S = 2.0
 
@@ -35,6 +38,10 @@ def install(settings: Settings) -> None:
     comfy = Comfy()
     host = Host(settings, comfy)
     comfy.hook(host.start)
+    if settings.page:
+        from .page import Page
+
+        comfy.add_routes(Page(settings, comfy, host).routes())
 
 
 class Host:
@@ -47,6 +54,16 @@ class Host:
         self._ready = threading.Event()
         self._ending = False
         self._thread = threading.Thread(target=self._serve, name="emq-worker", daemon=True)
+
+    @property
+    def worker(self) -> Worker | None:
+        """The worker, once it runs."""
+        return self._worker
+
+    async def on_worker(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Do something on the worker's loop, from ComfyUI's; the worker has to run."""
+        assert self._loop is not None
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work(), self._loop))
 
     async def start(self) -> None:
         """Start the thread; runs in ComfyUI's loop when its server starts."""

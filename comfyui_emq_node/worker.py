@@ -193,6 +193,30 @@ class Worker:
             return "draining"
         return "busy" if self._current is not None or self._comfy.foreign() != (0, 0) else "idle"
 
+    async def steer(self, word: str) -> None:
+        """Have every queue ``pause``, ``resume`` or ``drain`` this worker."""
+        for queue in self._queues:
+            await queue.steer(word)
+        await asyncio.gather(*(self.membership.beat(queue) for queue in self._queues))
+
+    def describe(self) -> dict[str, Any]:
+        """What ComfyUI's page shows of this worker; may be read on any thread."""
+        runs = list(self._runs.values())
+        return {
+            "worker_id": self.worker_id,
+            "state": self.status,
+            "connected": self.membership.connected(),
+            "paused": self.membership.is_paused,
+            "draining": self.membership.is_draining or self.is_stopping,
+            "jobs": [{**run.describe(), "phase": self._phase(run)} for run in runs],
+            "inputs": {"fetched_bytes": self._inputs.fetched_bytes},
+        }
+
+    def _phase(self, run: Run) -> str:
+        if run is self._current:
+            return "running" if run.is_started else "starting"
+        return "finishing" if run.is_over else "next"
+
     # -- working --------------------------------------------------------------------------------------------------
 
     async def _work(self) -> None:

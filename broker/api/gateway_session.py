@@ -66,6 +66,7 @@ class WorkerSession:
             "register_worker": self._register,
             "worker_status": self._status,
             "worker_heartbeat": self._heartbeat,
+            "steer_worker": self._steer,
             "claim_job": self._work.claim,
             "update_job_progress": self._work.progress,
             "job_executed": self._work.executed,
@@ -195,6 +196,18 @@ class WorkerSession:
         await self._link.send(ack, echo)
         if ack.work and message.status == "idle":
             await self._work.offer()
+
+    async def _steer(self, message: g.SteerWorker, echo: str | None) -> None:
+        """Pause, resume or drain this worker: whoever is at its machine may."""
+        self._worker.require_registered()
+        name, queue = self._worker.worker_id or "", self._parts.queue
+        if message.word == "drain":
+            await queue.drain(name)
+        else:
+            await queue.pause("worker", name, message.word == "pause")
+        if message.word == "resume":
+            await queue.drain(name, on=False)
+        await self._link.send(Ack.model_validate({"worker_id": name, "word": message.word}), echo)
 
     def _verdict(self, line: str) -> g.JobVerdict:
         job_id, _, rest = line.partition(" ")

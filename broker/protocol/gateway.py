@@ -88,6 +88,14 @@ class WorkerStatus(Message):
         return beside | self.capabilities
 
 
+class SteerWorker(Message):
+    """Pause, resume or drain this worker itself; resuming ends a drain too."""
+
+    type: Literal["steer_worker"] = "steer_worker"
+    worker_id: Id | None = None
+    word: Literal["pause", "resume", "drain"]
+
+
 class ClaimJob(Message):
     """Take a named job, or the best one for this worker."""
 
@@ -183,8 +191,8 @@ class ReleaseJob(_Leased):
 
 
 WORKER_MESSAGES: tuple[type[Message], ...] = (
-    RegisterWorker, WorkerStatus, ClaimJob, WorkerHeartbeat, WorkerProgress, JobExecuted, WorkerComplete, WorkerFail,
-    ReleaseJob,
+    RegisterWorker, WorkerStatus, SteerWorker, ClaimJob, WorkerHeartbeat, WorkerProgress, JobExecuted, WorkerComplete,
+    WorkerFail, ReleaseJob,
 )  # fmt: skip
 
 

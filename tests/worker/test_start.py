@@ -7,6 +7,8 @@ import os
 import shutil
 from pathlib import Path
 
+import aiohttp
+
 from broker.trial.workflows import plain_image
 from tests.support.comfyui import PACK, ComfyProcess
 from tests.support.waiting import wait_until
@@ -23,8 +25,10 @@ async def test_it_finds_a_broker_of_this_machine_whenever_that_starts(
     make_broker: MakeBroker, make_comfy: MakeComfy, tmp_path: Path
 ) -> None:
     """Without settings it looks into the default data folder, also when the broker comes later; meanwhile one line."""
-    comfy = make_comfy(XDG_DATA_HOME=str(tmp_path), LOG_LEVEL="INFO").start()
+    comfy = make_comfy(XDG_DATA_HOME=str(tmp_path), LOG_LEVEL="INFO", EMQ_PAGE="off").start()
     comfy.wait_for("the queue cannot be reached")
+    async with aiohttp.ClientSession(comfy.url) as session, session.get("/emq/status") as answer:
+        assert answer.status == 404  # what is off at the page is not there
     assert len(lines(comfy, "the queue cannot be reached")) == 1
     broker = make_broker()
     os.symlink(broker.data, tmp_path / "emq")

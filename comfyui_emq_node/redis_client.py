@@ -1,0 +1,53 @@
+"""Clients of redis-py for every form of ``EMQ_REDIS_URL``."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import urlsplit
+
+from .queue import Refused
+
+
+def open_client(url: str, timeout_s: float, retries: int) -> Any:
+    """A client for a server, a sentinels' service or a cluster.
+
+    Raises:
+        Refused: the address is none of these.
+    """
+    from redis.asyncio import Redis, RedisCluster
+    from redis.asyncio.cluster import ClusterNode
+    from redis.asyncio.connection import parse_url
+    from redis.asyncio.retry import Retry
+    from redis.asyncio.sentinel import Sentinel
+    from redis.backoff import ExponentialBackoff
+
+    options: dict[str, Any] = {
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": 3.0,
+        "socket_keepalive": True,
+        "retry": Retry(ExponentialBackoff(0.5, 0.05), retries),
+        "client_name": "emq-worker",
+    }
+    scheme, _, rest = url.partition("://")
+    tls, _, kind = scheme.partition("+")
+    try:
+        if not kind:
+            return Redis.from_url(url, **options)
+        login, _, place = rest.rpartition("@")
+        hosts, _, path = place.partition("/")
+        nodes = [_node(host, 26379 if kind == "sentinel" else 6379) for host in hosts.split(",")]
+        given = dict(parse_url(f"{tls}://{login}@{nodes[0][0]}:{nodes[0][1]}"))
+        options.update({name: given[name] for name in ("username", "password") if name in given}, ssl=tls == "rediss")
+        if kind == "cluster":
+            return RedisCluster(startup_nodes=[ClusterNode(*node) for node in nodes], **options)
+        service, _, database = path.partition("?")[0].partition("/")
+        asking = {"socket_timeout": 1.0, "socket_connect_timeout": 1.0}
+        sentinel = Sentinel(nodes, sentinel_kwargs=asking)  # type: ignore[no-untyped-call]
+        return sentinel.master_for(service, db=int(database or 0), **options)
+    except (TypeError, ValueError) as error:
+        raise Refused(f"EMQ_REDIS_URL cannot be used: {error}") from None
+
+
+def _node(text: str, port: int) -> tuple[str, int]:
+    parts = urlsplit(f"//{text}")
+    return parts.hostname or "127.0.0.1", parts.port or port

@@ -1,0 +1,30 @@
+"""A real Chromium with a page of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from playwright.async_api import Page, async_playwright
+
+OPTIONS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+           "--disable-sync", "--no-first-run")  # fmt: skip
+SLOW_MS = 60_000
+"""How long a step may take on a machine that does much else."""
+
+
+@asynccontextmanager
+async def browser_page(faults: list[str]) -> AsyncIterator[Page]:
+    """A page in a new browser; errors of scripts are added to ``faults``."""
+    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=chromium, args=list(OPTIONS))
+        try:
+            page = await browser.new_page(viewport={"width": 1280, "height": 800})
+            page.set_default_timeout(SLOW_MS)
+            page.on("pageerror", lambda error: faults.append(str(error)))
+            yield page
+        finally:
+            await browser.close()
