@@ -28,7 +28,9 @@ from broker.api.services import SERVICES, Services
 from broker.api.streams import Streams
 from broker.api.tenants import TenantShares, charge_upload
 from broker.api.tickets import FileAccess
-from broker.dashboard import login, views
+from broker.dashboard import setup as dashboard
+from broker.dashboard.problems import errors_to_pages
+from broker.dashboard.roles import check_role
 from broker.errors import Unavailable
 from broker.files.cleanup import Cleaner
 from broker.files.outputs import delivered_result
@@ -69,7 +71,7 @@ def emq_version() -> str:
 def create_app(settings: Settings) -> web.Application:
     """The broker's application. Nothing happens before it is started: then it connects, and raises what is wrong."""
     app = web.Application(
-        middlewares=[edge.errors_to_responses, edge.guard, edge.audit],
+        middlewares=[edge.errors_to_responses, errors_to_pages, edge.guard, edge.audit, check_role],
         client_max_size=int(settings.max_message_mb * 1024 * 1024),
     )
     app[SETTINGS] = settings
@@ -84,8 +86,7 @@ def create_app(settings: Settings) -> web.Application:
     keys.add_to(app)
     users.add_to(app)
     tenants.add_to(app)
-    views.add_to(app)
-    login.add_to(app)
+    dashboard.add_to(app)
     app.on_shutdown.append(sse.stop_all)
     return app
 

@@ -115,6 +115,12 @@ class Settings(BaseSettings):
         description="Wrong log-ins of one address under one name; 0: no limit.",
     )
 
+    dashboard_read_only: bool = Field(
+        False,
+        validation_alias=_env("EMQ_DASHBOARD_READ_ONLY"),
+        description="The dashboard shows everything and changes nothing, whoever uses it.",
+    )
+
     lease_s: float = Field(30.0, gt=0, validation_alias=_env("EMQ_LEASE_S"), description="A worker's lease.")
     reap_s: float = Field(1.0, gt=0, validation_alias=_env("EMQ_REAP_S"), description="Pause between two sweeps.")
     hang_s: float = Field(

@@ -145,8 +145,8 @@ def test_the_protocol_page_has_every_message_and_field() -> None:
         assert set(get_args(codes)) <= words
 
 
-def test_the_protocol_page_has_every_route(tmp_path: Path) -> None:
-    page = (ROOT / "docs/protocol.md").read_text()
+def test_the_pages_of_protocol_and_dashboard_have_every_route(tmp_path: Path) -> None:
+    page = "".join((ROOT / "docs" / name).read_text() for name in ("protocol.md", "dashboard.md"))
     for resource in create_app(Settings(data=tmp_path)).router.resources():
         path = resource.canonical
         # The upload path is given to a worker with its job; static files belong to the page.

@@ -90,4 +90,6 @@ async def audit(request: web.Request, handler: Handler) -> web.StreamResponse:
 def _is_page(request: web.Request) -> bool:
     """Whether a person without a key in the hand opens a page."""
     wants_page = request.method == hdrs.METH_GET and "text/html" in request.headers.get(hdrs.ACCEPT, "")
+    if "HX-Request" in request.headers:
+        return False  # the page's script would follow a redirect and put the log-in into the page
     return wants_page and hdrs.AUTHORIZATION not in request.headers and not request.path.startswith(("/api/", "/ws"))

@@ -38,15 +38,15 @@ async def events(request: web.Request) -> web.StreamResponse:
         async with seat(request):
             response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"})
             await response.prepare(request)
-            with contextlib.suppress(ConnectionError, TimeoutError), _until_the_end(request) as stop:
-                await _send(response, text_of(first) if first else b": events of the job\n\n")
+            with contextlib.suppress(ConnectionError, TimeoutError), until_the_end(request) as stop:
+                await send(response, text_of(first) if first else b": events of the job\n\n")
                 await _pump(response, stream, stop)
     return response
 
 
 @contextlib.contextmanager
-def _until_the_end(request: web.Request) -> Iterator[asyncio.Future[Any]]:
-    """A future that is done when the broker stops or the request's credential ends."""
+def until_the_end(request: web.Request) -> Iterator[asyncio.Future[Any]]:
+    """A future that is done when the broker stops, and cancelled when the request's credential ends."""
     stop: asyncio.Future[Any] = asyncio.ensure_future(services(request).stopping.wait())
 
     async def end() -> None:
@@ -68,19 +68,20 @@ async def _pump(response: web.StreamResponse, stream: AsyncGenerator[Item, None]
             if stop.done():
                 return
             if not following.done():
-                await _send(response, b": still here\n\n")
+                await send(response, b": still here\n\n")
                 continue
             item = following.result()
             if item is None:
                 return
-            await _send(response, text_of(item))
+            await send(response, text_of(item))
             following = asyncio.ensure_future(anext(stream, None))
     finally:
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
 
 
-async def _send(response: web.StreamResponse, data: bytes) -> None:
+async def send(response: web.StreamResponse, data: bytes) -> None:
+    """Write; raises ``TimeoutError`` when the client takes nothing for ten seconds."""
     async with asyncio.timeout(STALLED_S):
         await response.write(data)
 

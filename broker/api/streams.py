@@ -48,7 +48,7 @@ class Streams:
     """Event streams of jobs for any carrier."""
 
     def __init__(self, hub: EventHub, deliver: Deliver) -> None:
-        self._hub = hub
+        self.hub = hub
         self._deliver = deliver
 
     async def follow(
@@ -58,7 +58,7 @@ class Streams:
 
         Raises ``NotFound`` when the job's record is gone, ``Unavailable`` when the stream cannot begin.
         """
-        async with self._hub.subscribe(job_id, after, previews, until_end=until_end) as subscription:
+        async with self.hub.subscribe(job_id, after, previews, until_end=until_end) as subscription:
             async for item in subscription:
                 if isinstance(item, Preview):
                     yield Item({}, preview=item.data)
@@ -69,7 +69,7 @@ class Streams:
 
     async def picture(self, job_id: str) -> Picture | None:
         """The newest preview's picture, waiting a moment for one when nobody here watches yet."""
-        frame = await self._hub.preview(job_id)
+        frame = await self.hub.preview(job_id)
         return picture_of(frame) if frame else None
 
     def _event(self, job_id: str, tenant: str, event: Event) -> Item:

@@ -1,1 +1,1 @@
-"""The pages for people: rendered here, refreshed by htmx, usable without JavaScript."""
+"""The pages for people: rendered here, live by htmx, complete without JavaScript. See ``docs/dashboard.md``."""

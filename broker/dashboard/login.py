@@ -12,7 +12,8 @@ from broker.access.audit import AUDIT
 from broker.access.credentials import CREDENTIALS, SECURE_COOKIE, Credentials
 from broker.access.identity import IDENTITY, Identity, Scope
 from broker.access.proxies import client_ip
-from broker.dashboard.views import render
+from broker.dashboard.forms import is_htmx
+from broker.dashboard.frame import render_plain
 from broker.errors import EmqError, Forbidden, PayloadTooLarge, RateLimited, Unauthorized
 
 MAX_FORM = 4096
@@ -30,7 +31,10 @@ async def show(request: web.Request) -> web.Response:
     """The form; a broker without keys needs none."""
     if request.config_dict[CREDENTIALS].ring.open:
         return _to("/")
-    return render(request, "login.html", problem=None)
+    page = render_plain(request, "login.html", problem=None)
+    if is_htmx(request):  # a page's script cannot log in: the browser has to come here
+        page.headers["HX-Redirect"] = "/login"
+    return page
 
 
 async def log_in(request: web.Request) -> web.Response:
@@ -47,7 +51,7 @@ async def log_in(request: web.Request) -> web.Response:
     except EmqError as error:
         target = form.get("user", "")[:64]
         await request.config_dict[AUDIT].note(None, client_ip(request), "failed log-in", target, why=error.code)
-        page = render(request, "login.html", error.http_status, problem=error.message)
+        page = render_plain(request, "login.html", error.http_status, problem=error.message)
         if isinstance(error, RateLimited):
             page.headers["Retry-After"] = str(max(1, round(error.details["retry_after_s"])))
         return page

@@ -28,6 +28,7 @@ def public_stats(answer: Answer) -> dict[str, Any]:
         "totals": _totals(answer),
         "estimates": _estimates(answer),
         "dead": answer.number("dead"),
+        "failed_last_hour": answer.number("failed_hour") if "failed_hour" in answer.pairs else None,
         "paused": answer.flag("paused"),
     }
 
@@ -93,6 +94,7 @@ def public_worker(answer: Answer) -> dict[str, Any]:
         "version": info.get("version"),
         "comfyui_version": info.get("comfyui_version"),
         "tags": info.get("tags") or [],
+        "simulated": info.get("simulated") is True,
         "slots": answer.number("slots", 1),
         "last_heartbeat": answer.number("beat") or None,
         "registered_at": answer.number("registered_at") or None,
@@ -110,3 +112,29 @@ def _gpus(registered: Any, now: Any) -> list[dict[str, Any]]:
 def _held(line: str) -> dict[str, str]:
     job_id, _, phase = line.partition(" ")
     return {"job_id": job_id, "phase": phase}
+
+
+def working(answer: Answer) -> dict[str, Any]:
+    """A worker's public record with ``doing``: what it does with each of its jobs (``emq_workers`` with ``jobs``)."""
+    return {**public_worker(answer), "doing": [_doing(row) for row in answer.rows]}
+
+
+def _doing(row: Answer) -> dict[str, Any]:
+    progress = loads(row.text("progress"), {})
+    known = progress if isinstance(progress, dict) else {}
+    return {
+        "job_id": row.text("job_id"),
+        "status": row.text("status"),
+        "phase": row.text("phase") or "running",
+        "tenant": row.text("tenant"),
+        "attempt": row.number("attempt"),
+        "priority": row.number("priority"),
+        "claimed_at": row.number("claimed_at") or None,
+        "started_at": row.number("started_at") or None,
+        "expected_ms": float(row.text("run_ms") or 0) or None,
+        "models": row.lines("models"),
+        "progress": known.get("progress"),
+        "node": known.get("node") if isinstance(known.get("node"), dict) else None,
+        "nodes_done": known.get("nodes_done"),
+        "nodes_total": known.get("nodes_total"),
+    }

@@ -8,7 +8,7 @@ from typing import Any
 
 from broker.errors import Conflict, EmqError, NotFound
 from broker.jobs import labels, listing, records
-from broker.jobs.figures import group_figures, public_stats, public_worker
+from broker.jobs.figures import group_figures, public_stats, public_worker, working
 from broker.jobs.fleet import Fleet
 from broker.jobs.submission import Submitter
 from broker.jobs.waiting import from_atoms, held_back, values
@@ -134,6 +134,11 @@ class Operations:
         """The fleet."""
         answer = await self.queue.workers()
         return sorted((public_worker(row) for row in answer.rows), key=lambda worker: str(worker["worker_id"]))
+
+    async def working(self, worker_id: str = "") -> list[dict[str, Any]]:
+        """The fleet (or one worker) with what each does right now (``doing``)."""
+        answer = await self.queue.workers(worker_id, jobs=True)
+        return sorted((working(row) for row in answer.rows), key=lambda worker: str(worker["worker_id"]))
 
     async def worker(self, worker_id: str) -> dict[str, Any]:
         """One worker; raises ``NotFound``."""

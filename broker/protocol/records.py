@@ -197,6 +197,7 @@ class Worker(Outgoing):
     version: str | None = None
     comfyui_version: str | None = None
     tags: list[str] = Field(default_factory=list)
+    simulated: bool = Field(False, description="It only behaves like a ComfyUI, for load and for looking.")
     slots: int | None = None
     last_heartbeat: EpochMs | None = None
     registered_at: EpochMs | None = None
@@ -210,9 +211,12 @@ class Stats(Outgoing):
     running: int = Field(description="Claimed and processing jobs.")
     depth_by_priority: dict[str, int] = Field(default_factory=dict)
     oldest_wait_ms: int | None = None
-    workers: dict[str, int] = Field(default_factory=dict, description="Live workers by state, and their `total`.")
+    workers: dict[str, int] = Field(
+        default_factory=dict, description="Live workers by state, their `total`, and `down`: known and gone."
+    )
     totals: dict[str, int] = Field(default_factory=dict, description="Counters since the pool was made.")
     dead: int = Field(0, description="Dead letters.")
+    failed_last_hour: int | None = Field(None, description="Jobs that failed in the last hour; of the whole pool only.")
     estimates: dict[str, int] = Field(
         default_factory=dict, description="Started jobs that had an `estimated_start`, and how many kept p50 and p90."
     )

@@ -256,12 +256,15 @@ class Queue:
         """Counts, totals, depth by priority, workers."""
         return await self.call("stats", [("tenant", tenant)])
 
-    async def workers(self, worker: str = "") -> Answer:
-        """The fleet's records, one row a worker; read a hundred at a time, so that no call is long."""
-        answer = await self.call("workers", [("worker", worker)])
+    async def workers(self, worker: str = "", *, jobs: bool = False) -> Answer:
+        """The fleet's records, one row a worker; read a hundred at a time, so that no call is long.
+
+        ``jobs``: each row has rows of its own, what the worker does with each of its jobs.
+        """
+        answer = await self.call("workers", [("worker", worker), ("jobs", jobs or None)])
         more = answer.text("next")
         while more:
-            page = await self.call("workers", [("offset", more)])
+            page = await self.call("workers", [("offset", more), ("jobs", jobs or None)])
             answer.rows.extend(page.rows)
             more = page.text("next")
         return answer

@@ -125,20 +125,27 @@ class Broker:
 Start = Callable[..., Awaitable[Broker]]
 
 
-@pytest.fixture
-async def start_broker(valkey_url: str, pool: str, tmp_path: Path) -> AsyncIterator[Start]:
-    """Starts brokers on one pool; keyword arguments are settings."""
+@contextlib.asynccontextmanager
+async def brokers(**common: Any) -> AsyncIterator[Start]:
+    """Starts brokers with these settings; keyword arguments are more."""
     async with contextlib.AsyncExitStack() as stack:
 
         async def start(**settings: Any) -> Broker:
-            chosen = {"pool": pool, "redis_url": valkey_url, "data": tmp_path, "port": 0, **settings}
-            app = create_app(Settings().model_copy(update=chosen))
+            app = create_app(Settings().model_copy(update={"port": 0, **common, **settings}))
             server = TestServer(app, host="127.0.0.1")
             await server.start_server()
             stack.push_async_callback(server.close)
-            http = await stack.enter_async_context(aiohttp.ClientSession())
+            jar = aiohttp.CookieJar(unsafe=True)  # the broker's host is an address
+            http = await stack.enter_async_context(aiohttp.ClientSession(cookie_jar=jar))
             return Broker(str(server.make_url("")).rstrip("/"), http, app[QUEUE], server)
 
+        yield start
+
+
+@pytest.fixture
+async def start_broker(valkey_url: str, pool: str, tmp_path: Path) -> AsyncIterator[Start]:
+    """Starts brokers on one pool; keyword arguments are settings."""
+    async with brokers(pool=pool, redis_url=valkey_url, data=tmp_path) as start:
         yield start
 
 

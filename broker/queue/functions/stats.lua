@@ -3,7 +3,7 @@
 -- Arguments: `tenant` (empty: all).
 -- Answer: `ok` with a count for each status, `<what>_total`, `oldest_ms` (age of the job that waits longest); for all
 -- also `depth` (lines `<priority> <waiting>`), `paused`, `workers`, `workers_idle`, `workers_busy`, `workers_paused`,
--- `workers_draining`, `workers_unhealthy`, `dead`.
+-- `workers_draining`, `workers_unhealthy`, `workers_down` (known and gone), `dead`, `failed_hour` (in the last hour).
 local COUNTS = {
   'scheduled', 'blocked', 'pending', 'claimed', 'processing', 'completed', 'failed', 'cancelled',
   'submitted_total', 'completed_total', 'failed_total', 'cancelled_total', 'retried_total', 'lost_total', 'running',
@@ -31,8 +31,11 @@ end
 
 local function fleet(u, out)
   local states = Q.pairs_of(redis.call('HGETALL', u.P .. 'states'))
+  local live = redis.call('HLEN', u.P .. 'instances')
   out[#out + 1] = 'workers'
-  out[#out + 1] = Q.int(redis.call('HLEN', u.P .. 'instances'))
+  out[#out + 1] = Q.int(live)
+  out[#out + 1] = 'workers_down'
+  out[#out + 1] = Q.int(math.max(0, redis.call('ZCARD', u.P .. 'workers') - live))
   for _, name in ipairs({ 'idle', 'busy', 'paused', 'draining', 'unhealthy' }) do
     out[#out + 1] = 'workers_' .. name
     out[#out + 1] = states[name] or '0'
@@ -53,7 +56,8 @@ local function stats(keys, argv)
   out[#out + 1] = oldest(u, one and { a.tenant } or redis.call('SMEMBERS', u.P .. 'tenants'))
   if one then return out end
   local dead = Q.int(redis.call('ZCARD', u.P .. 'dead'))
-  local more = { 'depth', depth(u), 'paused', u.paused and '1' or '0', 'dead', dead }
+  local failed = redis.call('ZCOUNT', u.P .. 'fin:failed', Q.int(u.now - 3600000), '+inf')
+  local more = { 'failed_hour', Q.int(failed), 'depth', depth(u), 'paused', u.paused and '1' or '0', 'dead', dead }
   for _, value in ipairs(more) do out[#out + 1] = value end
   fleet(u, out)
   return out

@@ -1,9 +1,32 @@
 -- emq_workers: the workers' records.
 -- Guarantee: reads only.
--- Arguments: `worker` (empty: all, those with the latest heartbeat first), `offset` `limit` (100, at most 1,000).
+-- Arguments: `worker` (empty: all, those with the latest heartbeat first), `offset` `limit` (100, at most 1,000) `jobs`
+-- (1: with what it does).
 -- Answer: `ok` `next` (the offset that goes on; empty: no more) then `worker`
--- <nested `ok` with `worker_id`, the record, `held` (lines `<job> <phase>`)> for each.
-local function row(u, name)
+-- <nested `ok` with `worker_id`, the record, `held` (lines `<job> <phase>`), with `jobs` also `job` <nested `ok` with
+-- `job_id`, some fields of the record, `run_ms` (average of such jobs), `progress` (JSON)> for each> for each.
+local FIELDS = {
+  'status', 'phase', 'tenant', 'attempt', 'priority', 'claimed_at', 'started_at', 'models', 'class', 'stored_progress',
+}
+
+-- What a worker does with a job: state, since when, how long such jobs run on the average, the stored progress.
+local function work(u, job)
+  local out, r = { 'ok', 'job_id', job }, redis.call('HMGET', u.P .. 'j:' .. job, unpack(FIELDS))
+  for i = 1, 8 do
+    if r[i] then
+      out[#out + 1] = FIELDS[i]
+      out[#out + 1] = r[i]
+    end
+  end
+  out[#out + 1] = 'run_ms'
+  out[#out + 1] = r[9] and redis.call('HGET', u.P .. 'c:' .. r[9], 'run') or ''
+  local stored = r[10] and redis.call('GET', u.P .. 'pr:' .. job)
+  out[#out + 1] = 'progress'
+  out[#out + 1] = stored and string.match(stored, '\n(.*)$') or ''
+  return out
+end
+
+local function row(u, name, jobs)
   local w = Q.pairs_of(redis.call('HGETALL', u.P .. 'wk:' .. name))
   if not w.instance then return nil end
   local out, held = { 'ok', 'worker_id', name }, {}
@@ -20,6 +43,10 @@ local function row(u, name)
   end
   out[#out + 1] = 'held'
   out[#out + 1] = table.concat(held, '\n')
+  for _, line in ipairs(jobs and held or {}) do
+    out[#out + 1] = 'job'
+    out[#out + 1] = work(u, string.match(line, '^(%S+)'))
+  end
   return out
 end
 
@@ -34,7 +61,7 @@ local function workers(keys, argv)
   end
   local out = { 'ok', 'next', more and Q.int(from + limit) or '' }
   for _, name in ipairs(names) do
-    local found = row(u, name)
+    local found = row(u, name, a.jobs == '1')
     if found then
       out[#out + 1] = 'worker'
       out[#out + 1] = found

@@ -1,0 +1,46 @@
+"""The parts of a page that are replaced one by one while it is open."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Callable
+
+from markupsafe import Markup
+
+_NAME = re.compile(r"[a-z][a-z0-9-]{0,63}")
+_TIME_TEXT = re.compile(r"(<time [^>]*>)[^<]*")
+
+
+class Parts:
+    """Collects what ``{% call part("name") %}…{% endcall %}`` surrounds in a template.
+
+    Each holds exactly one element, with the part's name as its id. A part inside another one is replaced alone when
+    only it has changed; when parts come, go or change places, the one around them is replaced.
+    """
+
+    def __init__(self) -> None:
+        self.bodies: dict[str, str] = {}
+        """By name, in the order of the page; marks stand for the parts inside."""
+        self._mark = f"\0{secrets.token_hex(4)}:"
+        self._marks = re.compile(re.escape(self._mark) + r"([a-z0-9-]+)\0")
+
+    def __call__(self, name: str, caller: Callable[[], str]) -> Markup:
+        """Note a part; raises ``ValueError`` for a name that is no id or is there twice."""
+        if not _NAME.fullmatch(name) or name in self.bodies:
+            raise ValueError(f"{name!r} cannot name a part: it is no id, or there are two of it.")
+        self.bodies[name] = ""  # keeps the order: this one comes before those in it
+        self.bodies[name] = caller()
+        return Markup(f"{self._mark}{name}\0")  # noqa: S704 - the name was checked above
+
+    def whole(self, text: str) -> str:
+        """A text with its parts in their places."""
+        return self._marks.sub(lambda found: self.whole(self.bodies[found[1]]), text)
+
+    def inside(self, name: str) -> list[str]:
+        """The parts directly inside of one."""
+        return self._marks.findall(self.bodies[name])
+
+    def shape(self, name: str) -> str:
+        """What decides whether a part must be replaced: all of it but the parts inside, and the ticking of ages."""
+        return _TIME_TEXT.sub(r"\1", self._marks.sub(r"\0\1", self.bodies[name]))

@@ -1,0 +1,52 @@
+"""Puts the dashboard into an application: its routes, its middlewares, its live feeds."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from aiohttp import web
+
+from broker.access.identity import Role
+from broker.api.services import SERVICES
+from broker.dashboard import actions, fleet, login, previews, stream
+from broker.dashboard.frame import PAGES, Pages, View, folder
+from broker.dashboard.live import Feeds
+from broker.dashboard.parts import Parts
+from broker.dashboard.previews import PREVIEWS, Previews
+from broker.dashboard.roles import ROLES
+from broker.dashboard.stream import FEEDS
+
+PARTS = (fleet, stream, previews, actions, login)
+"""Modules with routes; pages stand in the navigation in this order."""
+
+
+def add_to(app: web.Application) -> None:
+    """Register everything of the dashboard."""
+    app[PAGES], roles = Pages(), dict[tuple[str, str], Role]()
+    app[ROLES] = roles
+    for module in PARTS:
+        module.add_to(app)
+    app.router.add_static("/static", folder("static"))
+    app.on_response_prepare.append(_cache_static)
+    app.cleanup_ctx.append(_feeds)
+
+
+async def _cache_static(request: web.Request, response: web.StreamResponse) -> None:
+    """Static files may be kept, if asked about each time."""
+    if request.path.startswith("/static/"):
+        response.headers["Cache-Control"] = "no-cache"
+
+
+async def _feeds(app: web.Application) -> AsyncIterator[None]:
+    """The live feeds and previews."""
+
+    async def render(view: View) -> Parts:
+        found = Parts()
+        await app[PAGES].render(app[SERVICES], view, found)
+        return found
+
+    app[FEEDS] = Feeds(render)
+    app[PREVIEWS] = Previews(app[SERVICES].streams.hub)
+    yield
+    await app[FEEDS].stop()
+    await app[PREVIEWS].stop()

@@ -1,0 +1,72 @@
+"""``/ui/events?page=…``: the live changes of one open page.
+
+It answers an event stream, 401, 403, 429 or 503 and nothing else: htmx hammers at anything else that is good.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any
+
+from aiohttp import web
+
+from broker.access.identity import Role, current
+from broker.api.seats import seat
+from broker.api.services import services
+from broker.api.sse import send, until_the_end
+from broker.dashboard.frame import PAGES, view_of
+from broker.dashboard.live import Feed, Feeds
+from broker.dashboard.roles import ROLES, includes
+from broker.errors import Forbidden, Unavailable
+
+FEEDS = web.AppKey("feeds", Feeds)
+PATH = "/ui/events"
+PAUSE_S = 0.25
+"""The least time between two messages to one tab."""
+BEAT_S = 4.0
+"""A tab that hears nothing for longer than this knows that the connection is dead."""
+
+
+def add_to(app: web.Application) -> None:
+    """Register the stream."""
+    app[ROLES]["GET", PATH] = Role.VIEWER
+    app.router.add_get(PATH, events)
+
+
+async def events(request: web.Request) -> web.StreamResponse:
+    """What changes on a page from now on, or after ``Last-Event-ID``; at first, all of it."""
+    parts, who = services(request), current(request)
+    page = request.config_dict[PAGES].by_name.get(request.query.get("page", ""))
+    if page is None or not includes(who.role, page.role):
+        raise Forbidden("There is no such page for this role.")
+    if parts.stopping.is_set():
+        raise Unavailable("This broker stops.")
+    view = view_of(request, page.name, who)
+    async with seat(request), request.config_dict[FEEDS].join(view, page.every_s) as feed:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"})
+        await response.prepare(request)
+        with contextlib.suppress(ConnectionError, TimeoutError), until_the_end(request) as stop:
+            await send(response, b"retry: 500\n\n")
+            await _pump(response, feed, stop, feed.seen(request.headers.get("Last-Event-ID", "")[:64]))
+    return response
+
+
+async def _pump(response: web.StreamResponse, feed: Feed, stop: asyncio.Future[Any], seen: int) -> None:
+    while True:
+        change = asyncio.ensure_future(feed.changed(seen))
+        try:
+            await asyncio.wait({stop, change}, timeout=BEAT_S, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            change.cancel()
+        if stop.done():
+            if stop.cancelled():
+                await send(response, b"event: bye\ndata: the session has ended\n\n")
+            return
+        if feed.version <= seen:
+            await send(response, b"event: beat\ndata: .\n\n")
+            continue
+        version, message = feed.version, feed.since(seen)
+        await send(response, message)
+        seen = version
+        await asyncio.sleep(PAUSE_S)

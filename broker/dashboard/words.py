@@ -1,0 +1,87 @@
+"""How values read on the pages: ages, times, sizes, names of elements."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote
+
+from blake3 import blake3
+from markupsafe import Markup
+
+_UNITS = ((86_400, "d"), (3600, "h"), (60, "min"))
+
+
+def span(seconds: float) -> str:
+    """A length of time in one unit (two from an hour on): ``12 s``, ``3 min``, ``2 h 5 min``."""
+    whole = max(0, int(seconds))
+    for index, (size, unit) in enumerate(_UNITS):
+        if whole >= size:
+            rest = whole % size // _UNITS[index + 1][0] if index < 2 else 0
+            return f"{whole // size} {unit}" + (f" {rest} {_UNITS[index + 1][1]}" if rest else "")
+    return f"{whole} s"
+
+
+def duration(ms: float | None) -> str:
+    """A measured time: ``340 ms``, ``12.4 s``, ``3 min``; empty when it is not known."""
+    if ms is None:
+        return ""
+    if ms < 1000:
+        return f"{round(ms)} ms"
+    return f"{ms / 1000:.1f} s" if ms < 60_000 else span(ms / 1000)
+
+
+def exact(moment_ms: int | None) -> str:
+    """A moment to the second, in UTC."""
+    return f"{datetime.fromtimestamp(moment_ms / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC" if moment_ms else ""
+
+
+def age(moment_ms: int | None) -> Markup | str:
+    """How long ago a moment was, the exact time in its title; the page's script lets it tick."""
+    if not moment_ms:
+        return ""
+    seconds = time.time() - moment_ms / 1000
+    text = span(seconds) if seconds >= 0 else f"in {span(-seconds)}"
+    stamp = f"{datetime.fromtimestamp(moment_ms / 1000, UTC):%Y-%m-%dT%H:%M:%SZ}"
+    return Markup('<time datetime="{}" data-at="{}" title="{}">{}</time>').format(
+        stamp, int(moment_ms), exact(moment_ms), text
+    )
+
+
+def count(number: float | None) -> str:
+    """A whole number with thin groups of digits: ``100 000``."""
+    return "\N{EN DASH}" if number is None else f"{round(number):,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
+def megabytes(mb: Any) -> str:
+    """An amount of memory that is told in MB."""
+    if not isinstance(mb, int | float):
+        return ""
+    return f"{mb / 1024:.1f} GB" if mb >= 1024 else f"{mb:.0f} MB"
+
+
+def size(number: Any) -> str:
+    """A file's size."""
+    value = float(number) if isinstance(number, int | float) else 0.0
+    for unit in ("B", "KB", "MB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 10 else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} GB"
+
+
+def element(kind: str, name: Any) -> str:
+    """An element's id for something with any name, fit for selectors."""
+    return f"{kind}-{blake3(str(name).encode()).hexdigest()[:12]}"
+
+
+def segment(name: Any) -> str:
+    """A name as one segment of a path."""
+    return quote(str(name), safe="")
+
+
+FILTERS = {
+    "age": age, "exact": exact, "span": span, "duration": duration, "count": count, "megabytes": megabytes,
+    "size": size, "segment": segment,
+}  # fmt: skip

@@ -1,0 +1,192 @@
+"""The live changes of open pages, as the stream tells them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+
+import aiohttp
+import jinja2
+import pytest
+
+from broker.access.identity import Role
+from broker.dashboard.frame import View
+from broker.dashboard.live import Feed
+from broker.dashboard.parts import Parts
+from tests.access.conftest import Guarded, bearer, guarded, own_valkey
+from tests.api.conftest import Broker, start_broker, submit
+
+__all__ = ["guarded", "own_valkey", "start_broker"]
+
+TABLE = jinja2.Environment(autoescape=True).from_string(
+    '{% call part("all") %}<p id="all">{% for name, text in rows %}{% call part(name) %}<b id="{{ name }}">'
+    "{{ text }}</b>{% endcall %}{% endfor %}</p>{% endcall %}{% call part('end') %}<i id=end>{{ end }}</i>{% endcall %}"
+)
+
+
+def rendered(*rows: tuple[str, str], end: str = "") -> Parts:
+    parts = Parts()
+    TABLE.render(part=parts, rows=rows, end=end)
+    return parts
+
+
+def feed() -> Feed:
+    async def never(view: View) -> Parts:
+        raise NotImplementedError
+
+    return Feed(View("p", (), "", "", Role.VIEWER, False, ""), never, 1)
+
+
+def sent(feed: Feed, since: int) -> str:
+    """The data of the message."""
+    lines = feed.since(since).decode().splitlines()
+    return "".join(line.removeprefix("data: ") for line in lines if line.startswith("data: "))
+
+
+def partial(name: str, html: str) -> str:
+    return f'<hx-partial hx-target="#{name}" hx-swap="outerMorph">{html}</hx-partial>'
+
+
+A1, A2, B1 = '<b id="a">1</b>', '<b id="a">2</b>', '<b id="b">1</b>'
+
+
+def test_only_the_row_that_changed_is_sent() -> None:
+    it = feed()
+    it.take(rendered(("a", "1"), ("b", "1")))
+    assert sent(it, 0) == partial("all", f'<p id="all">{A1}{B1}</p>') + partial("end", "<i id=end></i>")
+    it.take(rendered(("a", "2"), ("b", "1")))
+    assert sent(it, 1) == partial("a", A2)
+    assert sent(it, 0) == partial("all", f'<p id="all">{A2}{B1}</p>') + partial("end", "<i id=end></i>")
+
+
+def test_what_changed_twice_is_sent_once_and_what_changed_back_not_lost() -> None:
+    it = feed()
+    for text in ("1", "2", "1"):
+        it.take(rendered(("a", text)))
+    assert it.version == 3
+    assert sent(it, 1) == partial("a", A1)
+
+
+def test_a_row_that_comes_goes_or_moves_brings_the_part_around_it() -> None:
+    it = feed()
+    it.take(rendered(("a", "1"), ("b", "1")))
+    for rows in ([("a", "2")], [("b", "1"), ("a", "2")], [("a", "2"), ("b", "1")]):
+        before = it.version
+        it.take(rendered(*rows))
+        inner = "".join(f'<b id="{name}">{text}</b>' for name, text in rows)
+        assert sent(it, before) == partial("all", f'<p id="all">{inner}</p>')
+
+
+def test_nothing_new_is_no_message_and_an_age_that_ticks_is_nothing_new() -> None:
+    time = jinja2.Environment(autoescape=True).from_string(
+        '{% call part("p") %}<p id="p"><time data-at="5">{{ age }}</time></p>{% endcall %}'
+    )
+    it = feed()
+    for age in ("1 s", "2 s"):
+        parts = Parts()
+        time.render(part=parts, age=age)
+        it.take(parts)
+    assert it.version == 1
+    assert "2 s" in sent(it, 0), "who comes now gets the age of now"
+
+
+def test_a_tab_goes_on_where_it_was_and_from_another_feed_from_nothing() -> None:
+    it = feed()
+    it.take(rendered(("a", "1")))
+    it.take(rendered(("a", "2")))
+    assert it.seen(f"{it.epoch}.1") == 1
+    assert it.seen(f"{it.epoch}.99") == 2
+    for foreign in ("", "x", f"{it.epoch}.", f"{it.epoch}.-1", f"{it.epoch}.x", "0123456789ab.1"):
+        assert it.seen(foreign) == 0
+
+
+@pytest.mark.parametrize("name", ["", "A", "a b", "a\0", "1", 'a"'])
+def test_a_part_must_be_named_by_an_id(name: str) -> None:
+    with pytest.raises(ValueError, match="cannot name a part"):
+        Parts()(name, str)
+
+
+def test_two_parts_of_one_name_are_refused() -> None:
+    with pytest.raises(ValueError, match="there are two"):
+        rendered(("a", "1"), ("a", "1"))
+
+
+@dataclass
+class Tab:
+    """A tab's stream."""
+
+    response: aiohttp.ClientResponse
+    heard: list[tuple[str, str, str]] = field(default_factory=list)
+
+    async def until(self, fits: Callable[[str, str, str], bool], seconds: float = 20) -> tuple[str, str, str]:
+        """Read to the first message (event, id, data) that fits."""
+        async with asyncio.timeout(seconds):
+            while True:
+                found = {"event": "", "id": "", "data": ""}
+                while line := (await self.response.content.readline()).decode().rstrip("\n"):
+                    name, _, value = line.partition(": ")
+                    found[name] = found.get(name, "") + value
+                assert found["event"] or found["data"] or not self.response.content.at_eof(), self.heard
+                self.heard.append((found["event"], found["id"], found["data"]))
+                if fits(*self.heard[-1]):
+                    return self.heard[-1]
+
+
+@contextlib.asynccontextmanager
+async def tab(broker: Broker, page: str = "fleet", **headers: str) -> AsyncIterator[Tab]:
+    async with broker.http.get(f"{broker.url}/ui/events?page={page}", headers=headers) as response:
+        assert (response.status, response.content_type) == (200, "text/event-stream")
+        yield Tab(response)
+
+
+async def test_an_open_page_hears_what_changes(broker: Broker) -> None:
+    worker = broker.worker("gpu-7")
+    await worker.register()
+    async with tab(broker) as one, tab(broker) as two:
+        for each in (one, two):
+            await each.until(lambda _, __, data: "gpu-7" in data)
+        await broker.json("POST", "/api/jobs", json=submit())
+        held = await worker.claim()
+        assert held is not None
+        await worker.report(held, 40, node={"id": "3", "class_type": "KSampler", "value": 12, "max": 20})
+        messages = [await each.until(lambda _, __, data: "12/20" in data) for each in (one, two)]
+        assert messages[0] == messages[1], "rendered once for both"
+        assert 'hx-target="#fleet"' not in messages[0][2], "the card, not the fleet"
+        seen = messages[0][1]
+    async with tab(broker, **{"Last-Event-ID": seen}) as again:
+        await worker.report(held, 60, node={"id": "3", "class_type": "KSampler", "value": 15, "max": 20})
+        _, _, data = await again.until(lambda *_: True)
+        assert 'hx-target="#fleet"' not in data, "it goes on where it was"
+
+
+async def test_a_quiet_page_hears_a_beat(broker: Broker) -> None:
+    async with tab(broker) as quiet:
+        await quiet.until(lambda event, *_: event == "beat")
+
+
+async def test_a_session_that_ends_is_told(guarded: Guarded) -> None:
+    text = await guarded.key("read")
+    async with tab(guarded.broker, **bearer(text)) as open_tab:
+        await open_tab.until(lambda _, __, data: 'id="strip"' in data)
+        await guarded.store.revoke(guarded.keys[0].key_id)
+        await open_tab.until(lambda event, *_: event == "bye")
+
+
+async def test_streams_answer_nothing_that_htmx_would_hammer_at(guarded: Guarded) -> None:
+    """Neither a redirect nor a page: 401, 403, 429 and 503 it retries more and more slowly."""
+    html = {"Accept": "text/html, text/event-stream"}
+    broker = guarded.broker
+    key = await guarded.key("read")
+    worker = await guarded.key("worker")
+    for query, headers, status in (
+        ("?page=fleet", html, 401),
+        ("?page=fleet", {**html, **bearer(worker)}, 403),
+        ("?page=nothing", {**html, **bearer(key)}, 403),
+        ("", {**html, **bearer(key)}, 403),
+    ):
+        async with broker.http.get(
+            f"{broker.url}/ui/events{query}", headers={"HX-Request": "true", **headers}, allow_redirects=False
+        ) as response:
+            assert response.status == status
