@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import AsyncIterator
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -22,6 +23,7 @@ from broker.api import edge, gateway, keys, openapi, rest, sse, tenants, users, 
 from broker.api.assets import AssetRoutes
 from broker.api.figures import StatsFeed
 from broker.api.gateway_session import GatewayParts
+from broker.api.internal import InternalRoutes
 from broker.api.outputs import OutputRoutes
 from broker.api.seats import socket_limit
 from broker.api.services import SERVICES, Services
@@ -33,10 +35,12 @@ from broker.dashboard.problems import errors_to_pages
 from broker.dashboard.roles import check_role
 from broker.errors import Unavailable
 from broker.files.cleanup import Cleaner
+from broker.files.objects import open_objects
 from broker.files.outputs import delivered_result
+from broker.files.replicas import Replicas, ReplicatedStore
 from broker.files.secret import load_secrets
 from broker.files.store import FileStore, open_stores
-from broker.files.urls import UrlSigner
+from broker.files.urls import REPLICAS, UrlSigner
 from broker.jobs.fleet import Fleet
 from broker.jobs.operations import Operations
 from broker.jobs.records import Deliver
@@ -98,12 +102,21 @@ def worker_url(settings: Settings) -> str | None:
     return f"http://{settings.host}:{settings.port}" if is_loopback(settings.host) and settings.port else None
 
 
+def replica_url(settings: Settings) -> str | None:
+    """Where other replicas reach this one; ``None`` where they need not, since all have the same store."""
+    if settings.store_url or not settings.port:
+        return None
+    anywhere = settings.host in ("", "0.0.0.0", "::")  # noqa: S104 - compared, not bound
+    host = socket.gethostname() if anywhere else settings.host
+    return settings.replica_url or f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
+
+
 async def _queue(app: web.Application) -> AsyncIterator[None]:
     """Redis, the queue in it, and the janitor."""
     settings = app[SETTINGS]
     async with redis(settings) as connection:
         queue = Queue(connection, settings.pool)
-        config = pool_config(settings, worker_url(settings))
+        config = pool_config(settings, worker_url(settings), replica_url(settings))
         await connection.load(queue.prefix)
         await queue.configure(**config)
         janitor = Janitor(queue, connection, config, reap_s=settings.reap_s)
@@ -137,10 +150,12 @@ async def require_key(settings: Settings) -> None:
 async def _files(app: web.Application) -> AsyncIterator[None]:
     """The object store, its routes, and the removal of what nobody can ask for any more."""
     settings = app[SETTINGS]
-    app[SIGNER] = UrlSigner(load_secrets(settings.secret, settings.data), settings.public_url)
+    secrets = load_secrets(settings.secret, settings.data)
+    app[SIGNER] = UrlSigner(secrets, settings.public_url)
     charge = partial(charge_upload, app[CREDENTIALS])
     access = FileAccess(app[QUEUE], app[SIGNER], lambda request, scope: current(request).require(Scope(scope)).tenant)
-    outputs, assets = open_stores(settings)
+    replicas = Replicas(app[QUEUE].replicas, replica_url(settings), UrlSigner(secrets, purpose=REPLICAS))
+    outputs, assets = _stores(settings, replicas)
     await _check(outputs)
     app[STORE] = outputs
     inbox = Inbox(app[CONNECTION], app[QUEUE].prefix)
@@ -148,11 +163,24 @@ async def _files(app: web.Application) -> AsyncIterator[None]:
     limit = settings.max_output_mb * 1024 * 1024
     OutputRoutes(outputs, access, limit).add_to(app)
     AssetRoutes(assets, access, limit, charge).add_to(app)
+    InternalRoutes({"outputs": outputs, "assets": assets}, UrlSigner(secrets, purpose=REPLICAS)).add_to(app)
     shortest = min(settings.ttl_completed_s, settings.ttl_failed_s, settings.ttl_cancelled_s)
     cleaner = asyncio.create_task(Cleaner(outputs, app[QUEUE], shortest).run(), name="files-cleaner")
     yield
     cleaner.cancel()
     await asyncio.gather(cleaner, return_exceptions=True)
+    await replicas.close()
+
+
+def _stores(settings: Settings, replicas: Replicas) -> tuple[FileStore, FileStore]:
+    """Outputs and input files, in one place for all replicas or on the disks of each."""
+    if settings.store_url:
+        return open_stores(settings)
+    outputs, assets = (
+        ReplicatedStore(open_objects(settings.data, f"{settings.pool}/{area}"), replicas, area)
+        for area in ("outputs", "assets")
+    )
+    return outputs, assets
 
 
 async def _check(store: FileStore) -> None:

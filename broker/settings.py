@@ -79,6 +79,11 @@ class Settings(BaseSettings):
         description="Which way files go straight between a cloud and who reads or sends them.",
     )
 
+    replica_url: str | None = Field(
+        None,
+        validation_alias=_env("EMQ_REPLICA_URL"),
+        description="This replica's own URL as other replicas reach it.",
+    )
     public_url: str | None = Field(
         None, validation_alias=_env("EMQ_PUBLIC_URL"), description="The broker's URL as clients see it."
     )

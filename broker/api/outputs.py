@@ -13,9 +13,9 @@ from aiohttp import hdrs, web
 from broker.api.serving import send_download, serve_file
 from broker.api.tickets import FileAccess, lease_ticket
 from broker.api.uploads import body, expected_file
-from broker.errors import BadMessage, Forbidden, NotFound, Unauthorized
+from broker.errors import BadMessage, Forbidden, NotFound, Unauthorized, Unavailable
 from broker.files.archive import zipped
-from broker.files.outputs import MAX_OUTPUTS, attempt_folder, find_output, server_name
+from broker.files.outputs import MAX_OUTPUTS, attempt_folder, find_output, parse_name, server_name
 from broker.files.store import FileStore, StoredFile
 from broker.files.urls import is_signed
 
@@ -64,12 +64,23 @@ class OutputRoutes:
         folder, label = attempt_folder(tenant, ticket.job_id, attempt), request.match_info["name"]
         if self.store.takes_directly(expected):
             file, url = await self.store.promise(folder, str(number), label=label, expected=expected)
-            answer = _described(file, attempt, number)
+            answer = self._described(file, attempt, number)
             return _sent_on(answer, url) if url else web.json_response(answer)
         file, new = await self.store.put(
             folder, str(number), body(request.content), label=label, expected=expected, before_commit=still_held
         )
-        return web.json_response(_described(file, attempt, number), status=201 if new else 200)
+        return web.json_response(self._described(file, attempt, number), status=201 if new else 200)
+
+    def _described(self, file: StoredFile, attempt: int, number: int) -> dict[str, Any]:
+        answer = {
+            "key": file.key,
+            "size": file.size,
+            "hash": file.hash,
+            "content_type": file.content_type,
+            "name": server_name(attempt, number, file),
+            "filename": file.label,
+        }
+        return {**answer, "replica": self.store.replica} if self.store.replica else answer
 
     async def get_all(self, request: web.Request) -> web.StreamResponse:
         """Answer all files of a completed job as one zip."""
@@ -89,8 +100,21 @@ class OutputRoutes:
     async def get(self, request: web.Request) -> web.StreamResponse:
         """Answer an output file, or a part of it."""
         tenant = await self.access.reader(request)
-        file = await find_output(self.store, tenant, request.match_info["job_id"], request.match_info["name"])
+        job_id, name = request.match_info["job_id"], request.match_info["name"]
+        try:
+            file = await find_output(self.store, tenant, job_id, name)
+        except NotFound:
+            await self._may_come_back(tenant, job_id, name)
+            raise
         return await serve_file(request, self.store, file, cross_origin=is_signed(request.query))
+
+    async def _may_come_back(self, tenant: str, job_id: str, name: str) -> None:
+        """Raise ``Unavailable`` for a file that a replica stored which is away."""
+        parse_name(name)
+        outputs, _ = await self.access.outputs(tenant, job_id)
+        holders = [str(output["replica"]) for output in outputs if output["name"] == name and output.get("replica")]
+        if holders and await self.store.is_away(holders[0]):
+            raise Unavailable("The replica that holds this file is away; try again, or ask its operator.")
 
     async def get_by_node(self, request: web.Request) -> web.StreamResponse:
         """Answer a file by the node that made it, as ``payload.inputs`` of another job names it."""
@@ -109,17 +133,6 @@ def _index(request: web.Request, field: str) -> int:
     if field == "number" and value >= MAX_OUTPUTS:
         raise BadMessage(f"A job has at most {MAX_OUTPUTS} outputs.")
     return value
-
-
-def _described(file: StoredFile, attempt: int, number: int) -> dict[str, Any]:
-    return {
-        "key": file.key,
-        "size": file.size,
-        "hash": file.hash,
-        "content_type": file.content_type,
-        "name": server_name(attempt, number, file),
-        "filename": file.label,
-    }
 
 
 def _sent_on(answer: dict[str, Any], url: str) -> web.Response:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 
 from aiohttp import hdrs, web
@@ -27,10 +27,18 @@ class Unsatisfiable(Exception):
 
 
 async def serve_file(
-    request: web.Request, store: FileStore, file: StoredFile, *, cross_origin: bool = False
+    request: web.Request,
+    store: FileStore,
+    file: StoredFile,
+    *,
+    cross_origin: bool = False,
+    more: Mapping[str, str] | None = None,
 ) -> web.StreamResponse:
-    """Answer GET or HEAD for ``file``; ``cross_origin`` lets other sites' pages embed it (signed URLs)."""
-    headers = _headers(file, cross_origin)
+    """Answer GET or HEAD for ``file``; ``cross_origin`` lets other sites' pages embed it (signed URLs).
+
+    ``more`` are further headers.
+    """
+    headers = {**_headers(file, cross_origin), **(more or {})}
     if _matches(request.headers.get(hdrs.IF_NONE_MATCH), file.etag):
         return web.Response(status=304, headers=headers)
     if await _goes_direct(request, store, file, headers):

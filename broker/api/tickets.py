@@ -17,6 +17,8 @@ from broker.queue.queue import Answer, Queue
 _LEASE = re.compile(r"Lease +([A-Za-z0-9_-]{1,128})\.([1-9][0-9]{0,8})\.([\x21-\x7e]{1,128})", re.IGNORECASE)
 _FILES = re.compile(r"/api/(jobs/[^/]+/outputs(/.+|\.zip)|assets/[^/]+)")
 
+_BETWEEN_REPLICAS = re.compile(r"/internal/files/.+")
+
 Authorise = Callable[[web.Request, str], str]
 """Answers the tenant of a request's credential if it has the scope; raises ``Unauthorized`` or ``Forbidden``."""
 
@@ -51,6 +53,8 @@ def brings_ticket(request: web.Request) -> bool:
 
     Such a request needs no credential.
     """
+    if _BETWEEN_REPLICAS.fullmatch(request.path) is not None:
+        return is_signed(request.query)
     if _FILES.fullmatch(request.path) is None:
         return False
     reads = request.method in (hdrs.METH_GET, hdrs.METH_HEAD)

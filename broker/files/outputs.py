@@ -113,7 +113,7 @@ def delivered_result(signer: UrlSigner, tenant: str, job_id: str, result: Mappin
 
 
 def _delivered(signer: UrlSigner, tenant: str, job_id: str, output: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in output.items() if key not in ("url", "key")}
+    kept = {key: value for key, value in output.items() if key not in ("url", "key", "replica")}
     name = output.get("name")
     if isinstance(name, str) and _NAME.fullmatch(name) and _JOB.fullmatch(job_id):
         kept["url"] = signer.output_url(tenant, job_id, name)

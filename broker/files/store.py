@@ -16,6 +16,7 @@ from contextlib import aclosing
 from dataclasses import MISSING, dataclass, fields, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from blake3 import blake3
 
@@ -38,7 +39,8 @@ class StoredFile:
     """What the store knows of a file. ``hash`` is ``blake3:<hex>``, ``size`` in bytes, ``label`` only for people.
 
     ``promised``: its sender was told to bring it to the store itself, and nobody has looked at it since. ``direct``: a
-    cloud serves it with the right type, so a reader may be sent there.
+    cloud serves it with the right type, so a reader may be sent there. ``replica``: the URL of the one that has it, if
+    it is not here.
     """
 
     key: str
@@ -49,6 +51,7 @@ class StoredFile:
     label: str
     promised: bool = False
     direct: bool = False
+    replica: str | None = None
 
     @property
     def etag(self) -> str:
@@ -66,11 +69,12 @@ class StoredFile:
 
     def document(self) -> bytes:
         """The JSON that lies under its key."""
-        kept = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "key"}
+        kept = {f.name: getattr(self, f.name) for f in fields(self) if f.name in _FIELDS}
         return json.dumps({name: value for name, value in kept.items() if value is not False}).encode()
 
 
-_FIELDS = {field.name: field.default is MISSING for field in fields(StoredFile) if field.name != "key"}
+_FIELDS = {f.name: f.default is MISSING for f in fields(StoredFile) if f.name not in ("key", "replica")}
+"""What a document has; whether it must."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +95,15 @@ class FileStore:
     def __init__(self, objects: Objects, presign: Iterable[str] = ()) -> None:
         self._objects = objects
         self._presign = frozenset(presign) & objects.signs
+
+    @property
+    def replica(self) -> str | None:
+        """Where other replicas find what is stored here; ``None`` where all have the same store."""
+        return None
+
+    async def is_away(self, replica: str) -> bool:
+        """Whether the replica that stored a file is gone, for now or for ever."""
+        return False
 
     async def check(self) -> None:
         """See that the store may be used; raises ``ConfigurationError``, ``Unavailable``."""
@@ -222,12 +235,9 @@ class FileStore:
     async def _document(self, key: str) -> StoredFile | None:
         """Read a file's document; what is not one counts as missing (the folder may be anybody's)."""
         try:
-            found = json.loads(await self._objects.read_small(key, _DOCUMENT_LIMIT))
-            file = StoredFile(key=key, **{name: found[name] for name, must in _FIELDS.items() if must or name in found})
-            mine = file.data.startswith(f"{key.rpartition('/')[0]}/~") and is_key(file.data.replace("~", "-"))
-        except (NotFound, ValueError, TypeError, KeyError, AttributeError):
+            return described(key, json.loads(await self._objects.read_small(key, _DOCUMENT_LIMIT)))
+        except (NotFound, ValueError):
             return None
-        return file if mine else None
 
 
 class _Meter(AsyncIterator[bytes]):
@@ -272,6 +282,17 @@ class _Meter(AsyncIterator[bytes]):
                 reason="hash_mismatch",
                 hash=self.hash,
             )
+
+
+def described(key: str, document: Any) -> StoredFile | None:
+    """The file that a document describes; ``None`` for what is no document."""
+    try:
+        known = {name: document[name] for name, must in _FIELDS.items() if must or name in document}
+        file = StoredFile(key=key, **known)
+        mine = file.data.startswith(f"{key.rpartition('/')[0]}/~") and is_key(file.data.replace("~", "-"))
+    except (TypeError, KeyError, AttributeError):
+        return None
+    return file if mine else None
 
 
 def too_large(limit: int) -> PayloadTooLarge:

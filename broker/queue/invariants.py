@@ -30,7 +30,7 @@ LOG_KEPT = 400
 
 # Keys that may stay for ever: indexes of what is alive, and settings.
 LASTING = re.compile(
-    r"meta|config|brokers|arrivals|i|k:.+|n:.+|h:.+|c:.+|classes|vt|p:.+|pd:.+|pv:.+|ok:.+|profiles|idle|idle:.+|v:.+|due|"
+    r"meta|config|brokers|replicas|arrivals|i|k:.+|n:.+|h:.+|c:.+|classes|vt|p:.+|pd:.+|pv:.+|ok:.+|profiles|idle|idle:.+|v:.+|due|"
     r"expiry|deadline|wk:.+|workers|leases|held:.+|w:.+|a:.+|f:.+|fin:.+|active|tenants|count|parked:.+|tn:.+|g:.+|"
     r"gm:.+|pg:.+|px:.+|x:.+|dead|instances|levels|match|cascade|age|states|unpark|pw:.+",
     re.DOTALL,

@@ -289,6 +289,10 @@ class Queue:
         """Check an upload's ticket."""
         return await self._must("lease", f"job {job_id}", job=job_id, attempt=attempt, token=token)
 
+    async def replicas(self) -> list[str]:
+        """Where the pool's brokers reach each other, those that live."""
+        return (await self.call("replicas")).lines("replicas")
+
     async def forecast(
         self, tenant: str = "", *, job: str | None = None, job_class: str = "", priority: int = 0
     ) -> Answer:

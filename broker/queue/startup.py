@@ -46,8 +46,10 @@ async def _embedded(settings: Settings, supervise: bool, stack: AsyncExitStack) 
     return url
 
 
-def pool_config(settings: Settings, broker_url: str | None = None) -> dict[str, Value | None]:
-    """The arguments of ``Queue.configure``; ``broker_url`` is where workers reach this broker."""
+def pool_config(
+    settings: Settings, broker_url: str | None = None, replica_url: str | None = None
+) -> dict[str, Value | None]:
+    """The arguments of ``Queue.configure``: where workers reach this broker, and where other brokers do."""
     seconds = {
         "lease_ms": settings.lease_s, "affinity_max_wait_ms": settings.affinity_max_wait_s,
         "ttl_completed_ms": settings.ttl_completed_s, "ttl_failed_ms": settings.ttl_failed_s,
@@ -63,5 +65,6 @@ def pool_config(settings: Settings, broker_url: str | None = None) -> dict[str, 
         "max_finishing": settings.max_finishing,
         "input_urls": settings.input_urls,
         "broker_url": broker_url,
+        "replica_url": replica_url,
         "deployment": secrets.token_hex(8),
     }

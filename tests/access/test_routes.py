@@ -78,6 +78,7 @@ NEEDS = {
 }
 WITH_QUERY = {"/ui/events": "/ui/events?page=fleet"}
 """Addresses that say nothing without one."""
+BETWEEN_REPLICAS = "/internal/files/{area}/{key}"
 LEASE_ONLY = "/api/jobs/{job_id}/outputs/{attempt}/{slash}{number}/{name}"
 GROUP = "g"
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
@@ -121,6 +122,7 @@ async def things(guarded: Guarded, tenant: str) -> Things:
     await guarded.store.create_user(f"person-{tenant}", tenant, "viewer", "a long password")
     names = {
         "job_id": held.job_id, "hash": digest, "group": GROUP, "worker_id": "sim-1", "key_id": spare,
+        "area": "outputs", "key": "own/x/1/0",
         "name": stored["name"], "user": f"person-{tenant}", "tenant": tenant,
         "node_id": "2", "index": "0", "client_id": "c", "monitor_id": "m",
     }  # fmt: skip
@@ -149,7 +151,7 @@ async def status_of(guarded: Guarded, method: str, path: str, key: str | None, *
 
 
 def test_every_route_says_who_may_use_it(guarded: Guarded) -> None:
-    found = {(m, p) for m, p in routes(guarded.broker.server.app) if p not in PUBLIC | {LEASE_ONLY}}  # type: ignore[attr-defined]
+    found = {(m, p) for m, p in routes(guarded.broker.server.app) if p not in PUBLIC | {LEASE_ONLY, BETWEEN_REPLICAS}}  # type: ignore[attr-defined]
     assert found == set(NEEDS)
 
 

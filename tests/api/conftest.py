@@ -131,8 +131,9 @@ async def brokers(**common: Any) -> AsyncIterator[Start]:
     async with contextlib.AsyncExitStack() as stack:
 
         async def start(**settings: Any) -> Broker:
-            app = create_app(Settings().model_copy(update={"port": 0, **common, **settings}))
-            server = TestServer(app, host="127.0.0.1")
+            chosen = {"port": 0, **common, **settings}
+            app = create_app(Settings().model_copy(update=chosen))
+            server = TestServer(app, host="127.0.0.1", port=chosen["port"] or None)
             await server.start_server()
             stack.push_async_callback(server.close)
             jar = aiohttp.CookieJar(unsafe=True)  # the broker's host is an address

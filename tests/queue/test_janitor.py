@@ -102,12 +102,13 @@ def test_every_setting_reaches_the_functions() -> None:
     config = pool_config(
         Settings.model_validate({"lease_s": 1.5, "backoff_s": 0.25, "max_finishing": 2, "input_urls": "off"}),
         "http://b",
+        "http://r",
     )
     assert config["lease_ms"] == 1500
     assert config["backoff_ms"] == 250
     assert config["max_finishing"] == 2
     assert config["input_urls"] == "off"
-    assert config["broker_url"] == "http://b"
+    assert (config["broker_url"], config["replica_url"]) == ("http://b", "http://r")
     assert None not in config.values()
     assert pool_config(Settings())["deployment"] != pool_config(Settings())["deployment"]
 

@@ -1,6 +1,7 @@
 -- emq_configure: writes the settings that the functions read, and says that a broker is there.
 -- Guarantee: a new pool gets its deployment id here, once; it never changes afterwards.
--- Arguments: settings (see docs/queue.md), `broker_url`, `deployment` (a candidate), `secret_key_id`.
+-- Arguments: settings (see docs/queue.md), `broker_url` (for workers), `replica_url` (for other
+-- brokers), `deployment` (a candidate), `secret_key_id`.
 -- Answer: `ok` `deployment` `secret_key_id` (the pool's: the one of the first broker).
 local SETTINGS = {
   'lease_ms', 'affinity_max_wait_ms', 'ttl_completed_ms', 'ttl_failed_ms', 'ttl_cancelled_ms', 'max_finished',
@@ -8,6 +9,13 @@ local SETTINGS = {
   'input_urls', 'aging_ms', 'avoid_ms', 'max_output_bytes', 'tenant_running',
 }
 local BROKER_LIFE_MS = 15000
+
+-- Notes that there is a broker at a URL, and forgets those that have not said so lately.
+local function present(u, list, url)
+  if not url or url == '' then return end
+  redis.call('ZADD', u.P .. list, Q.int(u.now + BROKER_LIFE_MS), url)
+  redis.call('ZREMRANGEBYSCORE', u.P .. list, '-inf', '(' .. u.ms)
+end
 
 local function configure(keys, argv)
   local u, a = Q.begin(keys, argv)
@@ -27,10 +35,8 @@ local function configure(keys, argv)
     end
   end
   redis.call('HSET', P .. 'config', unpack(flat))
-  if a.broker_url and a.broker_url ~= '' then
-    redis.call('ZADD', P .. 'brokers', Q.int(u.now + BROKER_LIFE_MS), a.broker_url)
-    redis.call('ZREMRANGEBYSCORE', P .. 'brokers', '-inf', '(' .. u.ms)
-  end
+  present(u, 'brokers', a.broker_url)
+  present(u, 'replicas', a.replica_url)
   return { 'ok', 'deployment', got[1], 'secret_key_id', got[2] or '' }
 end
 
