@@ -203,6 +203,21 @@ class Settings(BaseSettings):
         description="Life of an idempotency key.",
     )
 
+    node_allow: str = Field(
+        "",
+        validation_alias=_env("EMQ_NODE_ALLOW"),
+        description="Comma-separated node classes that workflows may use, with * for any part; unset: all.",
+    )
+    node_deny: str = Field(
+        "",
+        validation_alias=_env("EMQ_NODE_DENY"),
+        description="Comma-separated node classes that no workflow may use, with * for any part.",
+    )
+    model_allow: str = Field(
+        "",
+        validation_alias=_env("EMQ_MODEL_ALLOW"),
+        description="Comma-separated model files that workflows may use, with * for any part; unset: all.",
+    )
     max_sockets: int | None = Field(
         None,
         ge=1,

@@ -38,6 +38,11 @@ def lacks_classes(missing: list[str]) -> Failure:
     )
 
 
+def not_allowed(why: str) -> Failure:
+    """The job's tenant may not use this, on any worker."""
+    return Failure("validation_failed", why, retry=False)
+
+
 def stray_file(node_id: str, name: str) -> Failure:
     """A graph may name files of the input folder only, and others' not at all."""
     return Failure(

@@ -317,6 +317,7 @@ class GatewayQueue:
             timeout_s=float(message["timeout_s"]) if message.get("timeout_s") else None,
             watched=bool(message.get("watch")),
             queued_ms=message.get("queued_ms"),
+            rules=str(message.get("rules") or ""),
             uploads=self._uploads(uploads) if isinstance(uploads, dict) else None,
         )
 

@@ -70,6 +70,8 @@ class Claimed:
     watched: bool = False
     queued_ms: int | None = None
     uploads: Uploads | None = None
+    rules: str = ""
+    """What the job's tenant may use (``rules.py``)."""
 
 
 @dataclass(frozen=True)

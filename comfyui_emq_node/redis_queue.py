@@ -358,5 +358,6 @@ def _claimed(pool: str, answer: Answer) -> Claimed | None:
         priority=int(answer.number("priority", 0)),
         timeout_s=answer.number("timeout_s", 0) or None,
         watched=answer.flag("watch"),
+        rules=answer.text("rules"),
         queued_ms=int(answer.number("queued_ms", -1)) if answer.text("queued_ms") else None,
     )

@@ -23,6 +23,7 @@ from .relay import (
     encode_preview,
     needed_nodes,
 )
+from .rules import broken_rule
 
 log = logging.getLogger("emq")
 
@@ -77,6 +78,10 @@ class Run:
         except BadPayload as error:
             self.failure = Failure("validation_failed", str(error), retry=False)
             return
+        self.model_files = model_files(self._graph, model_inputs)
+        if (broken := broken_rule(self.job.rules, self._graph, self.model_files)) is not None:
+            self.failure = errors.not_allowed(broken)
+            return
         missing = errors.missing_classes(self._graph, self._comfy.inventory.has_class)
         if missing:
             self.failure = errors.lacks_classes(missing)
@@ -84,7 +89,6 @@ class Run:
         if (stray := stray_name(self._graph)) is not None:
             self.failure = errors.stray_file(*stray)
             return
-        self.model_files = model_files(self._graph, model_inputs)
         wanted = payload.get("inputs")
         if isinstance(wanted, dict) and wanted and "class_type" not in wanted:
             self._fetching = asyncio.ensure_future(self._fetch(inputs, wanted))

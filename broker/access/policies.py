@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 
 from broker.access.keys import Key
 from broker.access.limits import KeyLimits
+from broker.jobs.rules import Rules
 from broker.protocol.access import TenantPolicy
 from broker.queue.queue import Value
 from broker.settings import Settings
@@ -41,6 +42,8 @@ class Policies:
             upload_mb_per_h=settings.tenant_upload_mb_per_h,
         )
         self._key_defaults = KeyLimits(settings.key_submits_per_s, settings.key_max_sockets)
+        self._default_rules = Rules.read(settings.node_allow, settings.node_deny, settings.model_allow)
+        self._rules: dict[str, Rules] = {}
         self._tenants: Mapping[str, TenantPolicy] = {}
         self._keys: Mapping[str, Key] = {}
         self._limits: dict[str, Limits] = {}
@@ -48,6 +51,7 @@ class Policies:
     def update(self, tenants: Mapping[str, TenantPolicy], keys: Mapping[str, Key]) -> None:
         """What holds from now on."""
         self._tenants, self._keys = tenants, keys
+        self._rules = {name: self._merged_rules(policy) for name, policy in tenants.items()}
         self._limits = {name: self._merged(policy) for name, policy in tenants.items()}
 
     @property
@@ -62,6 +66,10 @@ class Policies:
     def limits(self, tenant: str) -> Limits:
         """A tenant's limits."""
         return self._limits.get(tenant, self._defaults)
+
+    def rules(self, tenant: str) -> Rules:
+        """What a tenant's workflows may name."""
+        return self._rules.get(tenant, self._default_rules)
 
     def key(self, key_id: str) -> KeyLimits:
         """A key's limits; who logged in, or needs no key, has those of every key."""
@@ -79,6 +87,11 @@ class Policies:
             "key": key_id if key_id and key.submits_per_s else None,
             "key_rate": (key.submits_per_s or None) if key_id else None,
         }
+
+    def _merged_rules(self, policy: TenantPolicy) -> Rules:
+        names = ("node_allow", "node_deny", "model_allow")
+        given = {name: tuple(getattr(policy, name)) for name in names if getattr(policy, name) is not None}
+        return replace(self._default_rules, **given)
 
     def _merged(self, policy: TenantPolicy) -> Limits:
         given = {f.name: getattr(policy, f.name) for f in fields(Limits) if getattr(policy, f.name) is not None}

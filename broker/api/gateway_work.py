@@ -94,6 +94,7 @@ class Work:
             round=answer.number("round", 1),
             watch=answer.flag("watch"),
             queued_ms=held.queued_ms,
+            rules=answer.text("rules"),
             uploads=self._files.uploads(held),
         )
 

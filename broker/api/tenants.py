@@ -61,19 +61,20 @@ async def _shown(request: web.Request, tenant: str) -> dict[str, Any]:
 
 
 class TenantShares:
-    """Tells the queue what it must know of tenants when a worker claims: their weights and caps."""
+    """Tells the queue what it must know of tenants when a worker claims: their weights, caps and rules."""
 
     def __init__(self, queue: Queue, policies: Policies) -> None:
         self._queue = queue
         self._policies = policies
-        self._told: dict[str, tuple[object, object]] = {}
+        self._told: dict[str, tuple[object, ...]] = {}
 
     async def push(self) -> None:
         """Tell it of what has changed."""
         for tenant, policy in self._policies.tenants.items():
-            share = (policy.weight or 1, "default" if policy.max_running is None else policy.max_running)
+            running = "default" if policy.max_running is None else policy.max_running
+            share = (policy.weight or 1, running, self._policies.rules(tenant).text())
             if self._told.get(tenant) != share:
-                await self._queue.tenant(tenant, weight=share[0], max_running=share[1])
+                await self._queue.tenant(tenant, weight=share[0], max_running=share[1], rules=share[2])
                 self._told[tenant] = share
 
 

@@ -20,6 +20,7 @@ from broker.logging import configure
 from broker.protocol.access import TenantPolicy
 from broker.queue.startup import redis
 
+LISTS = {"node_allow", "node_deny", "model_allow"}
 UNSAID = {"type", "message_id", "timestamp"}
 FIELDS = {name: field for name, field in TenantPolicy.model_fields.items() if name not in UNSAID}
 
@@ -58,7 +59,7 @@ async def _set(store: AccessStore, args: argparse.Namespace) -> None:
     given = {name: getattr(args, name) for name in FIELDS if getattr(args, name) is not None}
     if not given:
         raise BadMessage("Say what to set, for example --max-queued 1000.")
-    changed = {name: None if text == "default" else _value(text) for name, text in given.items()}
+    changed = {name: None if text == "default" else _value(name, text) for name, text in given.items()}
     try:
         policy = TenantPolicy.model_validate({**old.model_dump(exclude=UNSAID), **changed})
     except ValidationError as error:
@@ -66,7 +67,9 @@ async def _set(store: AccessStore, args: argparse.Namespace) -> None:
     await store.set_tenant(args.tenant, policy)
 
 
-def _value(text: str) -> Any:
+def _value(name: str, text: str) -> Any:
+    if name in LISTS:
+        return [part.strip() for part in text.split(",") if part.strip()]
     try:
         return json.loads(text)
     except ValueError:
@@ -74,8 +77,13 @@ def _value(text: str) -> Any:
 
 
 def _shown(policies: Policies, tenant: str) -> dict[str, Any]:
-    limits, policy = policies.limits(tenant), policies.policy(tenant)
-    return {name: getattr(limits, name, getattr(policy, name)) for name in FIELDS}
+    limits, rules = policies.limits(tenant), policies.rules(tenant)
+    shown = {name: getattr(limits if hasattr(limits, name) else rules, name) for name in FIELDS}
+    return {name: _listed(value) if name in LISTS else value for name, value in shown.items()}
+
+
+def _listed(names: tuple[str, ...] | None) -> str:
+    return "all" if names is None else ", ".join(names) or "none"
 
 
 def _list(found: dict[str, TenantPolicy], as_json: bool) -> str:

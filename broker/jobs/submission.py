@@ -94,7 +94,7 @@ class Submitter:
 
         Raises every error of protocol's submit_job, ``Unavailable`` when nothing was accepted.
         """
-        draft = self._draft(message, await self._fleet.view(), job_id)
+        draft = self._draft(tenant, message, await self._fleet.view(), job_id)
         if draft.submit.dry_run:
             return await self._rehearse(tenant, draft)
         if draft.submit.strict:
@@ -119,7 +119,7 @@ class Submitter:
         for i, message in enumerate(messages):
             try:
                 named = message if group is None or message.get("group") is not None else {**message, "group": group}
-                draft = self._draft(named, view, job_ids[i] if job_ids else None)
+                draft = self._draft(tenant, named, view, job_ids[i] if job_ids else None)
                 if draft.submit.dry_run:
                     outcomes[i] = await self._rehearse(tenant, draft)
                     continue
@@ -162,7 +162,7 @@ class Submitter:
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
-    def _draft(self, message: dict[str, Any], view: FleetView, job_id: str | None) -> Draft:
+    def _draft(self, tenant: str, message: dict[str, Any], view: FleetView, job_id: str | None) -> Draft:
         self.check_size(message)
         try:
             submit = SubmitJob.model_validate(message)
@@ -170,6 +170,8 @@ class Submitter:
             raise message_errors(exc) from None
         self._check_metadata(submit.metadata)
         payload, graph = self._payload(submit)
+        if graph is not None:
+            self._policies.rules(tenant).check(graph)
         submit = _with_parents(submit, payload)
         need = complete(submit.job_type, submit.requirements.model_dump(), graph, view)
         self._remember(need.class_id, need)

@@ -131,7 +131,7 @@ class AuditPage(Outgoing):
 Count = Annotated[int, Field(ge=0, le=2**40)]
 Amount = Annotated[float, Field(ge=0, le=1e12)]
 Pattern = Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=CONTROL_FREE)]
-Patterns = Annotated[list[Pattern], Field(max_length=10_000)]
+Patterns = Annotated[list[Pattern], Field(max_length=2000)]
 
 
 class TenantPolicy(Message):
@@ -145,6 +145,9 @@ class TenantPolicy(Message):
     max_sockets: Count | None = Field(None, description="WebSockets and event streams at once.")
     max_subscriptions: Count | None = Field(None, description="Jobs followed over sockets at once.")
     upload_mb_per_h: Amount | None = Field(None, description="Input files, in million bytes an hour.")
+    node_allow: Patterns | None = Field(None, description="Node classes that its workflows may use, * for any part.")
+    node_deny: Patterns | None = Field(None, description="Node classes that they may not use.")
+    model_allow: Patterns | None = Field(None, description="Model files that they may name.")
     weight: Annotated[float, Field(gt=0, le=1000)] | None = Field(None, description="Share of the workers.")
 
 

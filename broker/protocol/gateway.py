@@ -244,6 +244,7 @@ class JobAssigned(Reply):
     round: int = 1
     watch: bool = Field(False, description="Somebody watches its previews.")
     queued_ms: int | None = None
+    rules: str = Field("", description="What the job's tenant may use (JSON); the worker looks at it again.")
     uploads: Uploads
 
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from broker.errors import ConfigurationError
+from broker.jobs.rules import Rules
 from broker.queue.address import url_from
 from broker.queue.connection import Connection
 from broker.queue.queue import Value
@@ -59,6 +60,7 @@ def pool_config(
     }  # fmt: skip
     config: dict[str, Value | None] = {name: round(value * 1000) for name, value in seconds.items()}
     return config | {
+        "rules": Rules.read(settings.node_allow, settings.node_deny, settings.model_allow).text(),
         "tenant_running": settings.tenant_max_running,
         "max_finished": settings.max_finished,
         "max_queued": settings.max_queued,

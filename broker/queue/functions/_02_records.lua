@@ -80,7 +80,7 @@ function Q.tenant(u, name)
     local v = Q.pairs_of(redis.call('HGETALL', u.P .. 'tn:' .. name))
     t = {
       weight = tonumber(v.weight or 1), max_running = tonumber(v.max_running or u.tenant_running),
-      paused = v.paused == '1', max_queued = tonumber(v.max_queued or 0), parked = v.parked == '1',
+      paused = v.paused == '1', max_queued = tonumber(v.max_queued or 0), parked = v.parked == '1', rules = v.rules,
     }
     u.tenants[name] = t
   end

@@ -6,7 +6,7 @@
 local SETTINGS = {
   'lease_ms', 'affinity_max_wait_ms', 'ttl_completed_ms', 'ttl_failed_ms', 'ttl_cancelled_ms', 'max_finished',
   'max_queued', 'max_finishing', 'max_crashes', 'max_handbacks', 'backoff_ms', 'idem_ttl_ms', 'hang_ms', 'stall_ms',
-  'input_urls', 'aging_ms', 'avoid_ms', 'max_output_bytes', 'tenant_running',
+  'input_urls', 'aging_ms', 'avoid_ms', 'max_output_bytes', 'tenant_running', 'rules',
 }
 local BROKER_LIFE_MS = 15000
 

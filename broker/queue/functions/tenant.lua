@@ -1,7 +1,7 @@
 -- emq_tenant: sets a tenant's share and limits. A weight holds for jobs that are submitted afterwards.
 -- Guarantee: a raised cap lets waiting jobs go on at once.
--- Arguments: `tenant` `weight` (> 0) `max_running` `max_queued` (0: none; `default`: what holds for every tenant); what
--- is left out stays.
+-- Arguments: `tenant` `rules` (what its workflows may name, opaque) `weight` (> 0) `max_running` `max_queued` (0: none;
+-- `default`: what holds for every tenant); what is left out stays.
 -- Answer: `ok` `weight` `max_running` `max_queued` `paused`, and what it has: `queued` `bytes` `running`.
 local function tenant(keys, argv)
   local u, a = Q.begin(keys, argv)
@@ -14,6 +14,7 @@ local function tenant(keys, argv)
       redis.call('HSET', key, field, tostring(value))
     end
   end
+  if a.rules then redis.call('HSET', key, 'rules', a.rules) end
   Q.unpark(u, name)
   Q.commit(u)
   local t = Q.tenant(u, name)
