@@ -28,7 +28,8 @@ def node(class_type: str, **inputs: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "bad",
     [
-        node("Exec"), node("emptyimage"), node("\N{CYRILLIC CAPITAL LETTER IE}mptyImage"), node("EmptyImage "), node("Save*"), node("LoadSecret"),
+        node("Exec"), node("emptyimage"), node("\N{CYRILLIC CAPITAL LETTER IE}mptyImage"),
+        node("EmptyImage "), node("Save*"), node("LoadSecret"),
         node("SaveImageX"), node("Image"), node("LoadX", ckpt_name="flux.safetensors"), node("LoadX", x="a1.pt"),
         node("LoadX", x="SD/x.ckpt"), node("LoadX", x="x.ckpt"),
     ],
