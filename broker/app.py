@@ -19,7 +19,8 @@ from broker.access.origin import OriginGuard, is_loopback, no_key_for
 from broker.access.policies import Policies
 from broker.access.proxies import PROXIES, Proxies
 from broker.access.store import AccessStore
-from broker.api import edge, gateway, keys, openapi, rest, sse, tenants, users, websocket
+from broker.access.webhook_secrets import WebhookSecrets
+from broker.api import edge, gateway, keys, openapi, rest, sse, tenants, users, webhooks, websocket
 from broker.api.assets import AssetRoutes
 from broker.api.figures import StatsFeed
 from broker.api.gateway_session import GatewayParts
@@ -45,6 +46,8 @@ from broker.jobs.fleet import Fleet
 from broker.jobs.operations import Operations
 from broker.jobs.records import Deliver
 from broker.jobs.submission import Submitter
+from broker.jobs.webhooks import Webhooks
+from broker.outbound import Outbound, UrlRule
 from broker.queue.connection import Connection
 from broker.queue.events import EventHub
 from broker.queue.group_events import GroupHub
@@ -62,6 +65,7 @@ QUEUE = web.AppKey("queue", Queue)
 HUB = web.AppKey("hub", EventHub)
 SIGNER = web.AppKey("signer", UrlSigner)
 STORE = web.AppKey("store", FileStore)
+JANITOR = web.AppKey("janitor", Janitor)
 
 
 def emq_version() -> str:
@@ -82,12 +86,13 @@ def create_app(settings: Settings) -> web.Application:
     app[edge.GUARD] = OriginGuard(settings)
     app[PROXIES] = Proxies(settings.trusted_proxies)
     app.on_response_prepare.append(edge.add_headers)
-    app.cleanup_ctx.extend([_queue, _access, _files, _events, _services])
+    app.cleanup_ctx.extend([_queue, _access, _files, _events, _services, _webhooks])
     rest.add_to(app)
     websocket.add_to(app)
     gateway.add_to(app)
     openapi.add_to(app)
     keys.add_to(app)
+    webhooks.add_to(app)
     users.add_to(app)
     tenants.add_to(app)
     dashboard.add_to(app)
@@ -121,7 +126,7 @@ async def _queue(app: web.Application) -> AsyncIterator[None]:
         await queue.configure(**config)
         janitor = Janitor(queue, connection, config, reap_s=settings.reap_s)
         janitor.start()
-        app[CONNECTION], app[QUEUE] = connection, queue
+        app[CONNECTION], app[QUEUE], app[JANITOR] = connection, queue, janitor
         yield
         await janitor.stop()
 
@@ -221,3 +226,16 @@ async def _services(app: web.Application) -> AsyncIterator[None]:
     yield
     parts.figures.close()
     await parts.groups.stop()
+
+
+async def _webhooks(app: web.Application) -> AsyncIterator[None]:
+    """The deliveries of webhooks; the janitor says when some are due."""
+    settings = app[SETTINGS]
+    app[webhooks.SECRETS] = WebhookSecrets(app[CONNECTION])
+    outbound = Outbound(UrlRule(settings.webhook_urls, settings.webhook_ports))
+    sender = Webhooks(app[QUEUE], app[webhooks.SECRETS], outbound, partial(delivered_result, app[SIGNER]))
+    app[JANITOR].hooks_due = sender.wake
+    sender.start()
+    yield
+    await sender.stop()
+    await outbound.close()

@@ -279,6 +279,18 @@ class Settings(BaseSettings):
     max_output_mb: int = Field(
         4096, gt=0, validation_alias=_env("EMQ_MAX_OUTPUT_MB"), description="Largest output file."
     )
+    webhook_urls: str = Field(
+        "public",
+        pattern=r"^(off|public|any|allow:.+)$",
+        validation_alias=_env("EMQ_WEBHOOK_URLS"),
+        description="Which URLs webhooks may call: off, public, any, allow:host,host.",
+    )
+    webhook_ports: str = Field(
+        "443",
+        pattern=r"^[0-9]{1,5}(,[0-9]{1,5})*$",
+        validation_alias=_env("EMQ_WEBHOOK_PORTS"),
+        description="Ports that webhooks may call with the rule public.",
+    )
     input_urls: str = Field(
         "public",
         pattern=r"^(off|public|any|allow:.+)$",

@@ -14,6 +14,7 @@ from broker.api.services import services
 from broker.protocol import access
 from broker.protocol import messages as m
 from broker.protocol import records as r
+from broker.protocol import webhooks as w
 
 REF = "#/components/schemas/{model}"
 ERRORS = {
@@ -63,6 +64,10 @@ OPERATIONS: tuple[Operation, ...] = (
         "An output file by the node that made it",
         media="application/octet-stream",
     ),
+    Operation("get", "/api/jobs/{job_id}/webhooks", "A job's webhook deliveries", None, w.DeliveryList),
+    Operation("post", "/api/jobs/{job_id}/webhooks/redeliver", "Deliver once more", w.Redeliver, status=202),
+    Operation("get", "/api/webhooks/secret", "What webhooks are signed with", None, w.WebhookSecret),
+    Operation("post", "/api/webhooks/secret/rotate", "Draw another secret", None, w.WebhookSecret),
     Operation("get", "/api/dead", "Dead letters with their evidence", None, m.JobList, query=LIST_QUERY),
     Operation("post", "/api/dead/retry", "Replay dead letters", m.RetryDead, m.Ack),
     Operation("get", "/api/groups/{group}", "A group's figures", None, m.GroupStatus),

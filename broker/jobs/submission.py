@@ -25,6 +25,7 @@ from broker.jobs.references import lift
 from broker.jobs.requirements import Requirement, complete
 from broker.jobs.waiting import explain, from_atoms, values
 from broker.jobs.workflow import Graph, check, check_inputs, normalise
+from broker.outbound import UrlRule
 from broker.protocol.base import JobStatus, now_ms
 from broker.protocol.messages import MAX_PARENTS, InputFile, JobAccepted, Requirements, SubmitJob
 from broker.protocol.records import WaitingFor
@@ -85,6 +86,7 @@ class Submitter:
         self._max_payload = settings.max_payload_kb * 1024
         self._max_metadata = settings.max_metadata_kb * 1024
         self._classes: OrderedDict[str, Requirement] = OrderedDict()
+        self._webhooks = UrlRule(settings.webhook_urls, settings.webhook_ports)
         self.forecasts = Forecasts(queue)
 
     async def submit(
@@ -169,6 +171,8 @@ class Submitter:
         except ValidationError as exc:
             raise message_errors(exc) from None
         self._check_metadata(submit.metadata)
+        if submit.webhook_url is not None:
+            self._webhooks.check(submit.webhook_url)
         payload, graph = self._payload(submit)
         if graph is not None:
             self._policies.rules(tenant).check(graph)
@@ -224,6 +228,7 @@ class Submitter:
             on_parent_failure=submit.on_parent_failure,
             group=submit.group,
             labels=labels.of(submit.metadata),
+            hook=" ".join(submit.webhook_events) or None if submit.webhook_url else None,
         )
 
     def _remember(self, class_id: str, need: Requirement) -> None:

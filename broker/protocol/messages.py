@@ -13,6 +13,7 @@ DAY_S = 86_400.0
 YEAR_S = 366 * DAY_S
 MAX_PARENTS = 1000
 Label = Annotated[str, StringConstraints(max_length=256)]
+WebhookEvent = Literal["started", "retrying", "completed", "failed", "cancelled"]
 Priority = Annotated[int, Field(ge=-100, le=100)]
 
 
@@ -72,6 +73,9 @@ class SubmitJob(Message):
     timeout_s: float | None = Field(None, gt=0, le=30 * DAY_S, description="Limit of one execution.")
     metadata: Any = Field(None, description="Yours; comes back with the record.")
     webhook_url: Annotated[str, StringConstraints(max_length=2048, pattern=r"^https?://[^\s/]+")] | None = None
+    webhook_events: list[WebhookEvent] = Field(
+        ["completed", "failed", "cancelled"], max_length=8, description="What it is told of."
+    )
     group: Id | None = None
     subscribe: bool = True
     strict: bool = Field(False, description="Refuse instead of waiting for a worker that could run it.")

@@ -38,6 +38,8 @@ class Janitor:
         self._config = dict(config)
         self._reap_s = reap_s
         self._tasks: list[asyncio.Task[None]] = []
+        self.hooks_due: Callable[[], None] = lambda: None
+        """Called when webhook deliveries are due."""
 
     def start(self) -> None:
         """Begin."""
@@ -55,7 +57,10 @@ class Janitor:
     async def _sweep(self) -> None:
         more = True
         while more:
-            more = (await self._queue.sweep()).flag("more")
+            answer = await self._queue.sweep()
+            more = answer.flag("more")
+            if answer.flag("hooks"):
+                self.hooks_due()
 
     async def _library(self) -> None:
         await self._loader.load(self._queue.prefix)

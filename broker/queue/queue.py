@@ -51,6 +51,8 @@ class NewJob:
     group: str | None = None
     estimate: str | None = None
     labels: Sequence[str] = ()
+    hook: str | None = None
+    """Events that a webhook is told of, joined by spaces."""
 
     def pairs(self) -> list[tuple[str, Value | None]]:
         """The job's section of ``emq_submit``; what has its default is left out."""
@@ -65,6 +67,7 @@ class NewJob:
             ("depends_on", "\n".join(self.depends_on) or None),
             ("on_parent_failure", self.on_parent_failure if self.on_parent_failure != "fail" else None),
             ("group", self.group), ("est", self.estimate), ("labels", "".join(self.labels) or None),
+            ("hook", self.hook),
         ]  # fmt: skip
 
 
@@ -231,6 +234,10 @@ class Queue:
     async def payload(self, job_id: str, tenant: str = "") -> Answer:
         """A job's ``payload`` and ``spec``."""
         return await self._must("payload", f"job {job_id}", job=job_id, tenant=tenant)
+
+    async def deliveries(self, job_id: str, tenant: str = "", redeliver: str | None = None) -> Answer:
+        """The ``log`` of a job's webhook deliveries; ``redeliver`` names an entry of it that is due again."""
+        return await self._must("deliveries", f"job {job_id}", job=job_id, tenant=tenant, redeliver=redeliver)
 
     async def list_jobs(
         self,

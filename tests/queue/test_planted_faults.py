@@ -39,6 +39,7 @@ FAULTS: dict[str, tuple[str, str, set[str]]] = {
         "  v.V = math.max(v.V, score % Q.LEVEL)\n  v.waiting = v.waiting - 1", "  v.V = math.max(v.V, score % Q.LEVEL)",
         {"count"},
     ),
+    "a webhook is not told": ("if r.hook then Q.outbox(u, r, status) end", "", {"I1"}),
     "any token will do": ("if r.token == token and (", "if (", {"I7"}),
     "a claim counts twice": ("Q.add(u, r, 'attempt', 1)", "Q.add(u, r, 'attempt', 2)", {"I6", "attempt"}),
     "attempts have no end": (

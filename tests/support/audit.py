@@ -79,6 +79,7 @@ class Step:
             self._may_change(job, before)
             self._path(job, before, record, log)
             self._attempts(job, before, record, log)
+            self._told(job, before, record)
 
     # -- each promise -----------------------------------------------------------------------------------------------
 
@@ -132,6 +133,13 @@ class Step:
         if claims:
             tokens = before.get("token") != record.get("token") or record["status"] not in ACTIVE
             need(tokens, "I7", f"{job} was claimed again with the same token")
+
+    def _told(self, job: str, before: dict[str, str], record: dict[str, str]) -> None:
+        """What a webhook is to be told of is in the outbox in the moment in which it happens."""
+        status = record["status"]
+        if status in TERMINAL and before.get("status") != status and status in record.get("hook", "").split():
+            entry = f"{job} {status} {record.get('attempt', 0)}.{record.get('round', 1)}"
+            need(entry in self.after.zsets.get("outbox", {}), "I1", f"{job} is {status}, but its webhook is not told")
 
     # -- what happens by itself ---------------------------------------------------------------------------------------
 

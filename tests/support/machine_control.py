@@ -70,6 +70,15 @@ class Controlling(Driven):
 
     def sweep(self, limit: int, twice: bool) -> None:
         self._sweep(limit, twice)
+        self.deliver(again=twice)
+
+    def deliver(self, again: bool) -> None:
+        """A broker takes webhook deliveries that are due, and delivers them or not."""
+        answer = self.call("outbox", set(), limit=20, lease_ms=60_000)
+        for line in answer.lines("entries"):
+            entry = line.rsplit(" ", 1)[0]
+            self.call("delivered", set(), entry=entry, log="{}", again_ms=1000 if again else None)
+            need((entry in self.state.zsets.get("outbox", {})) == again, "I10", f"{entry} was delivered: {not again}")
 
     def read(self, pick: int, which: int, tenant: str) -> None:
         """Readers see what is there, and nothing of other tenants."""

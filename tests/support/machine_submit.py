@@ -19,7 +19,7 @@ class Submitting(Driven):
         needs: tuple[str, ...],
         priority: int,
         count: int,
-        more: dict[str, int],
+        more: dict[str, Any],
         group: str | None,
         twice: bool,
     ) -> None:

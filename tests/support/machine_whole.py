@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
@@ -38,8 +38,9 @@ MENU = [
 ]  # fmt: skip
 LATE = ["report", "executed", "finish", "fail", "release", "preview"]
 CODES = ["node_error", "node_error", "out_of_memory", "node_error", "validation_failed", "interrupted"]
-SPECIAL: list[dict[str, int]] = [
+SPECIAL: list[dict[str, Any]] = [
     {}, {}, {}, {"max_attempts": 1}, {"delay_ms": 3000}, {"expires_ms": 5000}, {"timeout_s": 15}, {"max_attempts": 2},
+    {"hook": "started completed failed cancelled"},
 ]  # fmt: skip
 SOMEBODY = ("ann", "ann", *TENANTS)
 SOMETIMES = (False, False, False, True)
@@ -175,11 +176,12 @@ class QueueMachine(Submitting, Working, Controlling):
         self._pass(2_000_000)
         for _ in range(50):
             self._sweep(100)
+            self.deliver(again=False)
             if not self.state.jobs:
                 break
-        kept = {key for key in self.state.zsets if key.startswith(("f:", "fin:", "n:", "h:", "w:", "a:", "x:"))} | set(
-            self.state.jobs
-        )
+        kept = {
+            key for key in self.state.zsets if key.startswith(("f:", "fin:", "n:", "h:", "w:", "a:", "x:", "outbox"))
+        } | set(self.state.jobs)
         need(not kept, "I10", f"retention has passed, but these are left: {sorted(kept)[:5]}")
 
     def _let_go(self) -> None:

@@ -56,6 +56,7 @@ function Q.start(u, r)
   end
   Q.move(u, r, 'processing')
   Q.update(u, r)
+  if r.hook then Q.outbox(u, r, 'started') end
 end
 
 -- Ends a job's hold; `status` and `will_retry` are what a repeated call with its token is told.

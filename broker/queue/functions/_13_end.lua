@@ -22,6 +22,7 @@ function Q.finish(u, r, status)
   end
   Q.index_end(u, r)
   if r.group then Q.group_ended(u, r) end
+  if r.hook then Q.outbox(u, r, status) end
 end
 
 -- Fails a job for good. `error` is JSON, `code` what it says.

@@ -38,6 +38,7 @@ function Q.failed(u, r, code, error, retry)
   Q.put(u, r, 'error_code', code)
   Q.avoid(u, r, worker)
   Q.count(u, 'retried_total', 1)
+  if r.hook then Q.outbox(u, r, 'retrying') end
   Q.put_back(u, r, code, u.now + pause_ms(u, r, failures))
   return 'pending', true
 end

@@ -1,7 +1,8 @@
 -- emq_sweep: the janitor's round: lapsed leases, due jobs, expiry, deadlines, dependants, retention, aging.
 -- Guarantee: bounded by `limit` in each part; any number of brokers may sweep at the same time.
 -- Arguments: `limit`.
--- Answer: `ok` `reaped` `due` `expired` `trimmed` `more` (call again soon).
+-- Answer: `ok` `reaped` `due` `expired` `trimmed` `more` (call again soon)
+--   `hooks` (1: webhook deliveries are due).
 local function sweep(keys, argv)
   local u, a = Q.begin(keys, argv)
   local limit = math.max(1, math.min(1000, tonumber(a.limit or 100) or 100))
@@ -23,8 +24,10 @@ local function sweep(keys, argv)
   Q.commit(u)
   more = more or reaped == few or due == some or expired == some or late == some or trimmed >= limit
   expired = expired + late
+  local hooks = redis.call('ZCOUNT', u.P .. 'outbox', '-inf', u.ms)
   return { 'ok', 'reaped', Q.int(reaped), 'due', Q.int(due), 'expired', Q.int(expired), 'trimmed', Q.int(trimmed),
-    'more', more and '1' or '0' }
+    'more', more and '1' or '0',
+    'hooks', hooks > 0 and '1' or '0' }
 end
 
 redis.register_function{ function_name = 'emq_sweep', callback = sweep, flags = { 'allow-oom' } }
