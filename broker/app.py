@@ -43,6 +43,7 @@ from broker.files.secret import load_secrets
 from broker.files.store import FileStore, open_stores
 from broker.files.urls import REPLICAS, UrlSigner
 from broker.jobs.fleet import Fleet
+from broker.jobs.history import History, Recorder
 from broker.jobs.operations import Operations
 from broker.jobs.records import Deliver
 from broker.jobs.submission import Submitter
@@ -54,6 +55,7 @@ from broker.queue.group_events import GroupHub
 from broker.queue.inbox import Inbox
 from broker.queue.janitor import Janitor
 from broker.queue.queue import Queue
+from broker.queue.series import Series
 from broker.queue.startup import pool_config, redis
 from broker.settings import Settings
 
@@ -208,7 +210,7 @@ async def _services(app: web.Application) -> AsyncIterator[None]:
     """What the handlers work with."""
     settings, queue, ring = app[SETTINGS], app[QUEUE], app[CREDENTIALS].ring
     deliver: Deliver = partial(delivered_result, app[SIGNER])
-    fleet = Fleet(queue)
+    fleet, series = Fleet(queue), Series(app[CONNECTION], queue.prefix)
     operations = Operations(queue, fleet, Submitter(queue, fleet, settings, ring.policies), deliver)
     parts = Services(
         settings=settings,
@@ -216,6 +218,7 @@ async def _services(app: web.Application) -> AsyncIterator[None]:
         streams=Streams(app[HUB], deliver),
         figures=StatsFeed(operations.stats),
         groups=GroupHub(app[CONNECTION], queue),
+        history=History(queue, series),
         health=partial(app[CONNECTION].health, queue.prefix),
         version=emq_version(),
         audit=app[AUDIT],
@@ -223,7 +226,10 @@ async def _services(app: web.Application) -> AsyncIterator[None]:
         max_sockets=socket_limit(settings.max_sockets),
     )
     app[SERVICES] = parts
+    recorder = asyncio.create_task(Recorder(queue, series).run(), name="history")
     yield
+    recorder.cancel()
+    await asyncio.gather(recorder, return_exceptions=True)
     parts.figures.close()
     await parts.groups.stop()
 

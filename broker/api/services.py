@@ -14,6 +14,7 @@ from broker.access.usage import Usage
 from broker.api.client_socket import ClientSocket
 from broker.api.figures import StatsFeed
 from broker.api.streams import Streams
+from broker.jobs.history import History
 from broker.jobs.operations import Operations
 from broker.queue.connection import Health
 from broker.queue.group_events import GroupHub
@@ -29,6 +30,7 @@ class Services:
     streams: Streams
     figures: StatsFeed
     groups: GroupHub
+    history: History
     health: Callable[[], Awaitable[Health]]
     """Whether Redis answers and has the functions."""
     version: str

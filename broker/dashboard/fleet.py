@@ -26,8 +26,9 @@ def add_to(app: web.Application) -> None:
 
 async def read(app: web.Application, parts: Services, view: View) -> dict[str, Any]:
     """The workers, live ones first, with what each does; other tenants' jobs are not named."""
-    workers = await parts.operations.working()
+    workers, load = await parts.operations.working(), await parts.history.gpu_load()
     for worker in workers:
+        worker["history"] = load.get(worker["worker_id"], [])
         if worker["doing"] and worker["status"] == "idle":
             worker["status"] = "busy"  # the heartbeat that says so is still to come
         for job in worker["doing"]:

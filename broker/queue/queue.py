@@ -259,6 +259,16 @@ class Queue:
         }
         return await self.call("list", [*page.items(), *(filters or {}).items()])
 
+    async def ended(
+        self, *, since: int | None = None, until: int | None = None, limit: int = 100, **filters: str
+    ) -> Answer:
+        """Jobs by when they ended, the latest first; ``next`` is the ``until`` that goes on.
+
+        Filters: ``tenant``, ``worker``, ``status`` (lines; else completed and failed).
+        """
+        page: dict[str, Value | None] = {"since": since, "until": until, "limit": limit}
+        return await self.call("ended", [*page.items(), *filters.items()])
+
     async def stats(self, tenant: str = "") -> Answer:
         """Counts, totals, depth by priority, workers."""
         return await self.call("stats", [("tenant", tenant)])
