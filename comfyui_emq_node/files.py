@@ -7,31 +7,29 @@ lease ends them, anything else is tried again for ten minutes.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import random
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
-from urllib.parse import quote, urljoin
+from urllib.parse import quote
 
-import aiohttp
-
+from .carrier import Errand
 from .queue import Claimed, Failure, StaleLease, Uploads
 
 log = logging.getLogger("emq")
 
-CHUNK = 1 << 20
-SMALL = 256 << 10
-"""A file up to this size is read at once: it was just written, so handing it to a thread costs more than reading it."""
+Carry = Callable[[Errand], Awaitable[dict[str, Any]]]
+"""Carries a file; answers as :meth:`Carrier.put` does."""
 INLINE_BYTES = 8 * 1024
 INLINE_TOTAL = 64 * 1024
 TRY_FOR_S = 600.0
-SILENT_S = 60.0
+CHANGED = ("hash_mismatch", "size_mismatch")
+"""The file was written to while it was carried."""
 NO_TEXT_KEYS = frozenset({"dims", "animated"})
 """What core nodes list beside files: flags and sizes for their page."""
 
@@ -162,24 +160,10 @@ def _texts(shown: Any, finder: Finder) -> Iterator[str]:
 
 
 class Courier:
-    """Carries files to whichever broker is there; ``brokers`` gives those of a pool as of now."""
+    """Has files carried to whichever broker is there; ``brokers`` gives those of a pool as of now."""
 
-    def __init__(self, brokers: Callable[[str], Sequence[str]]) -> None:
-        self._brokers = brokers
-        self._session: aiohttp.ClientSession | None = None
-
-    @property
-    def session(self) -> aiohttp.ClientSession:
-        """The HTTP client of the worker's loop."""
-        if self._session is None:
-            timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=SILENT_S)
-            self._session = aiohttp.ClientSession(timeout=timeout)
-        return self._session
-
-    async def close(self) -> None:
-        """Close connections."""
-        if self._session is not None:
-            await self._session.close()
+    def __init__(self, brokers: Callable[[str], Sequence[str]], carry: Carry) -> None:
+        self._brokers, self._carry = brokers, carry
 
     def places(self, job: Claimed) -> list[Uploads]:
         """Where this job's files may go, in the order to try."""
@@ -221,10 +205,8 @@ class Courier:
                     raise StaleLease(job.job_id)
                 try:
                     return await self._put(place, number, output)
-                except (aiohttp.ClientError, asyncio.TimeoutError, ConnectionError, _Again) as error:
-                    reason = str(error) or type(error).__name__
-                except OSError as error:
-                    raise UploadFailed(f"Cannot read {output.filename}: {error}.") from error
+                except _Again as error:
+                    reason = str(error)
             if loop.time() > until:
                 raise UploadFailed(f"{output.filename} could not be uploaded for {TRY_FOR_S:g} s: {reason}.")
             log.warning("cannot upload %s of job %s now (%s); trying again", output.filename, job.job_id, reason)
@@ -232,38 +214,17 @@ class Courier:
             pause = min(pause * 2, 10.0)
 
     async def _put(self, place: Uploads, number: int, output: Output) -> dict[str, Any]:
-        content = _read_small(output.path)
-        if content is not None:
-            size, digest = _measured(content)
-        else:
-            size, digest = await asyncio.get_running_loop().run_in_executor(None, _measure, output.path)
-        if place.max_bytes is not None and size > place.max_bytes:
-            raise UploadFailed(f"{output.filename} has {size} bytes; the broker takes {place.max_bytes}.")
-        headers = {"Content-Length": str(size), "X-Content-Blake3": digest}
-
-        def body() -> bytes | AsyncIterator[bytes]:
-            return _pieces(output.path) if content is None else content
-
         url = f"{place.url_prefix}{number}/{quote(output.filename, safe='')}"
-        status, answer, location = await self._send(url, body(), {**headers, "Authorization": place.authorization})
-        if status in (307, 308) and location:  # to the store itself; the lease is for the broker alone
-            status, stored, _ = await self._send(urljoin(url, location), body(), headers)
-            answer = answer if status < 300 else stored
-        if status < 300:
-            return {"size": size, "hash": f"blake3:{digest}", **answer}
-        raise _refusal(status, answer, output.filename)
-
-    async def _send(
-        self, url: str, body: bytes | AsyncIterator[bytes], headers: dict[str, str]
-    ) -> tuple[int, dict[str, Any], str | None]:
-        async with self.session.put(url, data=body, headers=headers, allow_redirects=False) as response:
-            text = await response.text()
-            try:
-                answer = json.loads(text)
-            except ValueError:
-                answer = {}
-            found = answer if isinstance(answer, dict) else {}
-            return response.status, found, response.headers.get("Location")
+        said = await self._carry(Errand(output.path, url, place.authorization, place.max_bytes))
+        if "again" in said:
+            raise _Again(said["again"])
+        if "unreadable" in said:
+            raise UploadFailed(f"Cannot read {output.filename}: {said['unreadable']}.")
+        if "too_large" in said:
+            raise UploadFailed(f"{output.filename} has {said['too_large']} bytes; the broker takes {place.max_bytes}.")
+        if said["status"] < 300:
+            return {"size": said["size"], "hash": said["hash"], **said["answer"]}
+        raise _refusal(said["status"], said["answer"], output.filename)
 
 
 class _Again(Exception):
@@ -271,7 +232,9 @@ class _Again(Exception):
 
 
 def _refusal(status: int, answer: Mapping[str, Any], filename: str) -> Exception:
-    text = str(answer.get("error") or f"HTTP {status}")
+    text, details = str(answer.get("error") or f"HTTP {status}"), answer.get("details")
+    if isinstance(details, Mapping) and details.get("reason") in CHANGED:
+        return _Again(text)
     if status in (401, 403, 404, 409):
         return StaleLease(text)
     if status in (413, 415):
@@ -288,39 +251,6 @@ def kind_of(content_type: str) -> str:
     """The kind of an output: image, video, audio, text or file."""
     head = content_type.partition("/")[0]
     return head if head in ("image", "video", "audio", "text") else "file"
-
-
-def _read_small(path: str) -> bytes | None:
-    """The content of a small file, whole: its reading is not worth another thread."""
-    with open(path, "rb") as file:
-        content = file.read(SMALL + 1)
-    return content if len(content) <= SMALL else None
-
-
-def _measured(content: bytes) -> tuple[int, str]:
-    from blake3 import blake3
-
-    return len(content), blake3(content).hexdigest()
-
-
-def _measure(path: str) -> tuple[int, str]:
-    """Size and blake3 of a file."""
-    from blake3 import blake3
-
-    hasher = blake3()
-    size = 0
-    with open(path, "rb") as file:
-        while piece := file.read(CHUNK):
-            hasher.update(piece)
-            size += len(piece)
-    return size, hasher.hexdigest()
-
-
-async def _pieces(path: str) -> AsyncIterator[bytes]:
-    loop = asyncio.get_running_loop()
-    with open(path, "rb") as file:  # noqa: ASYNC230 - opening is quick; reading, on a slow disk, is done in a thread
-        while piece := await loop.run_in_executor(None, file.read, CHUNK):
-            yield piece
 
 
 def _inline(path: str, room: int) -> str | None:

@@ -180,6 +180,7 @@ class Membership:
             self._worker.status, [run.job for run in runs], inventory.loaded_models(), inventory.gpu_state()
         )
         self._away.discard(queue.pool)
+        self._worker.side.keep(queue.pool, await queue.guard(self.terms.lease_s))
         self._take(queue, beat)
         for run in runs:
             word = beat.jobs.get(run.job.job_id, ("ok", ""))[0]

@@ -12,6 +12,7 @@ import logging
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 
@@ -131,6 +132,11 @@ class GatewayQueue:
     async def steer(self, word: str) -> None:
         """Pause, resume or drain this worker, as its own machine may."""
         await self._ask("steer_worker", worker_id=self._worker, word=word)
+
+    async def guard(self, lease_s: float) -> Message:
+        """The open socket keeps the lease; only that this process has died is told from outside of it."""
+        url = f"{self._broker}/api/workers/{quote(self._worker, safe='')}/gone"
+        return {"url": url, "headers": self._headers, "instance": self._instance}
 
     async def bye(self) -> None:
         """Leave: a closed socket makes the worker offline; what it holds goes back after a grace of one lease."""

@@ -210,5 +210,8 @@ class WorkQueue(Protocol):
     async def bye(self) -> None:
         """Leave; whatever is still held goes back."""
 
+    async def guard(self, lease_s: float) -> dict[str, Any]:
+        """What the side process needs to keep the lease, or to tell of this process' death; see ``keeper.py``."""
+
     async def close(self) -> None:
         """Close connections; never raises."""

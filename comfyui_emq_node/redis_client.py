@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -46,6 +47,30 @@ def open_client(url: str, timeout_s: float, retries: int) -> Any:
         return sentinel.master_for(service, db=int(database or 0), **options)
     except (TypeError, ValueError) as error:
         raise Refused(f"EMQ_REDIS_URL cannot be used: {error}") from None
+
+
+def server_of(client: Any, key: str) -> dict[str, Any]:
+    """The server that has ``key`` as far as the client knows by now, and the login: what ``keeper.py`` connects to."""
+    if hasattr(client, "get_node_from_key"):
+        source = client.get_node_from_key(key)
+        options = {**source.connection_kwargs, "host": source.host, "port": source.port}
+    else:
+        source = client.connection_pool
+        options = dict(source.connection_kwargs)
+        if getattr(source, "master_address", None):
+            options["host"], options["port"] = source.master_address
+    kind = getattr(source, "connection_class", None)
+    secured = bool(options.get("ssl")) or "SSL" in getattr(kind, "__name__", "")
+    found = {name: options.get(name) for name in ("host", "port", "path", "username", "password")}
+    return {**found, "database": options.get("db"), "tls": _tls(options) if secured else None}
+
+
+def _tls(options: Mapping[str, Any]) -> dict[str, Any]:
+    """How the server's certificate is checked, and what this side shows."""
+    names = ("ca_certs", "ca_path", "certfile", "keyfile", "password")
+    given = {name: options.get(f"ssl_{name}") for name in names}
+    checked = options.get("ssl_cert_reqs", "required") not in ("none", 0, None)
+    return {**given, "check_hostname": bool(options.get("ssl_check_hostname", True)), "checked": checked}
 
 
 def _node(text: str, port: int) -> tuple[str, int]:

@@ -26,7 +26,7 @@ from .queue import (
     Terms,
     Unregistered,
 )
-from .redis_client import open_client
+from .redis_client import open_client, server_of
 
 HINT_S = 5
 COMMAND_S = 5.0
@@ -150,6 +150,15 @@ class RedisQueue:
         self._connect()
         answer = await self._guarded(self._blocking.blpop([self._inbox], timeout=HINT_S))
         return [answer[1].decode()] if answer else []
+
+    async def guard(self, lease_s: float) -> Pairs:
+        """Where the lease lies."""
+        return {
+            **self._who,
+            "server": server_of(self._commands, self._prefix),
+            "prefix": self._prefix,
+            "lease_s": lease_s,
+        }
 
     async def bye(self) -> None:
         """Leave; whatever is still held goes back."""

@@ -26,6 +26,7 @@ from .queue import Claim, Claimed, Failure, QueueAway, Refused, StaleLease, Supe
 from .relay import Durations
 from .run import Run
 from .settings import Settings
+from .side import SideProcess
 
 log = logging.getLogger("emq")
 
@@ -53,7 +54,8 @@ class Worker:
         self._durations = Durations()
         self._tokens = Tokens()
         self.membership = Membership(settings, comfy, self, worker_id)
-        self._courier = Courier(self.membership.brokers)
+        self.side = SideProcess()
+        self._courier = Courier(self.membership.brokers, self.side.put)
         cache = InputCache(comfy.input_folder, round(settings.input_cache_gb * 1e9))
         self._inputs = Inputs(self.membership.brokers, cache, comfy.inventory.file_kind)
         self._closing = Closing(comfy, self._courier, self._hold, self._let_go)
@@ -68,6 +70,7 @@ class Worker:
 
     async def run(self) -> None:
         """Work until stopped."""
+        self.side.start()
         await self.membership.read_capabilities()
         self._tasks = [asyncio.ensure_future(self._survive(self.membership.keep, queue)) for queue in self._queues]
         self._tasks += [asyncio.ensure_future(self._survive(self._listen, queue)) for queue in self._queues]
@@ -130,8 +133,8 @@ class Worker:
             await self._released.wait()
 
     async def close(self) -> None:
-        """Close every connection."""
-        for closing in (self._courier.close(), self._inputs.close(), *(queue.close() for queue in self._queues)):
+        """Close every connection, and end the side process."""
+        for closing in (self.side.close(), self._inputs.close(), *(queue.close() for queue in self._queues)):
             await quietly(closing)
 
     def set_input_policy(self, policy: str) -> None:

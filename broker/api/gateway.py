@@ -1,4 +1,4 @@
-"""The WebSocket of workers that must not reach Redis: ``/ws/worker`` and ``/ws/worker/{worker_id}``."""
+"""The WebSocket of workers that must not reach Redis: ``/ws/worker`` and ``/ws/worker/{worker_id}``; and their end."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from aiohttp import WSMsgType, web
 
 from broker.access.credentials import watched
 from broker.access.identity import Scope, current
+from broker.api import commands
 from broker.api.frames import cut_off
 from broker.api.gateway_link import Link, Socket, find_dead_hosts
 from broker.api.gateway_session import GatewayParts, WorkerSession
+from broker.api.rest import answer, asks, read_message
 from broker.api.seats import seat
 from broker.logging import bind_client
+from broker.protocol import gateway as g
+from broker.protocol.messages import Ack
 
 PROTOCOL = "emq.v1"
 
@@ -68,12 +72,21 @@ def add_to(app: web.Application) -> None:
     """Register the routes, and the farewell to open sockets at the stop; ``GATEWAY`` must be set by the start."""
     app.router.add_get("/ws/worker", _worker)
     app.router.add_get("/ws/worker/{worker_id}", _worker)
+    app.router.add_post("/api/workers/{worker_id}/gone", _gone)
     app.on_shutdown.append(_close_all)
 
 
 async def _worker(request: web.Request) -> web.StreamResponse:
     """A worker's socket."""
     return await request.config_dict[GATEWAY].serve(request)
+
+
+async def _gone(request: web.Request) -> web.Response:
+    """A worker's process has died: its jobs go back now. Its instance is a secret, so only its own side can say so."""
+    ops, _ = asks(request, Scope.WORKER)
+    message = await read_message(request, g.WorkerGone, worker_id=request.match_info["worker_id"])
+    await ops.queue.worker_call("gone", {"instance": message.instance})
+    return answer(commands.wire(Ack.model_validate({"worker_id": message.worker_id}), message.message_id))
 
 
 async def _close_all(app: web.Application) -> None:

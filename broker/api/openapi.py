@@ -12,6 +12,7 @@ from pydantic.json_schema import models_json_schema
 
 from broker.api.services import services
 from broker.protocol import access
+from broker.protocol import gateway as g
 from broker.protocol import messages as m
 from broker.protocol import records as r
 from broker.protocol import webhooks as w
@@ -77,6 +78,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("post", "/api/workers/{worker_id}/pause", "Hand a worker no more jobs", None, m.Ack),
     Operation("post", "/api/workers/{worker_id}/resume", "Undo a worker's pause and drain", None, m.Ack),
     Operation("post", "/api/workers/{worker_id}/drain", "Let a worker finish what it has", None, m.Ack),
+    Operation("post", "/api/workers/{worker_id}/gone", "Say that a worker's process has died", g.WorkerGone, m.Ack),
     Operation("post", "/api/pause", "Pause the pool, a tenant or a worker", m.Pause, m.Ack),
     Operation("post", "/api/resume", "Undo a pause", m.Resume, m.Ack),
     Operation("put", "/api/assets/{hash}", "Store an input file under its blake3 hash"),

@@ -190,6 +190,17 @@ class ReleaseJob(_Leased):
     reason: Annotated[str, StringConstraints(max_length=512)] = ""
 
 
+class WorkerGone(Message):
+    """The process of a worker has died; said over HTTP by whoever saw it. ``instance`` is what its registration told.
+
+    A closed socket alone may be a worker on its way to another broker, so its jobs wait for one lease.
+    """
+
+    type: Literal["worker_gone"] = "worker_gone"
+    worker_id: Name
+    instance: Token
+
+
 WORKER_MESSAGES: tuple[type[Message], ...] = (
     RegisterWorker, WorkerStatus, SteerWorker, ClaimJob, WorkerHeartbeat, WorkerProgress, JobExecuted, WorkerComplete,
     WorkerFail, ReleaseJob,

@@ -44,6 +44,7 @@ NEEDS = {
     ("POST", "/api/workers/{worker_id}/pause"): "admin",
     ("POST", "/api/workers/{worker_id}/resume"): "admin",
     ("POST", "/api/workers/{worker_id}/drain"): "admin",
+    ("POST", "/api/workers/{worker_id}/gone"): "worker",
     ("POST", "/api/pause"): "submit",
     ("POST", "/api/resume"): "submit",
     ("PUT", "/api/assets/{hash}"): "submit",

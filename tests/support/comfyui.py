@@ -36,10 +36,18 @@ class Process:
 
     log: Path
     child: subprocess.Popen[bytes] | None = None
+    before: int = 0
+    """Bytes of the log that are of earlier starts."""
 
     def launch(self, command: list[str], cwd: Path, env: dict[str, str]) -> None:
         with self.log.open("ab") as log:
+            self.before = log.tell()
             self.child = subprocess.Popen(command, cwd=cwd, env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+
+    @property
+    def pid(self) -> int:
+        assert self.child is not None
+        return self.child.pid
 
     @property
     def is_alive(self) -> bool:
@@ -72,9 +80,9 @@ class Process:
                 self.kill()
 
     def wait_for(self, text: str, timeout: float = START_S) -> None:
-        """Wait until the log says something."""
+        """Wait until the log of this start says something."""
         end = time.monotonic() + timeout
-        while text not in self.said():
+        while text.encode() not in self.log.read_bytes()[self.before :]:
             assert self.is_alive, f"the process ended:\n{self.said()[-3000:]}"
             assert time.monotonic() < end, f"not within {timeout:g} s: {text!r}\n{self.said()[-3000:]}"
             time.sleep(0.02)

@@ -12,6 +12,7 @@ import redis
 
 from broker.trial.workflows import plain_image
 from tests.support.comfyui import Client, fails, sleeps, slow
+from tests.support.processes import is_there, side_process
 from tests.support.proxy import Proxy
 from tests.support.waiting import wait_until
 from tests.worker.conftest import MakeBroker, MakeComfy
@@ -152,6 +153,8 @@ async def test_a_signal_lets_the_job_end(make_broker: MakeBroker, make_comfy: Ma
         running = await client.submit({**plain_image(550), "3": slow(30, 0.05, seed=550)["1"]})
         await client.until(running, "processing")
         waiting = await client.submit(plain_image(551))
+        side = side_process(comfy.pid)
+        assert side is not None
         comfy.send(signal.SIGTERM)
         record = await client.until(running)
         assert (record["status"], record["attempt"]) == ("completed", 1)
@@ -160,6 +163,7 @@ async def test_a_signal_lets_the_job_end(make_broker: MakeBroker, make_comfy: Ma
         assert (await client.job(waiting))["status"] == "pending"
         worker = await client.worker(comfy.worker_id)
         assert worker is None or worker["status"] == "offline"
+        await wait_until(lambda: not is_there(side), 5, "its side process has ended")
 
 
 async def test_a_drain_that_takes_too_long_gives_the_job_back(make_broker: MakeBroker, make_comfy: MakeComfy) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -52,6 +53,21 @@ class Sleep:
 
     def go(self, seconds: float, seed: int) -> dict[str, Any]:
         time.sleep(seconds)
+        return {"ui": {}}
+
+
+class Hold:
+    """Holds Python's interpreter, as C code may that does not release it: no thread of ComfyUI runs meanwhile."""
+
+    CATEGORY, FUNCTION, OUTPUT_NODE = "emq/test", "go", True
+    RETURN_TYPES = ()
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"seconds": ("INT", {"default": 1, "max": 1000}), "seed": ("INT", {"default": 0})}}
+
+    def go(self, seconds: int, seed: int) -> dict[str, Any]:
+        ctypes.PyDLL(None).sleep(seconds)
         return {"ui": {}}
 
 
@@ -119,6 +135,7 @@ class File:
 NODE_CLASS_MAPPINGS = {
     "EMQTestProgress": Progress,
     "EMQTestSleep": Sleep,
+    "EMQTestHold": Hold,
     "EMQTestFail": Fail,
     "EMQTestText": Text,
     "EMQTestFile": File,

@@ -1,0 +1,185 @@
+"""Carries one file to where it is wanted: hashed, then sent by PUT. Blocking, for threads; nothing is held whole.
+
+The side process does this, so that no byte of an output passes through ComfyUI's interpreter; the worker does it itself
+where no side process can be had.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+CHUNK = 1 << 20
+SMALL = 256 << 10
+"""A file up to this size is read once, for its hash and for the wire."""
+CONNECT_S = 5.0
+SILENT_S = 60.0
+STORES = (307, 308)
+"""The broker sends the file to the object store itself."""
+
+
+@dataclass(frozen=True)
+class Errand:
+    """A file, where it goes, and the most bytes that are taken there."""
+
+    path: str
+    url: str
+    authorization: str
+    max_bytes: int | None = None
+
+
+class Carrier:
+    """Sends files; connections are kept open for the next."""
+
+    def __init__(self) -> None:
+        self._idle: dict[tuple[str, str], list[http.client.HTTPConnection]] = {}
+        self._lock = threading.Lock()
+
+    def put(self, errand: Errand) -> dict[str, Any]:
+        """Carry a file.
+
+        Gives ``status`` (HTTP) with ``answer``, ``size`` and ``hash``; or ``too_large`` (bytes); or ``unreadable`` or
+        ``again``, each with the reason. Never raises.
+        """
+        try:
+            content = _read_small(errand.path)
+            size, digest = _measured(content) if content is not None else _measure(errand.path)
+        except OSError as error:
+            return {"unreadable": str(error)}
+        if errand.max_bytes is not None and size > errand.max_bytes:
+            return {"too_large": size}
+        try:
+            status, answer = self._deliver(errand, content, size, digest)
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            return {"again": str(error) or type(error).__name__}
+        return {"status": status, "answer": answer, "size": size, "hash": f"blake3:{digest}"}
+
+    def close(self) -> None:
+        """Close idle connections."""
+        with self._lock:
+            for connections in self._idle.values():
+                for connection in connections:
+                    connection.close()
+            self._idle.clear()
+
+    def _deliver(self, errand: Errand, content: bytes | None, size: int, digest: str) -> tuple[int, dict[str, Any]]:
+        headers = {"Content-Length": str(size), "X-Content-Blake3": digest}
+
+        def body() -> Iterator[bytes]:
+            return iter((content,)) if content is not None else _pieces(errand.path)
+
+        given = {**headers, "Authorization": errand.authorization}
+        status, answer, location = self._send("PUT", errand.url, body(), given)
+        if status not in STORES or not location:
+            return status, answer
+        # to the store itself; the lease is for the broker alone
+        status, stored, _ = self._send("PUT", urljoin(errand.url, location), body(), headers)
+        return status, answer if status < 300 else stored
+
+    def post(self, url: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> int:
+        """Send a JSON document; gives the status. Raises ``OSError`` or ``HTTPException``."""
+        data = json.dumps(body).encode()
+        named = {**headers, "Content-Type": "application/json", "Content-Length": str(len(data))}
+        return self._send("POST", url, iter((data,)), named)[0]
+
+    def _send(
+        self, method: str, url: str, body: Iterator[bytes], headers: Mapping[str, str]
+    ) -> tuple[int, dict[str, Any], str | None]:
+        parts = urlsplit(url)
+        place = (parts.scheme, parts.netloc)
+        connection = self._connection(place)
+        try:
+            response = _exchange(
+                connection, method, parts.path + (f"?{parts.query}" if parts.query else ""), body, headers
+            )
+            text = response.read()
+        except BaseException:
+            connection.close()
+            raise
+        self._keep(place, connection)
+        return response.status, _object(text), response.getheader("Location")
+
+    def _connection(self, place: tuple[str, str]) -> http.client.HTTPConnection:
+        with self._lock:
+            idle = self._idle.get(place)
+            connection = idle.pop() if idle else None
+        if connection is not None and not _is_closed(connection):
+            return connection
+        kind = http.client.HTTPSConnection if place[0] == "https" else http.client.HTTPConnection
+        connection = kind(place[1], timeout=CONNECT_S)
+        connection.connect()
+        connection.sock.settimeout(SILENT_S)
+        return connection
+
+    def _keep(self, place: tuple[str, str], connection: http.client.HTTPConnection) -> None:
+        if connection.sock is not None:  # the answer did not close it
+            with self._lock:
+                self._idle.setdefault(place, []).append(connection)
+
+
+def _exchange(
+    connection: http.client.HTTPConnection, method: str, target: str, body: Iterator[bytes], headers: Mapping[str, str]
+) -> http.client.HTTPResponse:
+    connection.putrequest(method, target, skip_accept_encoding=True)
+    for name, value in headers.items():
+        connection.putheader(name, value)
+    connection.endheaders(next(body, b""))
+    try:
+        for piece in body:
+            connection.send(piece)
+    except ConnectionError:  # refused before the end: the answer may be there
+        return connection.getresponse()
+    return connection.getresponse()
+
+
+def _is_closed(connection: http.client.HTTPConnection) -> bool:
+    """Whether the server has closed an idle connection: nothing but an end can be read from it."""
+    import select
+
+    return bool(select.select([connection.sock], [], [], 0)[0])
+
+
+def _object(text: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _read_small(path: str) -> bytes | None:
+    with open(path, "rb") as file:
+        if os.fstat(file.fileno()).st_size > SMALL:
+            return None
+        content = file.read(SMALL + 1)
+    return content if len(content) <= SMALL else None
+
+
+def _measured(content: bytes) -> tuple[int, str]:
+    from blake3 import blake3
+
+    return len(content), blake3(content).hexdigest()
+
+
+def _measure(path: str) -> tuple[int, str]:
+    """Size and blake3 of a file."""
+    from blake3 import blake3
+
+    hasher = blake3()
+    size = 0
+    for piece in _pieces(path):
+        hasher.update(piece)
+        size += len(piece)
+    return size, hasher.hexdigest()
+
+
+def _pieces(path: str) -> Iterator[bytes]:
+    with open(path, "rb") as file:
+        while piece := file.read(CHUNK):
+            yield piece

@@ -1,0 +1,43 @@
+"""What the kernel says of processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def children(parent: int) -> dict[int, str]:
+    """The living children of a process, with their command lines."""
+    found = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and _state(int(folder.name))[1] == parent and is_there(int(folder.name)):
+            try:
+                found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue
+    return found
+
+
+def side_process(comfyui: int) -> int | None:
+    """The side process of the worker in a ComfyUI."""
+    return next((pid for pid, command in children(comfyui).items() if "emq.keeper" in command), None)
+
+
+def pss_mb(pid: int) -> float:
+    """A process' memory in MB; pages that others have too count in part."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+
+
+def is_there(pid: int) -> bool:
+    """Whether a process runs. A zombie counts, unless it is an orphan that nobody here can reap."""
+    state, parent = _state(pid)
+    return state != "" and not (state == "Z" and parent == 1)
+
+
+def _state(pid: int) -> tuple[str, int]:
+    """State and parent; empty when there is no such process."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return "", 0
+    return fields[0], int(fields[1])
