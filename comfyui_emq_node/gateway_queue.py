@@ -48,6 +48,7 @@ class GatewayQueue:
     """The pool of one broker, as one worker sees it over ``/ws/worker``."""
 
     pool = "gateway"
+    keeps_unstarted = False
 
     def __init__(self, url: str, api_key: str | None, worker: str) -> None:
         self._url = f"{url}/ws/worker"

@@ -167,6 +167,8 @@ class WorkQueue(Protocol):
     """One pool's queue, as one worker instance sees it. Any call may raise the errors above."""
 
     pool: str
+    keeps_unstarted: bool
+    """Whether a claimed job stays ours while nothing can be said about it, though its start was never reported."""
 
     async def register(self, registration: Registration) -> Terms:
         """Say hello, the first time and after :class:`Unregistered`."""

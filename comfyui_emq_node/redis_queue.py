@@ -87,6 +87,8 @@ class RedisQueue:
     ``url`` is asked for at every new start of a connection, because a Valkey of this machine may come back elsewhere.
     """
 
+    keeps_unstarted = True
+
     def __init__(self, url: Callable[[], str | None], pool: str, worker: str, instance: str) -> None:
         self.pool = pool
         self._url, self._used, self._ask = url, "", True

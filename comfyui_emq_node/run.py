@@ -149,9 +149,10 @@ class Run:
         return relay if await self._submit(relay, model_inputs, hold=False) else None
 
     async def _report_start(self, relay: Relay) -> None:
-        """Say that the job starts now. One that was tried before may kill its ComfyUI: it has to be known by then."""
+        """Say that the job starts now. It has to be known where it may kill its ComfyUI (it was tried before), or may
+        keep it from saying so until the job is another's."""
         reporting = asyncio.ensure_future(self._report_once(relay))
-        if self.job.attempt > 1:
+        if self.job.attempt > 1 or not self.queue.keeps_unstarted:
             await asyncio.wait([reporting], timeout=KNOWN_S)
 
     async def _is_ready(self) -> bool:

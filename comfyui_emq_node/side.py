@@ -98,14 +98,17 @@ class SideProcess:
         return await link.answer(number)
 
     async def close(self) -> None:
-        """Say goodbye: the worker has left in good order."""
+        """Say goodbye: the worker has left in good order. A side process that does not listen is killed."""
         self._leaving = True
         self._carrier.close()
-        if self._link is not None:
-            self._link.say({"bye": True})
-            self._link.hang_up()
+        link = self._link
+        if link is not None:
+            link.say({"bye": True})
+            link.hang_up()
+            await asyncio.wait([link.ended], timeout=LEAVE_S)
+            link.close()
+            await asyncio.wait([link.ended], timeout=LEAVE_S)
         if self._running is not None:
-            await asyncio.wait([self._running], timeout=LEAVE_S)
             self._running.cancel()
 
 

@@ -370,11 +370,15 @@ class Worker:
     async def _adopt(self, ahead: Run, current: Run) -> None:
         """Have the next job at hand: validated already, and queued by ComfyUI's own thread when this one ends.
 
-        Not so a job that was tried before: whether it kills its ComfyUI is only found out when its start is reported.
+        Not so one whose start has to be reported first, as :meth:`Run.execute` does.
         """
         self._ahead = ahead
         self._too_long = asyncio.get_running_loop().call_later(AHEAD_KEPT_S, self._keep_no_longer, ahead)
-        if ahead.job.attempt == 1 and await ahead.stage(self.membership.model_inputs):
+        if (
+            ahead.job.attempt == 1
+            and (ahead.queue.keeps_unstarted or ahead.is_short(AHEAD_S))
+            and await ahead.stage(self.membership.model_inputs)
+        ):
             self._comfy.follow(current.prompt_id, ahead.prompt_id)
 
     def _keep_no_longer(self, ahead: Run) -> None:

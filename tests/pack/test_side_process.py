@@ -128,10 +128,12 @@ async def test_errands_of_a_killed_side_process_are_to_be_tried_again(tmp_path: 
 
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with_errand.set()
-        await reader.read(1)
-        await asyncio.sleep(60)
+        while await reader.read(1024):
+            pass
+        writer.close()
+        hung_up.set()
 
-    with_errand = asyncio.Event()
+    with_errand, hung_up = asyncio.Event(), asyncio.Event()
     server = await asyncio.start_server(silent, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     under_way = asyncio.ensure_future(side.put(Errand(str(file), f"http://127.0.0.1:{port}/x", "Lease j.1.t")))
@@ -141,6 +143,7 @@ async def test_errands_of_a_killed_side_process_are_to_be_tried_again(tmp_path: 
     await wait_until(lambda: side.is_there and first not in children(os.getpid()), 20, "there is another")
     await side.close()
     await wait_until(lambda: not children(os.getpid()), 10, "nothing is left")
+    await asyncio.wait_for(hung_up.wait(), 10)
     server.close()
 
 
