@@ -18,6 +18,7 @@ from broker.access.keyring import KeyRing
 from broker.access.origin import OriginGuard, is_loopback, no_key_for
 from broker.access.policies import Policies
 from broker.access.proxies import PROXIES, Proxies
+from broker.access.side_keys import SideKeys
 from broker.access.store import AccessStore
 from broker.access.webhook_secrets import WebhookSecrets
 from broker.api import edge, gateway, keys, openapi, rest, sse, tenants, users, webhooks, websocket
@@ -55,6 +56,7 @@ from broker.queue.group_events import GroupHub
 from broker.queue.inbox import Inbox
 from broker.queue.janitor import Janitor
 from broker.queue.queue import Queue
+from broker.queue.seal import Seal
 from broker.queue.series import Series
 from broker.queue.startup import pool_config, redis
 from broker.settings import Settings
@@ -66,6 +68,7 @@ CONNECTION = web.AppKey("connection", Connection)
 QUEUE = web.AppKey("queue", Queue)
 HUB = web.AppKey("hub", EventHub)
 SIGNER = web.AppKey("signer", UrlSigner)
+SIDE_KEYS = web.AppKey("side_keys", SideKeys)
 STORE = web.AppKey("store", FileStore)
 JANITOR = web.AppKey("janitor", Janitor)
 
@@ -122,7 +125,7 @@ async def _queue(app: web.Application) -> AsyncIterator[None]:
     """Redis, the queue in it, and the janitor."""
     settings = app[SETTINGS]
     async with redis(settings) as connection:
-        queue = Queue(connection, settings.pool)
+        queue = Queue(connection, settings.pool, Seal.of(settings.payload_key))
         config = pool_config(settings, worker_url(settings), replica_url(settings))
         await connection.load(queue.prefix)
         await queue.configure(**config)
@@ -165,8 +168,12 @@ async def _files(app: web.Application) -> AsyncIterator[None]:
     outputs, assets = _stores(settings, replicas)
     await _check(outputs)
     app[STORE] = outputs
+    # The side keys' own secret is the deployment's where payloads have none: what is short-lived may be lost with it.
+    seal = Seal.of(settings.payload_key, "side") if settings.payload_key else Seal([secrets.derived("side")], "side")
+    side = SideKeys(app[CREDENTIALS].store, seal, settings.pool, settings.partner_keys_s)
+    app[SIDE_KEYS] = side
     inbox = Inbox(app[CONNECTION], app[QUEUE].prefix)
-    app[gateway.GATEWAY] = gateway.Gateway(GatewayParts(app[QUEUE], inbox, outputs, settings))
+    app[gateway.GATEWAY] = gateway.Gateway(GatewayParts(app[QUEUE], inbox, outputs, settings, side))
     limit = settings.max_output_mb * 1024 * 1024
     OutputRoutes(outputs, access, limit).add_to(app)
     AssetRoutes(assets, access, limit, charge).add_to(app)
@@ -211,7 +218,7 @@ async def _services(app: web.Application) -> AsyncIterator[None]:
     settings, queue, ring = app[SETTINGS], app[QUEUE], app[CREDENTIALS].ring
     deliver: Deliver = partial(delivered_result, app[SIGNER])
     fleet, series = Fleet(queue), Series(app[CONNECTION], queue.prefix)
-    operations = Operations(queue, fleet, Submitter(queue, fleet, settings, ring.policies), deliver)
+    operations = Operations(queue, fleet, Submitter(queue, fleet, settings, ring.policies, app[SIDE_KEYS]), deliver)
     parts = Services(
         settings=settings,
         operations=operations,

@@ -126,6 +126,20 @@ class Settings(BaseSettings):
         description="The dashboard shows everything and changes nothing, whoever uses it.",
     )
 
+    payload_key: str | None = Field(
+        None,
+        repr=False,
+        validation_alias=_env("EMQ_PAYLOAD_KEY"),
+        description="Comma-separated secrets; the first encrypts payloads and results in Redis, all decrypt.",
+    )
+    partner_keys_s: float = Field(
+        0.0,
+        ge=0,
+        le=604_800,
+        validation_alias=_env("EMQ_PARTNER_KEYS_S"),
+        description="How long a job may wait with partner keys in its extra_data; 0: they are refused.",
+    )
+
     lease_s: float = Field(30.0, gt=0, validation_alias=_env("EMQ_LEASE_S"), description="A worker's lease.")
     reap_s: float = Field(1.0, gt=0, validation_alias=_env("EMQ_REAP_S"), description="Pause between two sweeps.")
     hang_s: float = Field(

@@ -11,6 +11,7 @@
 ``P user:<name>``           hash: tenant, role, created, password (scrypt)
 ``P tenants``               hash: tenant → JSON of its policy
 ``P use:<what>``            hash: broker → how many it has open (``emq_use``); ``P replicas``: broker → end of its life
+``P side:<pool>:<job>``     a waiting job's partner keys, encrypted; lives for a while, and until the claim
 ``P tb:<name>``             hash: a token bucket (``emq_throttle``); lives until it would be full
 ``P audit``                 stream: who did what, from where; the newest 10,000
 ``P session:<digest>``      JSON of an identity; lives for 12 h after its last use
@@ -250,6 +251,15 @@ class AccessStore:
         args += ["counts", "\n".join(f"{what} {n}" for what, n in (counts or {}).items())]
         answer = await self._connection.fcall("emq_use", P, args)
         return answer[2].decode() if answer[0] == b"full" else None
+
+    async def put_side(self, name: str, sealed: bytes, life_ms: int) -> None:
+        """Keep something encrypted beside a job for a while."""
+        await self._run(("SET", f"{P}side:{name}", sealed, "PX", life_ms))
+
+    async def take_side(self, name: str) -> bytes | None:
+        """Take it, once."""
+        (found,) = await self._run(("GETDEL", f"{P}side:{name}"))
+        return found if isinstance(found, bytes) else None
 
     async def forgive(self, name: str) -> None:
         """Fill a bucket again."""

@@ -41,6 +41,8 @@ class Held:
     stored_at: float = float("-inf")
     waiting: g.WorkerProgress | None = None
     timer: asyncio.Task[None] | None = None
+    partner_keys: dict[str, str] | None = field(default=None, repr=False)
+    """Handed out with the claim; a repeated claim gets them again."""
     cancel_told: bool = field(default=False)
 
     def next_p(self) -> int:

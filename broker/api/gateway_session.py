@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from broker.access.limits import SERVERS_PER_S, TokenBucket
+from broker.access.side_keys import SideKeys
 from broker.api.commands import message_id, read
 from broker.api.errors import unexpected
 from broker.api.gateway_jobs import HeldJobs
@@ -47,6 +48,7 @@ class GatewayParts:
     inbox: Inbox
     outputs: FileStore
     settings: Settings
+    side: SideKeys
 
 
 class WorkerSession:
@@ -61,7 +63,7 @@ class WorkerSession:
         self._tasks: list[asyncio.Task[None]] = []
         self._jobs = HeldJobs(parts.queue)
         self._worker = GatewayWorker(parts.queue, self._on_superseded)
-        self._work = Work(link, self._worker, self._jobs, Files(parts.outputs, parts.settings, base))
+        self._work = Work(link, self._worker, self._jobs, Files(parts.outputs, parts.settings, base), parts.side)
         self._handlers: dict[str, Callable[[Any, str | None], Awaitable[None]]] = {
             "register_worker": self._register,
             "worker_status": self._status,

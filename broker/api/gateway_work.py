@@ -6,6 +6,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
+from broker.access.side_keys import MARK, SideKeys
 from broker.api import gateway_jobs as jobs
 from broker.api.gateway_link import Link
 from broker.api.gateway_worker import GatewayWorker, name_lines
@@ -21,6 +22,16 @@ from broker.settings import Settings
 
 AGAIN = 20
 """How often a claim is repeated that had to park jobs of tenants at their limit first."""
+
+KEYS_GONE = strict.dumps(
+    {
+        "code": "input_unavailable",
+        "message": "The job's partner keys are gone: they wait a limited time and are handed out once. Submit again.",
+        "node_id": None,
+        "node_type": None,
+        "details": {"reason": "partner_keys"},
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +58,14 @@ class Files:
 class Work:
     """Handles the messages about jobs."""
 
-    def __init__(self, link: Link, worker: GatewayWorker, held: jobs.HeldJobs, files: Files) -> None:
+    def __init__(self, link: Link, worker: GatewayWorker, held: jobs.HeldJobs, files: Files, side: SideKeys) -> None:
         self._link = link
         self._worker = worker
         self._jobs = held
         self._files = files
         self._settings = files.settings
         self._reports = jobs.Reports(worker)
+        self._side = side
 
     # -- claiming -----------------------------------------------------------------------------------------------------
 
@@ -69,9 +81,36 @@ class Work:
             answer = await self._worker.as_worker("claim", args)
             if answer.outcome != "again":
                 break
-        await self._link.send(self._assigned(answer, message.job_id), echo)
+        await self._link.send(await self._assigned(answer, message.job_id), echo)
 
-    def _assigned(self, answer: Answer, wanted: str | None = None) -> g.JobAssigned:
+    async def _payload(self, held: jobs.Held, answer: Answer) -> dict[str, Any]:
+        """A claimed job's payload, with its partner keys, which lie beside it and are handed out once.
+
+        Raises ``NotFound`` after failing a job whose keys are gone.
+        """
+        payload: dict[str, Any] = decode_payload(answer.pairs.get("payload", b"{}"))
+        extra = payload.get("extra_data")
+        if not isinstance(extra, dict) or MARK not in extra:
+            return payload
+        if held.partner_keys is None:
+            held.partner_keys = await self._side.take(held.job_id)
+        if held.partner_keys is None:
+            await self._worker.call(
+                "fail",
+                {
+                    "job": held.job_id,
+                    "token": held.token,
+                    "code": "input_unavailable",
+                    "error": KEYS_GONE,
+                    "retry": "no",
+                },
+            )
+            self._jobs.drop(held.job_id, held.token)
+            raise NotFound("There is no job for this worker now.", reason="no_job")
+        rest = {name: value for name, value in extra.items() if name != MARK}
+        return {**payload, "extra_data": {**rest, **held.partner_keys}}
+
+    async def _assigned(self, answer: Answer, wanted: str | None = None) -> g.JobAssigned:
         """The message for a claimed job; raises what a claim that got none means."""
         if answer.outcome in ("none", "again"):
             raise NotFound("There is no job for this worker now.", reason="no_job")
@@ -89,7 +128,7 @@ class Work:
             lease_s=self._lease_s(answer),
             job_type=answer.text("job_type"),
             priority=answer.number("priority"),
-            payload=decode_payload(answer.pairs.get("payload", b"{}")),
+            payload=await self._payload(held, answer),
             timeout_s=float(timeout) if timeout else None,
             round=answer.number("round", 1),
             watch=answer.flag("watch"),
@@ -114,7 +153,7 @@ class Work:
     async def _after(self, answer: Answer, echo: str | None) -> None:
         """What follows the answer to a report that ends something: the next job, or a hint at one."""
         if answer.next is not None and answer.next.outcome == "job":
-            await self._link.send(self._assigned(answer.next), echo)
+            await self._link.send(await self._assigned(answer.next), echo)
         elif answer.next is None or answer.next.outcome not in ("none", "busy", "paused"):
             await self.offer()
 

@@ -12,6 +12,7 @@ from broker.jobs import strict
 from broker.jobs.ranges import pack
 from broker.protocol import gateway as g
 from broker.queue.queue import Answer, Queue, Value, require
+from broker.queue.seal import TAG
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +124,7 @@ def _profile(caps: g.Capabilities) -> dict[str, Any]:
         "node_classes": sorted(set(caps.node_classes)),
         "models": {f: sorted({n.replace("\\", "/") for n in names}) for f, names in caps.models.items()},
         "model_inputs": caps.model_inputs,
-        "tags": sorted(set(caps.tags)),
+        "tags": sorted({*caps.tags, TAG}),
         "vram_mb": max((gpu.vram_mb for gpu in caps.gpus), default=0),
         "gpu": caps.gpus[0].name if caps.gpus else "",
     }

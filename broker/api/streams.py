@@ -75,7 +75,10 @@ class Streams:
     def _event(self, job_id: str, tenant: str, event: Event) -> Item:
         data = event.data
         if event.type == "complete_job":
-            data = {**data, "result": public_result(data.get("result"), tenant, job_id, self._deliver)}
+            data = {
+                **data,
+                "result": public_result(self.hub.result(job_id, data.get("result")), tenant, job_id, self._deliver),
+            }
         message = {
             **data,
             "type": event.type,

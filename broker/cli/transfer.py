@@ -19,6 +19,7 @@ from broker.jobs.submission import Submitter
 from broker.logging import configure
 from broker.protocol.base import now_ms
 from broker.queue.queue import Queue
+from broker.queue.seal import Seal
 from broker.queue.startup import redis
 from broker.settings import Settings
 
@@ -52,7 +53,7 @@ async def _queue(args: argparse.Namespace) -> AsyncIterator[tuple[Queue, Stores,
     settings = settings_from(args)
     configure(settings.log_level, settings.log_format)
     async with redis(settings, supervise=False) as connection:
-        queue = Queue(connection, settings.pool)
+        queue = Queue(connection, settings.pool, Seal.of(settings.payload_key))
         await connection.load(queue.prefix)
         outputs, assets = open_stores(settings)
         yield queue, Stores(outputs, assets), settings

@@ -48,6 +48,10 @@ class Secrets:
         first = self._secrets[0]
         return first.key_id, first.derive(purpose)
 
+    def derived(self, purpose: str) -> str:
+        """A secret for one purpose, by the signing secret."""
+        return self.signing_key(purpose)[1].hex()
+
     def key(self, purpose: str, key_id: str) -> bytes | None:
         """The key of the secret with this id, ``None`` when there is no such secret (any more)."""
         return next((s.derive(purpose) for s in self._secrets if hmac.compare_digest(s.key_id, key_id)), None)

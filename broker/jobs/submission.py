@@ -9,13 +9,14 @@ import secrets
 import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from blake3 import blake3
 from pydantic import ValidationError
 
 from broker.access.policies import Policies
+from broker.access.side_keys import SideKeys, split
 from broker.errors import BadMessage, Conflict, EmqError, InvalidWorkflow, NotFound, PayloadTooLarge
 from broker.jobs import labels, strict
 from broker.jobs.estimates import Forecasts, Prediction
@@ -30,6 +31,7 @@ from broker.protocol.base import JobStatus, now_ms
 from broker.protocol.messages import MAX_PARENTS, InputFile, JobAccepted, Requirements, SubmitJob
 from broker.protocol.records import WaitingFor
 from broker.queue.queue import Answer, NewJob, Queue, require
+from broker.queue.seal import TAG
 from broker.settings import Settings
 
 NOT_IN_BODY = frozenset({"message_id", "timestamp", "type", "subscribe", "strict", "dry_run", "idempotency_key"})
@@ -45,6 +47,7 @@ class Draft:
     job: NewJob
     need: Requirement
     problems: list[Problem]
+    partner_keys: dict[str, str] = field(default_factory=dict, repr=False)
     expected: Prediction | None = None
 
 
@@ -79,7 +82,16 @@ def decode_payload(stored: bytes) -> Any:
 class Submitter:
     """Takes submits for one pool."""
 
-    def __init__(self, queue: Queue, fleet: Fleet, settings: Settings, policies: Policies | None = None) -> None:
+    def __init__(
+        self,
+        queue: Queue,
+        fleet: Fleet,
+        settings: Settings,
+        policies: Policies | None = None,
+        side: SideKeys | None = None,
+    ) -> None:
+        """``side`` takes partner keys; without it they are refused."""
+        self._side = side
         self._policies = policies or Policies(settings)
         self._queue = queue
         self._fleet = fleet
@@ -102,7 +114,7 @@ class Submitter:
         if draft.submit.strict:
             await self._refuse_waiting(draft)
         await self._predict(tenant, draft)
-        [answer] = await self._queue.submit(tenant, [draft.job], self._policies.at_submit(tenant, key_id))
+        [answer] = await self._send(tenant, [draft], key_id)
         return await self._accepted(draft, answer)
 
     async def submit_many(
@@ -132,8 +144,7 @@ class Submitter:
             except EmqError as exc:
                 outcomes[i] = exc
         if drafts:
-            limits = self._policies.at_submit(tenant, key_id)
-            answers = await self._queue.submit(tenant, [draft.job for draft in drafts.values()], limits)
+            answers = await self._send(tenant, list(drafts.values()), key_id)
             for (i, draft), answer in zip(drafts.items(), answers, strict=True):
                 outcomes[i] = await self._outcome(draft, answer)
         return [outcome for outcome in outcomes if outcome is not None]
@@ -162,6 +173,20 @@ class Submitter:
                 limit=self._max_payload,
             )
 
+    async def _send(self, tenant: str, drafts: Sequence[Draft], key_id: str) -> list[Answer]:
+        """Hand jobs to the queue, their partner keys beside them before a worker can claim them."""
+        guarded = [draft for draft in drafts if draft.partner_keys and self._side]
+        for draft in guarded:
+            assert self._side is not None
+            await self._side.put(draft.job.job_id, draft.partner_keys)
+        answers = await self._queue.submit(
+            tenant, [draft.job for draft in drafts], self._policies.at_submit(tenant, key_id)
+        )
+        for draft, answer in zip(drafts, answers, strict=True):
+            if draft.partner_keys and self._side and answer.outcome != "ok":
+                await self._side.drop(draft.job.job_id)
+        return answers
+
     # -- inside -------------------------------------------------------------------------------------------------------
 
     def _draft(self, tenant: str, message: dict[str, Any], view: FleetView, job_id: str | None) -> Draft:
@@ -173,6 +198,7 @@ class Submitter:
         self._check_metadata(submit.metadata)
         if submit.webhook_url is not None:
             self._webhooks.check(submit.webhook_url)
+        submit, partner_keys = self._without_keys(submit)
         payload, graph = self._payload(submit)
         if graph is not None:
             self._policies.rules(tenant).check(graph)
@@ -180,7 +206,21 @@ class Submitter:
         need = complete(submit.job_type, submit.requirements.model_dump(), graph, view)
         self._remember(need.class_id, need)
         problems = view.values.problems(graph, payload.get("inputs") or ()) if graph else []
-        return Draft(submit, self._new_job(submit, payload, need, job_id or new_job_id(), problems), need, problems)
+        job = self._new_job(submit, payload, need, job_id or new_job_id(), problems)
+        return Draft(submit, job, need, problems, partner_keys)
+
+    def _without_keys(self, submit: SubmitJob) -> tuple[SubmitJob, dict[str, str]]:
+        """A submit without its partner keys, and they; what is secret asks for workers behind the gateway."""
+        payload, keys = split(submit.payload)
+        if keys:
+            if self._side is None:
+                raise BadMessage("Partner keys are not taken here.")
+            self._side.check()
+        changes: dict[str, Any] = {"payload": payload}
+        if keys or self._queue.seal.active:
+            tags = dict.fromkeys([*submit.requirements.tags, TAG])
+            changes["requirements"] = submit.requirements.model_copy(update={"tags": list(tags)})
+        return submit.model_copy(update=changes), keys
 
     def _check_metadata(self, metadata: Any) -> None:
         size = strict.size(metadata)

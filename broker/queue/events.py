@@ -7,6 +7,7 @@ rule that leaves no gap and no double, ``wire.py`` the connection.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 
 from broker.errors import EmqError, NotFound, Unavailable
 from broker.queue.queue import Answer, Queue
+from broker.queue.seal import result_of
 from broker.queue.subscription import Event, Log, Preview, Reset, Subscription, parse_message, parse_pair
 from broker.queue.wire import Lines, Wire
 
@@ -125,6 +127,13 @@ class EventHub:
             previews=previews,
             until_end=until_end,
         )
+
+    def result(self, job_id: str, result: Any) -> Any:
+        """The result in a ``complete_job`` event, decrypted."""
+        if not isinstance(result, dict) or "sealed" not in result:
+            return result
+        sealed = json.dumps(result, separators=(",", ":"))
+        return json.loads(self.queue.seal.open_json(sealed.encode(), result_of(job_id)))
 
     def last_preview(self, job_id: str) -> bytes | None:
         """The newest preview of a job that somebody here watches."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from broker.errors import Conflict, NotFound, QueueFull, RateLimited, Unavailable
+from broker.queue.seal import Seal, payload_of, result_of
 
 SUBMIT_CHUNK = 25
 """Jobs of one ``emq_submit``: with a worker woken for each it stays under 5 ms."""
@@ -132,14 +133,33 @@ def flatten(pairs: Iterable[tuple[str, Value | None]]) -> list[bytes | str]:
 class Queue:
     """One pool's queue."""
 
-    def __init__(self, caller: Caller, pool: str = "default") -> None:
+    def __init__(self, caller: Caller, pool: str = "default", seal: Seal | None = None) -> None:
+        """``seal`` encrypts payloads and results at rest."""
         self._caller = caller
+        self.seal = seal or Seal()
         self.pool = pool
         self.prefix = f"emq:{{{pool}}}:"
 
     async def call(self, function: str, pairs: Iterable[tuple[str, Value | None]] = ()) -> Answer:
         """Call ``emq_<function>`` and read its answer."""
-        return parse(await self._caller.fcall(f"emq_{function}", self.prefix, flatten(pairs)))
+        given = dict(pairs)
+        job = str(given.get("job") or "")
+        if self.seal.active and isinstance(result := given.get("result"), str):
+            given["result"] = self.seal.close_json(result.encode(), result_of(job))
+        return self._opened(
+            parse(await self._caller.fcall(f"emq_{function}", self.prefix, flatten(given.items()))), job
+        )
+
+    def _opened(self, answer: Answer, job: str) -> Answer:
+        """An answer with its payload and result decrypted."""
+        job = answer.text("job_id") or job
+        if "payload" in answer.pairs:
+            answer.pairs["payload"] = self.seal.open(answer.pairs["payload"], payload_of(job))
+        if "result" in answer.pairs:
+            answer.pairs["result"] = self.seal.open_json(answer.pairs["result"], result_of(job))
+        if answer.next is not None:
+            self._opened(answer.next, "")
+        return answer
 
     async def _must(self, function: str, what: str, **args: Value | None) -> Answer:
         """Call, and raise what a refusal means for ``what``."""
@@ -163,6 +183,8 @@ class Queue:
         for start in range(0, len(jobs), SUBMIT_CHUNK):
             pairs: list[tuple[str, Value | None]] = [("tenant", tenant), *(limits or {}).items()]
             for job in jobs[start : start + SUBMIT_CHUNK]:
+                if self.seal.active:
+                    job.payload = self.seal.close(job.payload, payload_of(job.job_id))
                 pairs.extend(job.pairs())
             try:
                 raw = await self._caller.fcall("emq_submit", self.prefix, flatten(pairs))
