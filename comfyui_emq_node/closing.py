@@ -7,7 +7,7 @@ import contextlib
 import errno
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -57,7 +57,8 @@ class Closing:
         self._tasks: set[asyncio.Task[Any]] = set()
         self.delivering = 0
         """Jobs whose files are going out."""
-        self.deliver_temp = False
+        self.deliver_temp = self.strip = self.clean = False
+        """Of files: temporary ones go out too; PNGs go without texts; all are removed once they are delivered."""
         self.is_stopping = False
         self.on_end: Callable[[], None] = lambda: None
         """Called when something that went on beside the work has ended."""
@@ -117,10 +118,20 @@ class Closing:
         assert run.ending is not None
         assert run.relay is not None
         outputs = dict((run.ending.entry or {}).get("outputs") or {})
-        collect = partial(gather, outputs, run.relay.final_images, self._comfy, self.deliver_temp)
-        if run.relay.final_images:
+        collect = partial(self._collect, outputs, run.relay.final_images)
+        if run.relay.final_images or self.strip:
             return await asyncio.get_running_loop().run_in_executor(None, collect)
         return collect()
+
+    def _collect(self, outputs: dict[str, Any], images: Sequence[tuple[str | None, Any]]) -> Gathered:
+        gathered = gather(outputs, images, self._comfy, self.deliver_temp)
+        try:
+            if self.strip:
+                gathered.strip()
+        except OSError:
+            gathered.discard()
+            raise
+        return gathered
 
     async def _fail(self, run: Run, claim: Claim | None) -> Run | None:
         failure = run.failure
@@ -164,6 +175,8 @@ class Closing:
         timings = {**run.timings(), "output_ms": round((loop.time() - began) * 1000)}
         result = {"outputs": outputs, "timings": timings}
         await self._end(run, lambda: run.queue.finish(run.job, result, run.cold, (), None))
+        if self.clean and not run.lost:
+            gathered.clean()
 
     async def _end(self, run: Run, call: Callable[[], Awaitable[Claimed | None]]) -> Run | None:
         """Say the last word on a job."""

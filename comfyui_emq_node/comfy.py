@@ -62,6 +62,8 @@ class Comfy:
         self.client_id = f"emq-{uuid.uuid4().hex}"
         self.on_foreign_end: Callable[[], None] = lambda: None
         """Called (on any thread) when a prompt that is not ours has ended."""
+        self.fresh_outputs = False
+        """Have output nodes save again, also where ComfyUI has the same result from before (its files may be gone)."""
         self._listeners: dict[str, Listener] = {}
         self._cancelled: set[str] = set()
         self._staged: set[str] = set()

@@ -7,18 +7,21 @@ lease ends them, anything else is tried again for ten minutes.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import random
 import shutil
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 from urllib.parse import quote
 
 from .carrier import Errand
+from .dimensions import dimensions
+from .metadata import copy_without_text, has_text
 from .queue import Claimed, Failure, StaleLease, Uploads
 
 log = logging.getLogger("emq")
@@ -68,18 +71,41 @@ class Output:
 
 @dataclass
 class Gathered:
-    """A job's outputs; ``folder`` holds those that were no files before, and goes with :meth:`discard`."""
+    """A job's outputs; ``folder`` holds those that were no files before, and goes with :meth:`discard`.
+
+    ``made`` are the files that the prompt has made, delivered or not.
+    """
 
     outputs: list[Output] = field(default_factory=list)
     folder: str | None = None
+    made: list[str] = field(default_factory=list)
 
     def write(self, name: str, node_id: str | None, save: Callable[[str], None]) -> None:
         """Make a file of something that was none."""
-        if self.folder is None:
-            self.folder = tempfile.mkdtemp(prefix="emq-")
-        path = os.path.join(self.folder, name)
+        path = os.path.join(self._own_folder(), name)
         save(path)
         self.outputs.append(Output(node_id, path))
+
+    def _own_folder(self) -> str:
+        if self.folder is None:
+            self.folder = tempfile.mkdtemp(prefix="emq-")
+        return self.folder
+
+    def strip(self) -> None:
+        """Have PNGs delivered without texts in them. Reads and writes files: use a thread; raises ``OSError``."""
+        for number, output in enumerate(self.outputs):
+            if has_text(output.path):
+                folder = os.path.join(self._own_folder(), str(number))
+                os.mkdir(folder)
+                copy = os.path.join(folder, output.filename)
+                copy_without_text(output.path, copy)
+                self.outputs[number] = replace(output, path=copy)
+
+    def clean(self) -> None:
+        """Remove the files that the prompt has made, now that they are delivered."""
+        for path in self.made:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
 
     def discard(self) -> None:
         """Remove what :meth:`write` made."""
@@ -99,6 +125,7 @@ def gather(
         gathered.write(f"image_{number + 1:05}.png", node_id, partial(_write_image, image))
     files = {output.path: output for node, shown in outputs.items() for output in _files(str(node), shown, finder)}
     gathered.outputs += files.values()
+    gathered.made = list(files)
     if not deliver_temp and any(not output.temporary for output in gathered.outputs):
         gathered.outputs = [output for output in gathered.outputs if not output.temporary]
     for node, shown in outputs.items():
@@ -187,7 +214,9 @@ class Courier:
         for number, output in enumerate(gathered.outputs):
             stored = await self._put_for_long(job, number, output, is_held)
             record = {"node_id": output.node_id, "filename": output.filename, **stored}
-            record["kind"] = kind_of(str(record.get("content_type") or ""))
+            content_type = str(record.get("content_type") or "")
+            record["kind"] = kind_of(content_type)
+            record.update(await dimensions(output.path, content_type))
             if record["kind"] == "text" and (text := _inline(output.path, room)) is not None:
                 record["text"] = text
                 room -= len(text)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from .inventory import MODEL_ENDINGS, slashed
 
 MAX_PAYLOAD = 64 << 20
+MARK_INPUT = "emq_prompt"
 
 FILE_INPUTS = frozenset({"image", "mask", "video", "audio", "file", "latent", "model_file", "filename_prefix", "path"})
 """Inputs by which ComfyUI's nodes name files."""
@@ -50,6 +51,15 @@ def graph_of(payload: Mapping[str, Any]) -> dict[str, Any]:
     if not graph or not all(isinstance(node, dict) for node in graph.values()):
         raise BadPayload("The payload has no workflow in ComfyUI's API format.")
     return graph
+
+
+def mark_outputs(graph: Mapping[str, Any], is_output: Callable[[str], bool], mark: str) -> None:
+    """Make output nodes differ from those of every other prompt: an input that no node has is a part of ComfyUI's cache
+    key, and otherwise goes nowhere."""
+    for node in graph.values():
+        inputs = node.get("inputs")
+        if isinstance(inputs, dict) and is_output(str(node.get("class_type"))):
+            inputs[MARK_INPUT] = mark
 
 
 def extra_of(payload: Mapping[str, Any]) -> dict[str, Any]:

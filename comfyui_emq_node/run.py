@@ -11,7 +11,7 @@ from typing import Any
 from . import errors
 from .comfy import Comfy
 from .inputs import Inputs, InputUnavailable
-from .payload import BadPayload, ModelInputs, extra_of, graph_of, model_files, read_payload, stray_name
+from .payload import BadPayload, ModelInputs, extra_of, graph_of, mark_outputs, model_files, read_payload, stray_name
 from .queue import Claimed, Failure, QueueAway, Report, StaleLease, Superseded, Unregistered, WorkQueue
 from .relay import (
     REPORT_PAUSE_S,
@@ -89,6 +89,8 @@ class Run:
         if (stray := stray_name(self._graph)) is not None:
             self.failure = errors.stray_file(*stray)
             return
+        if self._comfy.fresh_outputs:
+            mark_outputs(self._graph, self._comfy.inventory.is_output, self.prompt_id)
         wanted = payload.get("inputs")
         if isinstance(wanted, dict) and wanted and "class_type" not in wanted:
             self._fetching = asyncio.ensure_future(self._fetch(inputs, wanted))

@@ -48,6 +48,8 @@ class Settings:
     job_types: tuple[str, ...] = ("comfyui",)
     drain_s: float = 20.0
     deliver_temp: bool = False
+    clean_outputs: bool = False
+    strip_metadata: bool = False
     input_cache_gb: float = 10.0
     log_level: str = "INFO"
 
@@ -75,6 +77,8 @@ class Settings:
             job_types=_list(names, "EMQ_JOB_TYPES") or ("comfyui",),
             drain_s=_number(names, "EMQ_DRAIN_S", 20.0, "seconds"),
             deliver_temp=_switch(names, "EMQ_DELIVER_TEMP", False),
+            clean_outputs=_switch(names, "EMQ_CLEAN_OUTPUTS", False),
+            strip_metadata=_switch(names, "EMQ_STRIP_METADATA", False),
             input_cache_gb=_number(names, "EMQ_INPUT_CACHE_GB", 10.0, "gigabytes"),
             log_level=_log_level(names),
         )

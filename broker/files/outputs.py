@@ -18,6 +18,7 @@ from broker.files.store import FileStore, StoredFile
 from broker.files.urls import UrlSigner
 
 MAX_OUTPUTS = 10_000
+_NUMBERS = frozenset({"width", "height", "duration_s"})
 _TENANT = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _JOB = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _NAME = re.compile(r"([1-9][0-9]{0,8})-(0|[1-9][0-9]{0,3})(\.[a-z0-9]{1,8})?")
@@ -114,6 +115,10 @@ def delivered_result(signer: UrlSigner, tenant: str, job_id: str, result: Mappin
 
 def _delivered(signer: UrlSigner, tenant: str, job_id: str, output: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in output.items() if key not in ("url", "key", "replica")}
+    for name in _NUMBERS & kept.keys():
+        value = kept[name]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
+            del kept[name]
     name = output.get("name")
     if isinstance(name, str) and _NAME.fullmatch(name) and _JOB.fullmatch(job_id):
         kept["url"] = signer.output_url(tenant, job_id, name)

@@ -88,6 +88,9 @@ class Output(Outgoing):
     hash: str = Field(description="blake3:<hex> of the content.")
     url: str = Field(description="Where to GET it, for one hour from its delivery.")
     text: str | None = Field(None, description="The content itself, of small text outputs.")
+    width: int | None = Field(None, description="Pixels, where known.")
+    height: int | None = Field(None, description="Pixels, where known.")
+    duration_s: float | None = Field(None, description="Length of video and audio, where known.")
 
 
 class Timings(Outgoing):
