@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from .comfy import Comfy
-from .files import Courier, Gathered, UploadFailed, gather
+from .files import Courier, Gathered, UploadFailed, gather, remove_files
 from .queue import Claim, Claimed, Failure, QueueAway, Refused, StaleLease, Superseded, Unregistered, WorkQueue
 from .run import Run
 
@@ -133,8 +133,15 @@ class Closing:
             raise
         return gathered
 
+    def _clean_up(self, run: Run) -> None:
+        """Remove the job's files, where that is wanted; those that could not be delivered are left to a person."""
+        kept = run.failure is not None and run.failure.code == "output_upload_failed"
+        if self.clean and run.ending is not None and not kept:
+            remove_files(dict((run.ending.entry or {}).get("outputs") or {}), self._comfy)
+
     async def _fail(self, run: Run, claim: Claim | None) -> Run | None:
         failure = run.failure
+        self._clean_up(run)
         if run.lost or failure is None:
             self._let_go(run)
             return None
@@ -175,8 +182,7 @@ class Closing:
         timings = {**run.timings(), "output_ms": round((loop.time() - began) * 1000)}
         result = {"outputs": outputs, "timings": timings}
         await self._end(run, lambda: run.queue.finish(run.job, result, run.cold, (), None))
-        if self.clean and not run.lost:
-            gathered.clean()
+        self._clean_up(run)
 
     async def _end(self, run: Run, call: Callable[[], Awaitable[Claimed | None]]) -> Run | None:
         """Say the last word on a job."""

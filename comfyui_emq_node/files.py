@@ -71,14 +71,10 @@ class Output:
 
 @dataclass
 class Gathered:
-    """A job's outputs; ``folder`` holds those that were no files before, and goes with :meth:`discard`.
-
-    ``made`` are the files that the prompt has made, delivered or not.
-    """
+    """A job's outputs; ``folder`` holds those that were no files before, and goes with :meth:`discard`."""
 
     outputs: list[Output] = field(default_factory=list)
     folder: str | None = None
-    made: list[str] = field(default_factory=list)
 
     def write(self, name: str, node_id: str | None, save: Callable[[str], None]) -> None:
         """Make a file of something that was none."""
@@ -101,12 +97,6 @@ class Gathered:
                 copy_without_text(output.path, copy)
                 self.outputs[number] = replace(output, path=copy)
 
-    def clean(self) -> None:
-        """Remove the files that the prompt has made, now that they are delivered."""
-        for path in self.made:
-            with contextlib.suppress(OSError):
-                os.unlink(path)
-
     def discard(self) -> None:
         """Remove what :meth:`write` made."""
         if self.folder is not None:
@@ -125,7 +115,6 @@ def gather(
         gathered.write(f"image_{number + 1:05}.png", node_id, partial(_write_image, image))
     files = {output.path: output for node, shown in outputs.items() for output in _files(str(node), shown, finder)}
     gathered.outputs += files.values()
-    gathered.made = list(files)
     if not deliver_temp and any(not output.temporary for output in gathered.outputs):
         gathered.outputs = [output for output in gathered.outputs if not output.temporary]
     for node, shown in outputs.items():
@@ -133,6 +122,14 @@ def gather(
             name = f"text_{_plain(node)}{f'_{number + 1}' if number else ''}.txt"
             gathered.write(name, str(node), partial(_write_text, text))
     return gathered
+
+
+def remove_files(outputs: Mapping[str, Any], finder: Finder) -> None:
+    """Remove the files that a prompt has made, delivered or not."""
+    for node, shown in outputs.items():
+        for output in _files(str(node), shown, finder):
+            with contextlib.suppress(OSError):
+                os.unlink(output.path)
 
 
 def _plain(node: str) -> str:

@@ -64,6 +64,9 @@ async def test_a_worker_that_cleans_up_delivers_the_same_job_twice(
         with Image.open(io.BytesIO(await client.fetch(output))) as picture:
             assert picture.info == {}
         await wait_until(lambda: not saved(worker), 30, "the files are removed")
+    graph["99"] = node("EMQTestFail", kind="ValueError", message="after the picture")
+    assert (await client.run(graph, worker=worker, max_attempts=1))["status"] == "failed"
+    await wait_until(lambda: not saved(worker), 30, "the files of a failed job are removed")
 
 
 def saved(worker: ComfyProcess) -> list[Path]:
