@@ -15,6 +15,7 @@ from .comfy import Comfy
 from .files import Courier, Gathered, UploadFailed, gather, remove_files
 from .queue import Claim, Claimed, Failure, QueueAway, Refused, StaleLease, Superseded, Unregistered, WorkQueue
 from .run import Run
+from .settings import Settings
 
 log = logging.getLogger("emq")
 
@@ -63,6 +64,11 @@ class Closing:
         self.on_end: Callable[[], None] = lambda: None
         """Called when something that went on beside the work has ended."""
         self.on_superseded: Callable[[], None] = lambda: None
+
+    def treat_files(self, settings: Settings) -> None:
+        """Do with files as the settings say."""
+        self.deliver_temp, self.strip = settings.deliver_temp, settings.strip_metadata
+        self.clean = self._comfy.fresh_outputs = settings.clean_outputs
 
     def cancel(self) -> None:
         """Drop everything that goes on beside the work."""

@@ -59,9 +59,7 @@ class Worker:
         cache = InputCache(comfy.input_folder, round(settings.input_cache_gb * 1e9))
         self._inputs = Inputs(self.membership.brokers, cache, comfy.inventory.file_kind)
         self._closing = Closing(comfy, self._courier, self._hold, self._let_go)
-        self._closing.deliver_temp, self._closing.clean = settings.deliver_temp, settings.clean_outputs
-        self._closing.strip = settings.strip_metadata
-        comfy.fresh_outputs = settings.clean_outputs
+        self._closing.treat_files(settings)
         self._closing.on_end, self._closing.on_superseded = self.wake, self._be_superseded
         self._tasks: list[asyncio.Task[Any]] = []
         self.is_stopping = False

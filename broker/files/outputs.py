@@ -115,10 +115,10 @@ def delivered_result(signer: UrlSigner, tenant: str, job_id: str, result: Mappin
 
 def _delivered(signer: UrlSigner, tenant: str, job_id: str, output: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in output.items() if key not in ("url", "key", "replica")}
-    for name in _NUMBERS & kept.keys():
-        value = kept[name]
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
-            del kept[name]
+    for field in _NUMBERS & kept.keys():
+        number = kept[field]
+        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < 1e9:
+            del kept[field]
     name = output.get("name")
     if isinstance(name, str) and _NAME.fullmatch(name) and _JOB.fullmatch(job_id):
         kept["url"] = signer.output_url(tenant, job_id, name)

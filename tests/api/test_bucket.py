@@ -16,6 +16,7 @@ from broker.errors import ConfigurationError
 from broker.settings import Settings
 from comfyui_emq_node.files import Courier, Gathered, Output
 from comfyui_emq_node.queue import Claimed
+from comfyui_emq_node.side import SideProcess
 from tests.api.conftest import Broker, Start
 from tests.api.test_outputs import PNG, fetch, held_job, put
 from tests.support.s3 import Bucket
@@ -31,12 +32,13 @@ def claimed(held: Held) -> Claimed:
 
 async def deliver(broker: Broker, held: Held, paths: list[Path]) -> list[dict[str, Any]]:
     """Let the real worker's code upload files."""
-    courier = Courier(lambda _: [broker.url])
+    side = SideProcess()  # not started: files go by a thread
+    courier = Courier(lambda _: [broker.url], side.put)
     gathered = Gathered([Output("2", str(path)) for path in paths])
     try:
         return await courier.deliver(claimed(held), gathered, lambda: True)
     finally:
-        await courier.close()
+        await side.close()
 
 
 async def test_outputs_and_input_files_lie_in_the_bucket(start_broker: Start, bucket: Bucket) -> None:
