@@ -29,7 +29,7 @@ log = logging.getLogger("emq")
 
 MARK = "emq_prompt"
 """Names our prompt in its extra data, so that the hook on ``put`` knows it; it is taken out there."""
-PREVIEW, PREVIEW_WITH_METADATA = 2, 4
+PREVIEW, TEXT, PREVIEW_WITH_METADATA = 2, 3, 4
 STATUS_PAUSE_S = 0.5
 """Pages hear about the queue's length at most this often while only our prompts change it."""
 
@@ -59,6 +59,7 @@ class Comfy:
         self._nodes, self._management = nodes, comfy.model_management
         self._folders = folder_paths
         self.inventory = Inventory(nodes, folder_paths, comfy.model_management)
+        self.tally = previews.Tally()
         self.client_id = f"emq-{uuid.uuid4().hex}"
         self.on_foreign_end: Callable[[], None] = lambda: None
         """Called (on any thread) when a prompt that is not ours has ended."""
@@ -99,7 +100,7 @@ class Comfy:
             listener = self._running_listener()
             return None if listener is None else listener.wants_preview
 
-        previews.gate(latent_preview, comfy.cli_args, running, self._guard)
+        previews.gate(latent_preview, comfy.cli_args, running, self._guard, self.tally)
 
     def _guard(self, what: str, function: Callable[..., Any], *args: Any) -> Any:
         """Call; an error is logged (once for each ``what``) and gives None."""
@@ -117,6 +118,8 @@ class Comfy:
         if sid == self.client_id:  # nobody is connected under this id: ComfyUI would wake its loop and send to no one
             self._guard(f"event {event}", self._observe, event, data)
             return None
+        if event == TEXT and sid is None and self._guard("text", self._observe_text, data):
+            return None
         if event == "status" and sid is None and self._guard("status", self._is_quiet):
             return None
         return self._real_send(event, data, sid, *args, **kwargs)
@@ -131,6 +134,8 @@ class Comfy:
             listener = self._listeners.get(prompt_id) if prompt_id else None
             if listener is not None:
                 listener.event(event, data)
+                if event == "executed" and listener.is_watched:
+                    self._show(listener, previews.shown_by(data.get("output"), self.file_of), data.get("node"))
         elif event in (PREVIEW, PREVIEW_WITH_METADATA):
             self._observe_image(data if event == PREVIEW_WITH_METADATA else (data, {}))
 
@@ -144,6 +149,19 @@ class Comfy:
             listener.final_image(image, node_id)
         elif listener.wants_preview():
             listener.preview(image, node_id)
+
+    def _observe_text(self, message: bytes) -> bool:
+        """A text that a node sends to all pages while it runs: if it is ours, it is none of theirs."""
+        listener = self._running_listener()
+        if listener is not None and listener.is_watched:
+            node_id, text = previews.parse_text(message)
+            self._show(listener, text, node_id)
+        return listener is not None
+
+    @staticmethod
+    def _show(listener: Listener, content: Any, node_id: Any) -> None:
+        if content is not None:
+            listener.preview(content, None if node_id is None else str(node_id))
 
     def _put(self, item: Any, *args: Any, **kwargs: Any) -> Any:
         prompt_id = self._guard("put", lambda: item[3].pop(MARK, None))
@@ -340,20 +358,6 @@ class Comfy:
         root = os.path.abspath(folder)
         path = os.path.abspath(os.path.join(root, str(item.get("subfolder") or ""), str(item["filename"])))
         return path if path.startswith(root + os.sep) and os.path.isfile(path) else None
-
-    def input_file(self, name: str) -> str | None:
-        """The path of a file that an input names, as loaders read it (``x.png``, ``x.png [output]``)."""
-        try:
-            path = os.path.realpath(self._folders.get_annotated_filepath(name))
-        except Exception:  # what is no name at all is none of a file
-            return None
-        roots = (self._folders.get_directory_by_type(kind) for kind in ("input", "output", "temp"))
-        inside = any(path.startswith(os.path.realpath(root) + os.sep) for root in roots if root)
-        return path if inside and os.path.isfile(path) else None
-
-    def file_kind(self, class_type: str, name: str) -> str | None:
-        """What kind of file an input of a class takes."""
-        return self.inventory.file_kind(class_type, name)
 
     def add_routes(self, routes: Iterable[tuple[str, str, Callable[[Any], Awaitable[Any]]]]) -> None:
         """Serve paths on ComfyUI's own port, as ``/path`` and ``/api/path``; called while nodes are imported."""

@@ -255,7 +255,7 @@ class GatewayQueue:
         if kind == "cancel_job":
             return f"cancel {message.get('job_id')} {message.get('reason') or ''}".strip()
         if kind == "watch_job":
-            return f"watch {message.get('job_id')}"
+            return f"watch {message.get('job_id')} {message.get('px') or ''}".strip()
         return {"job_available": "work", "pause": "pause", "resume": "work", "drain": "drain"}.get(str(kind))
 
     def _connected(self) -> Socket:
@@ -323,6 +323,7 @@ class GatewayQueue:
             priority=int(message.get("priority") or 0),
             timeout_s=float(message["timeout_s"]) if message.get("timeout_s") else None,
             watched=bool(message.get("watch")),
+            preview_px=message.get("preview_px"),
             queued_ms=message.get("queued_ms"),
             rules=str(message.get("rules") or ""),
             uploads=self._uploads(uploads) if isinstance(uploads, dict) else None,

@@ -6,6 +6,7 @@ It is given ComfyUI's modules by ``comfy.py`` and imports none.
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import sys
 from collections.abc import Iterable
@@ -162,6 +163,16 @@ class Inventory:
             return next((UPLOADS[mark] for mark in spec[1] if spec[1][mark] and mark in UPLOADS), None)
         except Exception:  # a pack may do anything when it is asked; ComfyUI judges the value then
             return None
+
+    def input_file(self, name: str) -> str | None:
+        """The path of a file that an input names, as loaders read it (``x.png``, ``x.png [output]``)."""
+        try:
+            path = os.path.realpath(self._folders.get_annotated_filepath(name))
+        except Exception:  # what is no name at all is none of a file
+            return None
+        roots = (self._folders.get_directory_by_type(kind) for kind in ("input", "output", "temp"))
+        inside = any(path.startswith(os.path.realpath(root) + os.sep) for root in roots if root)
+        return path if inside and os.path.isfile(path) else None
 
     def note_used(self, files: Iterable[str]) -> None:
         """Remember which model files a prompt has just used, the latest last."""

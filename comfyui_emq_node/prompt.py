@@ -15,8 +15,12 @@ class Listener(Protocol):
     def wants_preview(self) -> bool:
         """Whether a preview made now would be used."""
 
-    def preview(self, image: Any, node_id: str | None) -> None:
-        """A preview (a PIL image)."""
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody watches at all."""
+
+    def preview(self, content: Any, node_id: str | None) -> None:
+        """A preview (a PIL image, a text, or a ``Sound``)."""
 
     def final_image(self, image: Any, node_id: str | None) -> None:
         """An image that a node delivers through the socket instead of a file."""

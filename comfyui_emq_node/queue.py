@@ -68,6 +68,8 @@ class Claimed:
     priority: int = 0
     timeout_s: float | None = None
     watched: bool = False
+    preview_px: int | None = None
+    """How large previews may be, where larger ones than usual are wished for."""
     queued_ms: int | None = None
     uploads: Uploads | None = None
     rules: str = ""
@@ -137,6 +139,7 @@ class Reported:
 
     cancel: str | None = None
     watched: bool | None = None
+    preview_px: int | None = None
 
 
 @dataclass(frozen=True)

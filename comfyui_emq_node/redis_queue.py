@@ -188,7 +188,7 @@ class RedisQueue:
     async def report(self, report: Report) -> Reported:
         """Report progress; a job's first report starts it."""
         answer = await self._call(*_report(report))
-        return Reported(answer.text("cancel") or None, answer.flag("watch"))
+        return Reported(answer.text("cancel") or None, answer.flag("watch"), _px(answer))
 
     async def preview(self, job: Claimed, frame: int, data: bytes) -> bool:
         """Send one preview frame; says whether somebody still watches."""
@@ -350,6 +350,11 @@ def _report(report: Report) -> Call:
     return "report", {**_about(report.job), "p": report.number, "data": _json(report.data), "store": report.store}
 
 
+def _px(answer: Answer) -> int | None:
+    """How large previews are wished for; None: as usual."""
+    return int(answer.number("watch", 0)) if answer.number("watch", 0) > 1 else None
+
+
 def _wishes(claim: Claim) -> Pairs:
     return {"loaded": "\n".join(claim.loaded), "ahead": claim.ahead}
 
@@ -370,5 +375,6 @@ def _claimed(pool: str, answer: Answer) -> Claimed | None:
         timeout_s=answer.number("timeout_s", 0) or None,
         watched=answer.flag("watch"),
         rules=answer.text("rules"),
+        preview_px=_px(answer),
         queued_ms=int(answer.number("queued_ms", -1)) if answer.text("queued_ms") else None,
     )

@@ -7,21 +7,16 @@ worker's loop looks at the notes five times a second and reports what has change
 from __future__ import annotations
 
 import asyncio
-import io
-import json
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .previews import PAUSE_S, Preview
+
 REPORT_PAUSE_S = 0.2
 STORE_PAUSE_S = 1.0
-PREVIEW_PAUSE_S = 0.5
-PREVIEW_SIDE = 256
-PREVIEW_BYTES = 15 * 1024 - 512
-"""A preview with its metadata stays under 15 KiB: larger messages escape the server's limits for slow readers."""
 UNKNOWN_S = 0.1
 STEP_S = 0.1
 
@@ -208,7 +203,8 @@ class Relay:
         self.final_images: list[tuple[str | None, Any]] = []
         self._loop = loop
         self._changed = False
-        self._preview: tuple[Any, str | None] | None = None
+        self._previews: dict[str, Preview] = {}
+        """The latest picture, text and sound that were not taken yet."""
         self._preview_at = 0.0
         self._lock = threading.Lock()
 
@@ -225,14 +221,21 @@ class Relay:
             self.progress.event(name, data)
             self._changed = True
 
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody watches at all."""
+        return self.watched
+
     def wants_preview(self) -> bool:
         """Whether somebody watches and the last preview is old enough."""
-        return self.watched and time.monotonic() - self._preview_at >= PREVIEW_PAUSE_S
+        return self.watched and time.monotonic() - self._preview_at >= PAUSE_S
 
-    def preview(self, image: Any, node_id: str | None) -> None:
+    def preview(self, content: Any, node_id: str | None) -> None:
         """Keep the latest preview."""
         self._preview_at = time.monotonic()
-        self._preview = (image, node_id)
+        preview = Preview(content, node_id)
+        with self._lock:
+            self._previews[preview.kind] = preview
 
     def final_image(self, image: Any, node_id: str | None) -> None:
         """Keep an image that has no file."""
@@ -263,10 +266,10 @@ class Relay:
             self._changed = False
             return self.progress.snapshot()
 
-    def take_preview(self) -> tuple[Any, str | None] | None:
-        """The latest preview that was not taken yet."""
-        preview, self._preview = self._preview, None
-        return preview
+    def take_preview(self) -> Preview | None:
+        """The latest preview that was not taken yet; where there are several kinds, in turn."""
+        with self._lock:
+            return self._previews.pop(next(iter(self._previews))) if self._previews else None
 
     @property
     def is_started(self) -> bool:
@@ -276,16 +279,3 @@ class Relay:
     def seconds(self) -> float:
         """How long the prompt ran."""
         return max(0.0, self.ended_at - self.started_at) if self.started_at else 0.0
-
-
-def encode_preview(image: Any, job_id: str, node_id: str | None) -> bytes:
-    """A frame in ComfyUI's format 4 of a PIL image, shrunk to 256 pixels and 15 KiB; takes milliseconds of a thread."""
-    picture = image.convert("RGB")
-    picture.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
-    for quality in (75, 55, 35, 15):
-        buffer = io.BytesIO()
-        picture.save(buffer, "JPEG", quality=quality)
-        if buffer.tell() <= PREVIEW_BYTES:
-            break
-    meta = json.dumps({"job_id": job_id, "node_id": node_id, "image_type": "image/jpeg"}).encode()
-    return struct.pack(">II", 4, len(meta)) + meta + buffer.getvalue()

@@ -12,6 +12,7 @@ from . import errors
 from .comfy import Comfy
 from .inputs import Inputs, InputUnavailable
 from .payload import BadPayload, ModelInputs, extra_of, graph_of, mark_outputs, model_files, read_payload, stray_name
+from .previews import PAUSE_S, SIDE, Preview, encode
 from .queue import Claimed, Failure, QueueAway, Report, StaleLease, Superseded, Unregistered, WorkQueue
 from .relay import (
     REPORT_PAUSE_S,
@@ -20,7 +21,6 @@ from .relay import (
     Ending,
     Progress,
     Relay,
-    encode_preview,
     needed_nodes,
 )
 from .rules import broken_rule
@@ -63,7 +63,11 @@ class Run:
         """The queue knows that the job has started."""
         self._stored_at = 0.0
         self._frames = 0
-        self._watched = job.watched
+        self._watched, self._side = job.watched, job.preview_px or SIDE
+        self._shown_at = 0.0
+        self._last_frame: bytes | None = None
+        """For those who come to watch when the next may take long."""
+        self._show_again = False
         self._fetching: asyncio.Task[None] | None = None
         self._staging: asyncio.Task[bool] | None = None
         self._parts: set[asyncio.Task[None]] = set()
@@ -272,9 +276,10 @@ class Run:
 
     # -- reporting ----------------------------------------------------------------------------------------------------
 
-    def watch(self, watched: bool) -> None:
-        """Whether somebody watches the job's previews."""
-        self._watched = watched
+    def watch(self, watched: bool, side: int | None = None, *, new: bool = False) -> None:
+        """Whether somebody watches the job's previews, how large they may be, and whether somebody has just come."""
+        self._watched, self._side = watched, (side or self._side) if watched else SIDE
+        self._show_again = watched and (self._show_again or new)
         if self.relay is not None:
             self.relay.watched = watched
 
@@ -290,9 +295,10 @@ class Run:
         data = relay.take_changes()
         if data is not None or not self._is_known:
             await self._say(self._report(data or relay.progress.snapshot()))
-        preview = relay.take_preview() if self._watched else None
-        if preview is not None:
-            await self._show(*preview)
+        if self._watched and time.monotonic() - self._shown_at >= PAUSE_S:
+            preview = relay.take_preview()
+            if preview is not None or (self._show_again and self._last_frame is not None):
+                await self._show(preview)
 
     def _report(self, data: Mapping[str, Any]) -> Report:
         now = time.monotonic()
@@ -323,18 +329,25 @@ class Run:
             return
         self.confirm()
         if answer.watched is not None:
-            self.watch(answer.watched)
+            self.watch(answer.watched, answer.preview_px or SIDE)
         if answer.cancel:
             self.stop(errors.CANCELLED)
 
-    async def _show(self, image: Any, node_id: str | None) -> None:
-        loop = asyncio.get_running_loop()
+    async def _show(self, preview: Preview | None) -> None:
+        """Send a preview; without one, the last again."""
+        loop, tally = asyncio.get_running_loop(), self._comfy.tally
         self._frames += 1
+        self._shown_at, self._show_again = time.monotonic(), False
         try:
-            frame = await loop.run_in_executor(None, encode_preview, image, self.job.job_id, node_id)
-            watched = await self.queue.preview(self.job, self._frames, frame)
+            if preview is not None:
+                tally.encoded += 1
+                self._last_frame = await loop.run_in_executor(None, encode, preview, self.job.job_id, self._side)
+            if self._last_frame is None:
+                return
+            tally.sent_bytes += len(self._last_frame)
+            watched = await self.queue.preview(self.job, self._frames, self._last_frame)
             self.watch(watched is not False)
-        except (QueueAway, StaleLease, Unregistered, Superseded) as error:
+        except (QueueAway, StaleLease, Unregistered, Superseded, OSError) as error:
             log.debug("job %s: a preview was not sent: %s", self.job.job_id, error)
 
     # -- figures ------------------------------------------------------------------------------------------------------
@@ -350,10 +363,13 @@ class Run:
         expected = Progress(self._graph, self._graph, self._durations).expected()
         return expected is not None and expected <= seconds
 
-    def describe(self) -> dict[str, Any]:
-        """What a person is shown of the job."""
+    def describe(self, current: bool) -> dict[str, Any]:
+        """What a person is shown of the job; ``current``: it is the one that has the device."""
         shown = self.relay.progress.snapshot() if self.relay is not None else {}
-        return {"job_id": self.job.job_id, "attempt": self.job.attempt, **shown}
+        phase = "finishing" if self.is_over else "next"
+        if current:
+            phase = "running" if self.is_started else "starting"
+        return {"job_id": self.job.job_id, "attempt": self.job.attempt, "phase": phase, **shown}
 
     def timings(self) -> dict[str, int]:
         """Milliseconds of the steps so far."""

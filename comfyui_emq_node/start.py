@@ -41,7 +41,7 @@ def install(settings: Settings) -> None:
     if settings.page:
         from .page import Page
 
-        comfy.add_routes(Page(settings, comfy, host).routes())
+        comfy.add_routes(Page(settings, comfy.inventory, host).routes())
 
 
 class Host:

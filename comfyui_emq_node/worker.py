@@ -12,6 +12,7 @@ import logging
 import random
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -161,13 +162,13 @@ class Worker:
 
     def _take_hint(self, hint: str) -> None:
         word, _, rest = hint.partition(" ")
-        job_id, _, _ = rest.partition(" ")
+        job_id, _, more = rest.partition(" ")
         if word == "cancel" and job_id in self._runs:
             self.told(job_id, "cancel")
         elif word == "lost":
             self.told(job_id, "lost")
         elif word == "watch" and job_id in self._runs:
-            self._runs[job_id].watch(True)
+            self._runs[job_id].watch(True, int(more) if more.isdecimal() else None, new=True)
         elif word == "work":
             self.wake()
         elif word in ("pause", "drain", "superseded", "resume"):
@@ -211,14 +212,10 @@ class Worker:
             "connected": self.membership.connected(),
             "paused": self.membership.is_paused,
             "draining": self.membership.is_draining or self.is_stopping,
-            "jobs": [{**run.describe(), "phase": self._phase(run)} for run in runs],
+            "jobs": [run.describe(run is self._current) for run in runs],
             "inputs": {"fetched_bytes": self._inputs.fetched_bytes},
+            "previews": asdict(self._comfy.tally),
         }
-
-    def _phase(self, run: Run) -> str:
-        if run is self._current:
-            return "running" if run.is_started else "starting"
-        return "finishing" if run.is_over else "next"
 
     # -- working --------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from broker.api.errors import dumps, frame, unexpected
 from broker.api.frames import Frames, Socket
 from broker.api.groups import GroupFollower
 from broker.api.outbox import Outbox
+from broker.api.streams import Item
 from broker.errors import BadMessage, EmqError, RateLimited
 from broker.jobs import strict
 from broker.protocol import messages as m
@@ -259,7 +260,7 @@ class ClientSocket:
         await self._stop_following(msg.job_id)
         async with self._places(1) as places:
             self._reply(commands.wire(m.SubscriptionConfirmed(job_id=msg.job_id), echo))
-            self._follow(msg.job_id, places, after=msg.after, previews=msg.previews)
+            self._follow(msg.job_id, places, after=msg.after, previews=msg.previews, px=msg.preview_px)
 
     async def _unsubscribe(self, message: dict[str, Any], echo: str | None) -> None:
         self._who.require(Scope.READ)
@@ -274,12 +275,22 @@ class ClientSocket:
             await asyncio.gather(task, return_exceptions=True)
 
     def _follow(
-        self, job_id: str, places: _Places, *, after: str | None = None, previews: bool = False, until_end: bool = False
+        self,
+        job_id: str,
+        places: _Places,
+        *,
+        after: str | None = None,
+        previews: bool = False,
+        px: int = 0,
+        until_end: bool = False,
     ) -> None:
         if job_id in self._jobs:
             return  # a duplicate submit of a job that is followed already
         places.left -= 1
-        task = asyncio.create_task(self._pump(job_id, after, previews, until_end), name=f"events-{job_id[:12]}")
+        events = self._services.streams.follow(
+            job_id, self._who.tenant, after, previews=previews, px=px, until_end=until_end
+        )
+        task = asyncio.create_task(self._pump(job_id, events), name=f"events-{job_id[:12]}")
         self._jobs[job_id] = task
         task.add_done_callback(lambda done: self._ended(job_id, done))
 
@@ -291,8 +302,7 @@ class ClientSocket:
             error = exc if isinstance(exc, EmqError) else unexpected(exc, "a subscription")  # type: ignore[arg-type]
             self._fail(error, None, job_id=job_id)
 
-    async def _pump(self, job_id: str, after: str | None, previews: bool, until_end: bool) -> None:
-        events = self._services.streams.follow(job_id, self._who.tenant, after, previews=previews, until_end=until_end)
+    async def _pump(self, job_id: str, events: AsyncGenerator[Item, None]) -> None:
         async with contextlib.aclosing(events):
             async for item in events:
                 await self._outbox.room()

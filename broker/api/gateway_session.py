@@ -241,7 +241,8 @@ class WorkerSession:
                 g.WorkerOrder.model_validate({"type": hint.word, "worker_id": self._worker.worker_id or ""})
             )
         elif hint.word == "watch":
-            await self._link.send(g.WatchJob(job_id=hint.subject))
+            job_id, _, px = hint.subject.partition(" ")
+            await self._link.send(g.WatchJob(job_id=job_id, px=int(px) if px.isdecimal() else None))
         elif hint.word == "superseded":
             await self._worker.supersede()
 

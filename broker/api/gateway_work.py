@@ -132,6 +132,7 @@ class Work:
             timeout_s=float(timeout) if timeout else None,
             round=answer.number("round", 1),
             watch=answer.flag("watch"),
+            preview_px=answer.number("watch") if answer.number("watch") > 1 else None,
             queued_ms=held.queued_ms,
             rules=answer.text("rules"),
             uploads=self._files.uploads(held),

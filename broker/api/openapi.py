@@ -56,8 +56,14 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("post", "/api/jobs/{job_id}/cancel", "Cancel a job", m.CancelJob, m.Ack),
     Operation("post", "/api/jobs/{job_id}/retry", "Start a new round of an ended job", m.ForceRetryJob, m.Ack),
     Operation("post", "/api/jobs/{job_id}/priority", "Move a waiting job", m.SetPriority, m.Ack),
-    Operation("get", "/api/jobs/{job_id}/events", "A job's events", query=("after",), media="text/event-stream"),
-    Operation("get", "/api/jobs/{job_id}/preview", "The latest preview; 204: none", media="image/*"),
+    Operation(
+        "get",
+        "/api/jobs/{job_id}/events",
+        "A job's events",
+        query=("after", "previews", "px"),
+        media="text/event-stream",
+    ),
+    Operation("get", "/api/jobs/{job_id}/preview", "The latest preview; 204: none", query=("px",), media="image/*"),
     Operation("get", "/api/jobs/{job_id}/outputs/{name}", "An output file", media="application/octet-stream"),
     Operation(
         "get",

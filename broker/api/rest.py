@@ -13,6 +13,7 @@ from broker.access.identity import Identity, Scope, current
 from broker.api import commands, sse
 from broker.api.errors import dumps, response
 from broker.api.services import services
+from broker.api.streams import wished_px
 from broker.errors import BadMessage, EmqError
 from broker.jobs import listing, strict
 from broker.jobs.operations import Operations
@@ -169,11 +170,11 @@ async def priority(request: web.Request) -> web.Response:
 
 
 async def preview(request: web.Request) -> web.Response:
-    """The job's latest preview picture, 204 when there is none."""
+    """The job's latest preview (a picture, a text or a sound), 204 when there is none."""
     ops, who = asks(request, Scope.READ)
     job_id = request.match_info["job_id"]
     await ops.queue.job(job_id, who.tenant)
-    found = await services(request).streams.picture(job_id)
+    found = await services(request).streams.picture(job_id, wished_px(request.query.get("px")))
     if found is None:
         return web.Response(status=204)
     return web.Response(body=found.image, content_type=found.content_type, headers={"Cache-Control": "no-store"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 from collections.abc import AsyncGenerator, Iterator
 from typing import Any
@@ -14,7 +15,7 @@ from broker.access.identity import Scope, current
 from broker.api.errors import dumps
 from broker.api.seats import seat
 from broker.api.services import SERVICES, services
-from broker.api.streams import Item
+from broker.api.streams import Item, picture_of, wished_px
 from broker.protocol.base import TERMINAL, JobStatus
 
 KEEPALIVE_S = 15.0
@@ -22,7 +23,7 @@ STALLED_S = 10.0
 
 
 async def events(request: web.Request) -> web.StreamResponse:
-    """Every event after ``Last-Event-ID`` (or ``?after=``); the stream ends with the job's round.
+    """Every event after ``Last-Event-ID`` (or ``?after=``), with ``?previews=1`` previews too; ends with the round.
 
     A browser that comes again for a job that has ended and has had everything gets 204, which ends its reconnecting.
     """
@@ -31,7 +32,9 @@ async def events(request: web.Request) -> web.StreamResponse:
     record = await parts.operations.queue.job(job_id, who.tenant)
     after = (request.headers.get("Last-Event-ID") or request.query.get("after") or "")[:128] or None
     ended = JobStatus(record.text("status")) in TERMINAL
-    async with contextlib.aclosing(parts.streams.follow(job_id, who.tenant, after, until_end=True)) as stream:
+    previews, px = request.query.get("previews") in ("1", "true"), wished_px(request.query.get("px"))
+    following = parts.streams.follow(job_id, who.tenant, after, previews=previews, px=px, until_end=True)
+    async with contextlib.aclosing(following) as stream:
         first = await anext(stream, None) if ended else None
         if ended and first is None:
             return web.Response(status=204)
@@ -92,6 +95,21 @@ async def stop_all(app: web.Application) -> None:
 
 
 def text_of(item: Item) -> bytes:
-    """One event as the stream has it."""
+    """One event as the stream has it; a preview has no id, so that a client that comes again misses no event."""
+    if item.preview is not None:
+        return _preview_text(item.preview)
     message = item.message
     return f"id: {message['event_id']}\nevent: {message['type']}\ndata: {dumps(message)}\n\n".encode()
+
+
+def _preview_text(frame: bytes) -> bytes:
+    found = picture_of(frame)
+    if found is None:
+        return b": a preview of an unknown kind\n\n"
+    data = {
+        "type": "preview",
+        "node_id": found.node_id,
+        "image_type": found.content_type,
+        "data": base64.b64encode(found.image).decode(),
+    }
+    return f"event: preview\ndata: {dumps(data)}\n\n".encode()

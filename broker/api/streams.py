@@ -8,11 +8,14 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
 
+from broker.errors import BadMessage
 from broker.jobs.records import Deliver, public_job, public_result
 from broker.protocol.base import now_ms
 from broker.queue.events import Event, EventHub, Preview, Reset
 
-_PICTURES = ("image/jpeg", "image/png", "image/webp")
+PREVIEW_PX = (64, 1024)
+"""How small and how large previews may be wished for."""
+_SHOWN = ("image/jpeg", "image/png", "image/webp", "text/plain", "audio/flac", "audio/mpeg", "audio/ogg", "audio/wav")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,20 +31,32 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A preview's picture."""
+    """A preview: a picture, a text (UTF-8) or a sound."""
 
     image: bytes
     content_type: str
+    node_id: str | None = None
 
 
 def picture_of(frame: bytes) -> Picture | None:
     """The picture in a frame of ComfyUI's format 4: event type, length of the metadata, metadata, picture."""
     try:
         (length,) = struct.unpack_from(">I", frame, 4)
-        kind = json.loads(frame[8 : 8 + length]).get("image_type")
+        meta = json.loads(frame[8 : 8 + length])
+        kind, node = meta.get("image_type"), meta.get("node_id")
     except (struct.error, ValueError, AttributeError):
         return None
-    return Picture(frame[8 + length :], kind) if kind in _PICTURES else None
+    return Picture(frame[8 + length :], kind, None if node is None else str(node)) if kind in _SHOWN else None
+
+
+def wished_px(text: str | None) -> int:
+    """How large previews a request wishes for (``?px=``); 0: as they come. Raises ``BadMessage``."""
+    if text is None:
+        return 0
+    least, most = PREVIEW_PX
+    if not (text.isascii() and text.isdecimal() and len(text) < 6 and least <= int(text) <= most):
+        raise BadMessage(f"px is a number of pixels from {least} to {most}.")
+    return int(text)
 
 
 class Streams:
@@ -52,13 +67,20 @@ class Streams:
         self._deliver = deliver
 
     async def follow(
-        self, job_id: str, tenant: str, after: str | None = None, *, previews: bool = False, until_end: bool = False
+        self,
+        job_id: str,
+        tenant: str,
+        after: str | None = None,
+        *,
+        previews: bool = False,
+        px: int = 0,
+        until_end: bool = False,
     ) -> AsyncGenerator[Item, None]:
         """Every event of a job after ``after``. The caller has checked that ``tenant`` may see the job.
 
         Raises ``NotFound`` when the job's record is gone, ``Unavailable`` when the stream cannot begin.
         """
-        async with self.hub.subscribe(job_id, after, previews, until_end=until_end) as subscription:
+        async with self.hub.subscribe(job_id, after, previews, px=px, until_end=until_end) as subscription:
             async for item in subscription:
                 if isinstance(item, Preview):
                     yield Item({}, preview=item.data)
@@ -67,9 +89,9 @@ class Streams:
                 else:
                     yield self._event(job_id, tenant, item)
 
-    async def picture(self, job_id: str) -> Picture | None:
+    async def picture(self, job_id: str, px: int = 0) -> Picture | None:
         """The newest preview's picture, waiting a moment for one when nobody here watches yet."""
-        frame = await self.hub.preview(job_id)
+        frame = await self.hub.preview(job_id, px=px)
         return picture_of(frame) if frame else None
 
     def _event(self, job_id: str, tenant: str, event: Event) -> Item:

@@ -254,6 +254,7 @@ class JobAssigned(Reply):
     timeout_s: float | None = None
     round: int = 1
     watch: bool = Field(False, description="Somebody watches its previews.")
+    preview_px: int | None = Field(None, description="How large they may be; else 256 pixels.")
     queued_ms: int | None = None
     rules: str = Field("", description="What the job's tenant may use (JSON); the worker looks at it again.")
     uploads: Uploads
@@ -324,6 +325,7 @@ class WatchJob(Reply):
 
     type: Literal["watch_job"] = "watch_job"
     job_id: str
+    px: int | None = Field(None, description="How large its previews may be; else 256 pixels.")
 
 
 GATEWAY_REPLIES: tuple[type[Reply], ...] = (

@@ -165,6 +165,7 @@ class SubscribeJob(Message):
     job_id: Id
     after: Annotated[str, StringConstraints(max_length=128)] | None = None
     previews: bool = False
+    preview_px: int = Field(0, ge=0, le=1024, description="Larger previews than 256 pixels, up to this.")
 
 
 class UnsubscribeJob(Message):

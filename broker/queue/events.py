@@ -53,6 +53,11 @@ class _Feed:
     def previews(self) -> bool:
         return any(listener.previews for listener in self.listeners)
 
+    @property
+    def px(self) -> int:
+        """The largest previews that are wished for, in pixels; 0: as they come."""
+        return max((listener.px for listener in self.listeners if listener.previews), default=0)
+
     async def ready(self) -> None:
         try:
             async with asyncio.timeout(OPEN_S):
@@ -92,6 +97,8 @@ class EventHub:
         self._epoch = ""
         self._wire = Wire(source, queue.prefix, self._on_message, self._on_subscribed, self._on_broken)
         self._watch_now = asyncio.Event()
+        self._told: dict[str, int] = {}
+        """Jobs of which the queue was told that somebody here watches, and how large the pictures may be."""
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -112,12 +119,18 @@ class EventHub:
         await self._wire.stop()
 
     def subscribe(
-        self, job_id: str, after: str | None = None, previews: bool = False, *, until_end: bool = False
+        self,
+        job_id: str,
+        after: str | None = None,
+        previews: bool = False,
+        *,
+        px: int = 0,
+        until_end: bool = False,
     ) -> Subscription:
         """Listen to a job from behind the event ``after`` (from the first when ``None``).
 
-        Whether the listener may see the job is for the caller to know. ``until_end`` ends the iteration after the
-        last event of the round.
+        Whether the listener may see the job is for the caller to know. ``px`` wishes for larger previews than 256
+        pixels; ``until_end`` ends the iteration after the last event of the round.
         """
         return Subscription(
             job_id,
@@ -125,6 +138,7 @@ class EventHub:
             lambda listener: self._part(job_id, listener),
             after=after,
             previews=previews,
+            px=px,
             until_end=until_end,
         )
 
@@ -140,7 +154,7 @@ class EventHub:
         feed = self._feeds.get(job_id)
         return feed.last_preview if feed else None
 
-    async def preview(self, job_id: str, wait_s: float = 1.0) -> bytes | None:
+    async def preview(self, job_id: str, wait_s: float = 1.0, px: int = 0) -> bytes | None:
         """The newest preview, asking the worker for one and waiting a moment when nobody here watches yet.
 
         Raises ``NotFound``, ``Unavailable``.
@@ -148,7 +162,7 @@ class EventHub:
         known = self.last_preview(job_id)
         if known is not None:
             return known
-        async with self.subscribe(job_id, previews=True) as listener:
+        async with self.subscribe(job_id, previews=True, px=px) as listener:
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     async for item in listener:
@@ -162,12 +176,16 @@ class EventHub:
         feed = self._feeds.get(job_id)
         if feed is None:
             feed = self._feeds[job_id] = _Feed(self, job_id)
-        watched = feed.previews
+        watched, px = feed.previews, feed.px
         feed.listeners.add(listener)
         self._wire.want(self._channel("ev", job_id))
         if listener.previews and not watched:
             self._wire.want(self._channel("pv", job_id))
+        if listener.previews and (not watched or feed.px > px):
+            self._told.pop(job_id, None)
             self._watch_now.set()
+        if listener.previews and feed.last_preview is not None:
+            listener.offer_preview(Preview(feed.last_preview))
         return feed
 
     def _part(self, job_id: str, listener: Subscription) -> None:
@@ -287,9 +305,13 @@ class EventHub:
                     listener.catch_up()
 
     async def _tell_watched(self) -> None:
-        for job_id in [job_id for job_id, feed in self._feeds.items() if feed.previews]:
+        wishes = {job_id: feed.px for job_id, feed in self._feeds.items() if feed.previews}
+        self._told = {job_id: px for job_id, px in self._told.items() if job_id in wishes}
+        for job_id, px in wishes.items():
             with suppress(NotFound):
-                await self.queue.watch(job_id)
+                again = self._told.get(job_id) == px
+                await self.queue.watch(job_id, px=px or None, again=again)
+                self._told[job_id] = px
 
 
 def _progress(stored: bytes | None, epoch: str) -> Event | None:

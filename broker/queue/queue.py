@@ -320,9 +320,9 @@ class Queue:
         """A group's counts."""
         return await self._must("group", f"group {group}", tenant=tenant, group=group)
 
-    async def watch(self, job_id: str, tenant: str = "") -> Answer:
-        """Say for 15 s that somebody watches the job's previews."""
-        return await self._must("watch", f"job {job_id}", job=job_id, tenant=tenant)
+    async def watch(self, job_id: str, tenant: str = "", *, px: int | None = None, again: bool = False) -> Answer:
+        """Say for 15 s that somebody watches the job's previews, up to ``px`` pixels; ``again``: still does."""
+        return await self._must("watch", f"job {job_id}", job=job_id, tenant=tenant, px=px or None, again=again or None)
 
     async def lease(self, job_id: str, attempt: int, token: str) -> Answer:
         """Check an upload's ticket."""

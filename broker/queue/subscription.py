@@ -99,10 +99,11 @@ class Subscription:
         *,
         after: str | None = None,
         previews: bool = False,
+        px: int = 0,
         until_end: bool = False,
     ) -> None:
         self.job_id = job_id
-        self.previews = previews
+        self.previews, self.px = previews, px
         self._open, self._close = open_feed, close_feed
         self._until_end = until_end
         self._epoch, self._last = parse_id(after)

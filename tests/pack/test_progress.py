@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import io
-import json
-import struct
 from typing import Any
 
-import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
-from comfyui_emq_node.relay import PREVIEW_BYTES, Durations, Progress, encode_preview, needed_nodes
+from comfyui_emq_node.relay import Durations, Progress, needed_nodes
 
 GRAPH: dict[str, Any] = {
     "4": {"class_type": "Loader", "inputs": {}},
@@ -75,6 +70,7 @@ EVENTS = st.one_of(
 )
 
 
+@settings(deadline=None)  # other processes may have the machine
 @given(st.lists(EVENTS, max_size=40))
 def test_it_never_falls_and_stays_below_the_end(events: list[tuple[str, dict[str, Any]]]) -> None:
     progress, last = fresh(), 0.0
@@ -83,14 +79,3 @@ def test_it_never_falls_and_stays_below_the_end(events: list[tuple[str, dict[str
         now = progress.snapshot()["progress"]
         assert last <= now < 100
         last = now
-
-
-@pytest.mark.parametrize("size", [(16, 16), (2000, 500), (512, 512)])
-def test_previews_fit(size: tuple[int, int]) -> None:
-    frame = encode_preview(Image.effect_noise(size, 120), "j", "3")
-    event, length = struct.unpack(">II", frame[:8])
-    assert (event, json.loads(frame[8 : 8 + length])["job_id"]) == (4, "j")
-    picture = Image.open(io.BytesIO(frame[8 + length :]))
-    assert len(frame) <= PREVIEW_BYTES + 512
-    assert max(picture.size) <= 256
-    assert picture.size == size if max(size) <= 256 else True

@@ -37,3 +37,9 @@ function Q.full_progress(r)
   return '{"progress":100,"node":null,"nodes_done":null,"nodes_total":null,"eta_s":0,"worker_id":'
     .. Q.json(r.worker_id) .. ',"attempt":' .. (r.attempt or '0') .. ',"message":null}'
 end
+
+-- Whether somebody watches a job's previews: 0, 1, or how many pixels are wished for.
+function Q.watched(u, job)
+  local seen = redis.call('MGET', u.P .. 'watch:' .. job, u.P .. 'watchpx:' .. job)
+  return not seen[1] and '0' or seen[2] or '1'
+end

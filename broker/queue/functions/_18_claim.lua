@@ -26,7 +26,7 @@ local function assigned(u, r)
     'priority', r.priority, 'tenant', r.tenant, 'round', r.round or '1', 'timeout_s', r.timeout_s or '',
     'rules', Q.tenant(u, r.tenant).rules or redis.call('HGET', P .. 'config', 'rules') or '',
     'queued_ms', Q.int(r.claimed_at - r.created_at),
-    'watch', redis.call('EXISTS', P .. 'watch:' .. id) == 1 and '1' or '0',
+    'watch', Q.watched(u, id),
     'payload', redis.call('GETRANGE', P .. 'b:' .. id, r.spec_len or '0', '-1'),
   }
 end

@@ -1,7 +1,7 @@
 -- emq_report: a job's progress. The first report of a claim starts the job.
 -- Guarantee: refused as `stale_lease` unless the token is the job's current one.
 -- Arguments: `job` `token` `p` (the worker's counter within the claim) `data` (JSON) `store` (keep it as the latest).
--- Answer: `ok` `cancel` (reason or empty) `watch`; `stale_lease`.
+-- Answer: `ok` `cancel` (reason or empty) `watch` (0, 1, or the pixels wished for); `stale_lease`.
 local function report(keys, argv)
   local u, a = Q.begin(keys, argv)
   local P = u.P
@@ -17,9 +17,9 @@ local function report(keys, argv)
     end
   end
   redis.call('ZADD', P .. 'held:' .. r.instance, u.ms, a.job)
-  local watched = redis.call('EXISTS', P .. 'watch:' .. a.job) == 1
+  local watched = Q.watched(u, a.job)
   Q.commit(u)
-  return { 'ok', 'cancel', r.cancel or '', 'watch', watched and '1' or '0' }
+  return { 'ok', 'cancel', r.cancel or '', 'watch', watched }
 end
 
 redis.register_function{ function_name = 'emq_report', callback = report, flags = { 'allow-oom' } }

@@ -13,6 +13,7 @@ import comfy.utils
 import folder_paths
 import torch
 from PIL import Image
+from server import PromptServer
 
 
 class Progress:
@@ -29,14 +30,33 @@ class Progress:
                 "delay": ("FLOAT", {"default": 0.05, "min": 0.0, "max": 100.0, "step": 0.001}),
                 "seed": ("INT", {"default": 0, "min": 0, "max": 2**31}),
             },
-            "optional": {"preview": ("BOOLEAN", {"default": False}), "image": ("IMAGE",)},
+            "optional": {
+                "preview": ("BOOLEAN", {"default": False}),
+                "pictures": ("INT", {"default": 10000}),
+                "say": ("STRING", {"default": ""}),
+                "image": ("IMAGE",),
+            },
+            "hidden": {"unique_id": "UNIQUE_ID"},
         }
 
-    def go(self, steps: int, delay: float, seed: int, preview: bool = False, image: Any = None) -> tuple[Any]:
+    def go(  # noqa: PLR0917 - ComfyUI calls it
+        self,
+        steps: int,
+        delay: float,
+        seed: int,
+        preview: bool = False,
+        pictures: int = 10000,
+        say: str = "",
+        image: Any = None,
+        unique_id: Any = None,
+    ) -> tuple[Any]:
+        """``pictures``: so many steps show one, later ones do not; ``say``: a text that the node sends to the page."""
         bar = comfy.utils.ProgressBar(steps)
         for step in range(steps):
             time.sleep(delay)
-            picture = Image.effect_noise((800, 600), 90).convert("RGB") if preview else None
+            if say:
+                PromptServer.instance.send_progress_text(f"{say} {step}", unique_id)
+            picture = Image.effect_noise((800, 600), 90).convert("RGB") if preview and step < pictures else None
             bar.update_absolute(step + 1, steps, ("JPEG", picture, 512) if picture else None)
         return (torch.zeros(1, 8, 8, 3),)
 

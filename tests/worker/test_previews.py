@@ -1,0 +1,179 @@
+"""Previews of a real ComfyUI: for those who watch, and not at all when nobody does."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import struct
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import redis
+from PIL import Image
+
+from broker.trial.workflows import text_to_image
+from tests.support.comfyui import BrokerProcess, Client, ComfyProcess, node, slow
+from tests.support.waiting import wait_until
+
+
+@pytest.fixture
+def second(broker: BrokerProcess, tmp_path: Path) -> Iterator[BrokerProcess]:
+    """Another replica of the shared broker."""
+    settings = {**broker.settings, "EMQ_REDIS_URL": broker.redis_url}
+    process = BrokerProcess(tmp_path / "log", data=broker.data, settings=settings).start()
+    yield process
+    process.end()
+
+
+def opened(frame: bytes) -> tuple[dict[str, Any], bytes]:
+    kind, length = struct.unpack(">II", frame[:8])
+    assert kind == 4
+    return json.loads(frame[8 : 8 + length]), frame[8 + length :]
+
+
+async def tally(comfy: ComfyProcess) -> dict[str, int]:
+    async with aiohttp.ClientSession(comfy.url) as session, session.get("/emq/status") as answer:
+        found: dict[str, int] = (await answer.json())["previews"]
+        return found
+
+
+@asynccontextmanager
+async def watching(client: Client, job: str, **more: Any) -> AsyncIterator[asyncio.Queue[bytes]]:
+    """The previews that a socket gets."""
+    frames: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def read(ws: aiohttp.ClientWebSocketResponse) -> None:
+        async for message in ws:
+            if message.type is aiohttp.WSMsgType.BINARY:
+                frames.put_nowait(message.data)
+
+    async with client.session.ws_connect("/ws", max_msg_size=0) as ws:
+        await ws.send_json({"type": "subscribe_job", "job_id": job, "previews": True, **more})
+        reading = asyncio.create_task(read(ws))
+        yield frames
+        reading.cancel()
+
+
+async def frame_of(frames: asyncio.Queue[bytes], kind: str) -> tuple[dict[str, Any], bytes]:
+    async with asyncio.timeout(30):
+        while (found := opened(await frames.get()))[0]["image_type"] != kind:
+            pass
+    return found
+
+
+async def until_step(client: Client, job: str, step: int) -> None:
+    """Wait until the running node has come so far."""
+
+    async def there() -> bool:
+        return ((await client.job(job))["node"] or {}).get("value", 0) >= step
+
+    await wait_until(there, 60, f"step {step}")
+
+
+async def test_nothing_is_made_or_sent_while_nobody_watches(
+    client: Client, comfy: ComfyProcess, broker: BrokerProcess
+) -> None:
+    """A sampler, a node that shows pictures and one that talks: 0 pictures decoded, 0 encoded, 0 bytes on the wire."""
+    graph = {
+        **text_to_image(seed=71, steps=20, size=64),
+        "31": slow(10, 0.05, seed=71, preview=True, say="thinking")["1"],
+        "32": node("PreviewAny", source="a text"),
+    }
+    before = await tally(comfy)
+    job = await client.submit(graph, worker=comfy, delay_s=1)
+    with redis.Redis.from_url(broker.redis_url) as server, server.pubsub() as wire:
+        epoch = server.hget("emq:{default}:meta", "deployment").decode()
+        wire.ssubscribe(f"emq:{{default}}:pv:{epoch}:{job}")
+        assert (await client.job(job))["status"] == "scheduled"
+        assert (await client.until(job))["status"] == "completed"
+        told = [message for _ in range(20) if (message := wire.get_sharded_message(timeout=0.02)) is not None]
+        assert [message["type"] for message in told] == ["ssubscribe"]
+    assert await tally(comfy) == before
+
+
+async def test_who_watches_is_shown_what_the_sampler_sees(client: Client, comfy: ComfyProcess) -> None:
+    before = await tally(comfy)
+    job = await client.submit(slow(60, 0.05, seed=72, preview=True), worker=comfy)
+    async with watching(client, job) as frames:
+        await frame_of(frames, "image/jpeg")
+        record = await client.until(job)
+        sent = 1 + frames.qsize()
+    after = await tally(comfy)
+    seconds = record["result"]["timings"]["execution_ms"] / 1000
+    assert sent <= after["encoded"] - before["encoded"] <= 2 * seconds + 2
+    assert after["sent_bytes"] - before["sent_bytes"] <= (after["encoded"] - before["encoded"]) * 15 * 1024
+
+
+async def test_who_comes_late_gets_the_latest(client: Client, comfy: ComfyProcess) -> None:
+    """From the broker that has it, and over HTTP, although the node shows nothing new any more."""
+    job = await client.submit(slow(400, 0.05, seed=73, preview=True, pictures=20), worker=comfy)
+    async with watching(client, job) as first:
+        _, image = await frame_of(first, "image/jpeg")
+        await until_step(client, job, 35)
+        while not first.empty():
+            image = opened(first.get_nowait())[1]
+        async with watching(client, job) as second:
+            assert (await frame_of(second, "image/jpeg"))[1] == image
+        async with client.session.get(f"/api/jobs/{job}/preview") as answer:
+            assert (answer.status, answer.content_type, await answer.read()) == (200, "image/jpeg", image)
+    await client.json("POST", f"/api/jobs/{job}/cancel", {})
+    await client.until(job)
+
+
+async def test_who_comes_late_to_another_broker_gets_the_latest_from_the_worker(
+    client: Client, comfy: ComfyProcess, broker: BrokerProcess, second: BrokerProcess
+) -> None:
+    job = await client.submit(slow(400, 0.05, seed=74, preview=True, pictures=20), worker=comfy)
+    async with watching(client, job) as first:
+        await frame_of(first, "image/jpeg")
+        await until_step(client, job, 35)
+        async with second.client() as other, watching(other, job) as frames:
+            await frame_of(frames, "image/jpeg")
+    await client.json("POST", f"/api/jobs/{job}/cancel", {})
+    await client.until(job)
+
+
+async def test_larger_ones_on_request(client: Client, comfy: ComfyProcess) -> None:
+    job = await client.submit(slow(200, 0.05, seed=75, preview=True), worker=comfy)
+    async with watching(client, job, preview_px=512) as frames:
+
+        async def large() -> bool:
+            _, image = await frame_of(frames, "image/jpeg")
+            return Image.open(io.BytesIO(image)).size == (512, 384)
+
+        await wait_until(large, 20, "a picture of 512 pixels")
+    status, told = await client.json("GET", f"/api/jobs/{job}/preview?px=99999")
+    assert (status, told["code"]) == (400, "bad_message")
+    await client.json("POST", f"/api/jobs/{job}/cancel", {})
+    await client.until(job)
+
+
+async def test_texts_and_sounds_while_the_job_runs(client: Client, comfy: ComfyProcess) -> None:
+    """A node's text for the page, and PreviewAudio's sound; over Server-Sent Events as well."""
+    graph = {
+        "1": node("EmptyAudio", duration=0.5, sample_rate=44100, channels=1),
+        "2": node("PreviewAudio", audio=["1", 0]),
+        "3": node("EmptyImage", width=8, height=8, batch_size=1, color=7),
+        "4": node("ImageInvert", image=["3", 0]),
+        "5": node("ImageInvert", image=["4", 0]),
+        "6": node("EMQTestProgress", steps=60, delay=0.05, seed=76, say="thinking", image=["5", 0]),
+    }
+    job = await client.submit(graph, worker=comfy, delay_s=1)
+    kinds: dict[str, bytes] = {}
+    async with watching(client, job) as frames, client.session.get(f"/api/jobs/{job}/events?previews=1") as stream:
+        sound, text = await frame_of(frames, "audio/flac"), await frame_of(frames, "text/plain")
+        assert (sound[0]["node_id"], sound[1][:4]) == ("2", b"fLaC")
+        assert (text[0]["node_id"], text[1].startswith(b"thinking ")) == ("6", True)
+        assert (await client.until(job))["status"] == "completed"
+        async for line in stream.content:
+            if line.startswith(b"data: ") and b'"preview"' in line:
+                data = json.loads(line[6:])
+                kinds[data["image_type"]] = base64.b64decode(data["data"])
+    assert kinds["text/plain"].startswith(b"thinking ")
+    assert kinds["audio/flac"] == sound[1]
