@@ -11,7 +11,10 @@ from pydantic import ValidationError
 from broker.cli.command import Command
 from broker.errors import ConfigurationError, EmqError
 
-MODULES = ("serve", "submit", "jobs", "workers", "functions", "transfer", "keys", "users", "tenants", "fsck", "demo")
+MODULES = (
+    "serve", "submit", "jobs", "templates", "workers", "functions", "transfer", "keys", "users", "tenants", "fsck",
+    "demo",
+)  # fmt: skip
 """Modules of ``broker/cli``; each has a ``COMMANDS`` dictionary of sub-commands."""
 
 

@@ -21,7 +21,7 @@ from broker.access.proxies import PROXIES, Proxies
 from broker.access.side_keys import SideKeys
 from broker.access.store import AccessStore
 from broker.access.webhook_secrets import WebhookSecrets
-from broker.api import edge, gateway, keys, openapi, rest, sse, tenants, users, webhooks, websocket
+from broker.api import edge, gateway, keys, openapi, rest, sse, templates, tenants, users, webhooks, websocket
 from broker.api.assets import AssetRoutes
 from broker.api.figures import StatsFeed
 from broker.api.gateway_session import GatewayParts
@@ -48,6 +48,7 @@ from broker.jobs.history import History, Recorder
 from broker.jobs.operations import Operations
 from broker.jobs.records import Deliver
 from broker.jobs.submission import Submitter
+from broker.jobs.templates import Templates
 from broker.jobs.webhooks import Webhooks
 from broker.outbound import Outbound, UrlRule
 from broker.queue.connection import Connection
@@ -59,6 +60,7 @@ from broker.queue.queue import Queue
 from broker.queue.seal import Seal
 from broker.queue.series import Series
 from broker.queue.startup import pool_config, redis
+from broker.queue.templates import TemplateStore
 from broker.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -97,6 +99,7 @@ def create_app(settings: Settings) -> web.Application:
     gateway.add_to(app)
     openapi.add_to(app)
     keys.add_to(app)
+    templates.add_to(app)
     webhooks.add_to(app)
     users.add_to(app)
     tenants.add_to(app)
@@ -218,10 +221,14 @@ async def _services(app: web.Application) -> AsyncIterator[None]:
     settings, queue, ring = app[SETTINGS], app[QUEUE], app[CREDENTIALS].ring
     deliver: Deliver = partial(delivered_result, app[SIGNER])
     fleet, series = Fleet(queue), Series(app[CONNECTION], queue.prefix)
-    operations = Operations(queue, fleet, Submitter(queue, fleet, settings, ring.policies, app[SIDE_KEYS]), deliver)
+    store = TemplateStore(app[CONNECTION], queue.prefix, queue.seal)
+    stored = Templates(store, fleet, settings.max_payload_kb * 1024)
+    submitter = Submitter(queue, fleet, settings, ring.policies, app[SIDE_KEYS], templates=stored)
+    operations = Operations(queue, fleet, submitter, deliver)
     parts = Services(
         settings=settings,
         operations=operations,
+        templates=stored,
         streams=Streams(app[HUB], deliver),
         figures=StatsFeed(operations.stats),
         groups=GroupHub(app[CONNECTION], queue),

@@ -394,3 +394,10 @@ class Comfy:
             raise KeyboardInterrupt
 
         self._server.loop.call_soon_threadsafe(interrupt)
+
+
+def node_class(name: str) -> Any:
+    """One of ComfyUI's own node classes; raises ``KeyError``."""
+    import nodes
+
+    return nodes.NODE_CLASS_MAPPINGS[name]

@@ -3,7 +3,10 @@
 The document, ``{"lists": [[choice, …], …], "classes": {name: about}}``, goes to the queue beside the worker's profile,
 so that a submit can be told at once what every worker would refuse. ``about`` has ``r`` (required inputs), ``n``
 (numbers: ``[INT or FLOAT, min or null, max or null]`` by input), ``c`` (index of the list of choices by input) and
-``o`` (1: it ends a graph). What is not in it is not known, and then nothing is said about it.
+``o`` (1: it ends a graph). What is not in it is not known, and then nothing is said about it. For those who read a
+workflow as ComfyUI's page saves it, where values have no names: ``w`` (the inputs that are widgets there, in order;
+left out when they depend on values), ``k`` (those of them that another widget follows, saying what becomes of the value
+afterwards), ``u`` (how many come before an upload button).
 """
 
 from __future__ import annotations
@@ -26,6 +29,9 @@ MAX_CHOICES = 50
 MAX_CHOICE = 200
 UPLOADS = ("image_upload", "video_upload", "audio_upload", "file_upload", "animated_image_upload", "remote")
 """Marks of lists that are the content of a folder or of a server at this moment."""
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+BUTTONS = ("image_upload", "video_upload", "audio_upload", "file_upload", "animated_image_upload")
+"""Marks of inputs beside which the page puts a button."""
 
 About = dict[str, Any]
 
@@ -46,6 +52,7 @@ class Document:
             for key, spec in (groups.get(group) or {}).items():
                 free = judged is None or key in judged or key in models
                 self._add_input(about, str(key), spec, free)
+        about.update(_widgets(groups))
         if getattr(node, "OUTPUT_NODE", False):
             about["o"] = 1
         self._classes[name] = about
@@ -112,6 +119,34 @@ def _split(spec: Any) -> tuple[Any, Mapping[str, Any]]:
     if not isinstance(spec, (list, tuple)) or not spec:
         return None, {}
     return spec[0], spec[1] if len(spec) > 1 and isinstance(spec[1], Mapping) else {}
+
+
+def _widgets(groups: Mapping[str, Any]) -> About:
+    """The inputs that the page shows as widgets; nothing when it makes them up as values change."""
+    names: list[str] = []
+    controlled: list[str] = []
+    upload: int | None = None
+    for group in ("required", "optional"):
+        for key, spec in (groups.get(group) or {}).items():
+            kind, options = _split(spec)
+            if isinstance(kind, str) and kind.startswith("COMFY_"):
+                return {}
+            if (not isinstance(kind, list) and kind not in WIDGETS) or options.get("forceInput"):
+                continue
+            names.append(str(key))
+            asked = options.get("control_after_generate", kind == "INT" and key in ("seed", "noise_seed"))
+            if (asked and kind in ("INT", "COMBO")) or (asked and isinstance(kind, list)):
+                controlled.append(str(key))
+            if any(options.get(mark) for mark in BUTTONS):
+                upload = -1
+        if group == "required" and upload is not None:
+            upload = len(names)
+    found: About = {"w": names}
+    if controlled:
+        found["k"] = controlled
+    if upload is not None:
+        found["u"] = len(names) if upload < 0 else upload
+    return found
 
 
 def _required(groups: Mapping[str, Any]) -> Iterable[str]:

@@ -11,7 +11,7 @@ from broker.access.identity import Identity, Scope
 from broker.api.errors import frame
 from broker.errors import BadMessage, EmqError, UnknownType
 from broker.jobs.operations import Operations
-from broker.jobs.submission import message_errors
+from broker.jobs.payloads import message_errors
 from broker.protocol import messages as m
 from broker.protocol.base import Message, Reply, now_ms
 

@@ -26,7 +26,7 @@ from broker.api.gateway_worker import GatewayWorker, lease_lines, name_lines
 from broker.errors import BadMessage, EmqError, UnknownType
 from broker.files.store import FileStore
 from broker.jobs import strict
-from broker.jobs.submission import message_errors
+from broker.jobs.payloads import message_errors
 from broker.protocol import gateway as g
 from broker.protocol.base import Message
 from broker.protocol.messages import Ack

@@ -14,7 +14,7 @@ from broker.api.tickets import LeaseTicket
 from broker.errors import Conflict, EmqError, NotFound
 from broker.files.store import FileStore
 from broker.jobs import strict
-from broker.jobs.submission import decode_payload
+from broker.jobs.payloads import decode_payload
 from broker.protocol import gateway as g
 from broker.protocol.messages import Ack
 from broker.queue.queue import Answer, Value, require

@@ -15,6 +15,7 @@ from broker.protocol import access
 from broker.protocol import gateway as g
 from broker.protocol import messages as m
 from broker.protocol import records as r
+from broker.protocol import templates as t
 from broker.protocol import webhooks as w
 
 REF = "#/components/schemas/{model}"
@@ -90,6 +91,27 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("put", "/api/assets/{hash}", "Store an input file under its blake3 hash"),
     Operation("get", "/api/assets/{hash}", "An input file", media="application/octet-stream"),
     Operation("post", "/api/assets", "Store the files of a multipart form"),
+    Operation("get", "/api/templates", "The tenant's templates and the shared ones", None, t.TemplateList),
+    Operation("get", "/api/templates/{template}", "A template's version, or its latest", None, t.Template),
+    Operation(
+        "put",
+        "/api/templates/{template}",
+        "Store a version of a template",
+        t.PutTemplate,
+        t.TemplateStored,
+        201,
+        query=("shared",),
+    ),
+    Operation(
+        "delete", "/api/templates/{template}", "Remove a version or all", None, t.TemplatesRemoved, query=("shared",)
+    ),
+    Operation(
+        "post",
+        "/api/templates/{template}/test",
+        "What a job with these parameters would run",
+        t.TestTemplate,
+        t.BoundTemplate,
+    ),
     Operation("get", "/api/keys", "Every API key", None, access.KeyList),
     Operation("post", "/api/keys", "Make an API key; this answer alone has it", access.NewKey, access.MadeKey, 201),
     Operation("delete", "/api/keys/{key_id}", "Revoke a key", None, access.KeyRecord),

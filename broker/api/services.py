@@ -16,6 +16,7 @@ from broker.api.figures import StatsFeed
 from broker.api.streams import Streams
 from broker.jobs.history import History
 from broker.jobs.operations import Operations
+from broker.jobs.templates import Templates
 from broker.queue.connection import Health
 from broker.queue.group_events import GroupHub
 from broker.settings import Settings
@@ -27,6 +28,7 @@ class Services:
 
     settings: Settings
     operations: Operations
+    templates: Templates
     streams: Streams
     figures: StatsFeed
     groups: GroupHub

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
-from broker.cli import client
+from broker.cli import client, templates
 from broker.cli.command import Command
 from broker.cli.watch import Screen, describe, follow
 from broker.client import Client, JobHandle
@@ -22,7 +21,9 @@ def _watch_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _submit_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("workflow", help="API-format workflow (a JSON file, - for stdin)")
+    parser.add_argument("workflow", nargs="?", help="API-format workflow (a JSON file, - for stdin)")
+    parser.add_argument("--template", metavar="NAME[@VERSION]", help="a stored template in place of a workflow")
+    templates.add_values(parser)
     parser.add_argument("--watch", action="store_true", help="follow the job until it ends")
     parser.add_argument("--priority", type=int, default=0, help="-100 to 100, higher first (0)")
     parser.add_argument("--tag", action="append", default=[], help="a tag that the worker must have; repeatable")
@@ -34,10 +35,7 @@ def _submit_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _read(path: str) -> Any:
-    try:
-        raw = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-    except OSError as error:
-        raise BadMessage(f"Cannot read {path}: {error.strerror}.") from None
+    raw = templates.read(path)
     try:
         workflow = strict.parse(raw)
     except EmqError as error:
@@ -47,9 +45,17 @@ def _read(path: str) -> Any:
     return workflow
 
 
-def _message(args: argparse.Namespace) -> dict[str, Any]:
+async def _payload(emq: Client, args: argparse.Namespace) -> Any:
+    if (args.workflow is None) == (args.template is None):
+        raise BadMessage("Give either a workflow or --template.")
+    if args.template is None:
+        return _read(args.workflow)
+    return {"template": args.template, "params": await templates.values(emq, args.template, args.param)}
+
+
+def _message(args: argparse.Namespace, payload: Any) -> dict[str, Any]:
     fields = {
-        "payload": _read(args.workflow),
+        "payload": payload,
         "priority": args.priority,
         "requirements": {"tags": args.tag},
         "idempotency_key": args.idempotency_key,
@@ -61,7 +67,7 @@ def _message(args: argparse.Namespace) -> dict[str, Any]:
 
 
 async def _submit(emq: Client, args: argparse.Namespace) -> int:
-    message = _message(args)
+    message = _message(args, await _payload(emq, args))
     if args.dry_run:
         print(json.dumps(await emq.request("POST", "/api/jobs", message), indent=2, ensure_ascii=False))
         return 0

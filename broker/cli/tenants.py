@@ -15,7 +15,7 @@ from broker.cli.client import table
 from broker.cli.command import Command
 from broker.cli.serve import add_queue_arguments, settings_from
 from broker.errors import BadMessage
-from broker.jobs.submission import message_errors
+from broker.jobs.payloads import message_errors
 from broker.logging import configure
 from broker.protocol.access import TenantPolicy
 from broker.queue.startup import redis

@@ -15,7 +15,8 @@ from broker.files.objects import CHUNK
 from broker.files.outputs import tenant_folder
 from broker.files.store import Expected, FileStore
 from broker.jobs.archive import Archive, ArchivedJob
-from broker.jobs.submission import Submitter, decode_payload
+from broker.jobs.payloads import decode_payload
+from broker.jobs.submission import Submitter
 from broker.protocol.base import TERMINAL, WAITING, JobStatus
 from broker.queue.queue import Answer, Queue
 

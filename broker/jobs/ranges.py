@@ -48,6 +48,12 @@ class ClassRanges:
     numbers: Mapping[str, tuple[str, float | None, float | None]]
     choices: Mapping[str, list[Any]]
     is_output: bool
+    widgets: tuple[str, ...] | None = None
+    """The inputs that ComfyUI's page shows as widgets, in its order; ``None``: not told, or they change."""
+    controlled: frozenset[str] = frozenset()
+    """Widgets that another one follows, saying what becomes of the value after a run."""
+    upload_at: int | None = None
+    """How many widgets come before an upload button."""
 
 
 Ranges = Mapping[str, ClassRanges]
@@ -99,7 +105,16 @@ def _class_ranges(about: Mapping[str, Any], lists: list[list[Any]]) -> ClassRang
         str(name): (str(kind), _bound(low), _bound(high)) for name, (kind, low, high) in about.get("n", {}).items()
     }
     choices = {str(name): list(lists[int(at)]) for name, at in about.get("c", {}).items()}
-    return ClassRanges(frozenset(map(str, about.get("r", ()))), numbers, choices, bool(about.get("o")))
+    told, upload = about.get("w"), about.get("u")
+    return ClassRanges(
+        frozenset(map(str, about.get("r", ()))),
+        numbers,
+        choices,
+        bool(about.get("o")),
+        tuple(map(str, told)) if isinstance(told, list) else None,
+        frozenset(map(str, about.get("k", ()))),
+        upload if isinstance(upload, int) else None,
+    )
 
 
 def _bound(value: Any) -> float | None:

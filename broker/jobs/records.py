@@ -70,6 +70,8 @@ def public_job(answer: Answer, deliver: Deliver, *, result: bool = True) -> dict
         "waiting_for": [],
         "metadata": spec.get("metadata"),
         "requirements": spec.get("requirements"),
+        "template": spec.get("template"),
+        "params": spec.get("params"),
         "group": answer.text("group") or None,
         "depends_on": spec.get("depends_on", []),
         "timeout_s": _timeout(answer),

@@ -46,13 +46,16 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _decoder = json.JSONDecoder(
     object_pairs_hook=_object, parse_int=_integer, parse_float=_number, parse_constant=_constant
 )
+_nulling = json.JSONDecoder(
+    object_pairs_hook=_object, parse_int=_integer, parse_float=_number, parse_constant=lambda _: None
+)
 
 
-def parse(raw: str | bytes) -> Any:
-    """Read a JSON text; raises ``BadJson`` with where and why."""
+def parse(raw: str | bytes, *, nan_is_null: bool = False) -> Any:
+    """Read a JSON text; raises ``BadJson`` with where and why. ``nan_is_null``: for files of programs that write it."""
     text = decode(raw)
     try:
-        value = _decoder.decode(text)
+        value = (_nulling if nan_is_null else _decoder).decode(text)
     except json.JSONDecodeError as exc:
         raise BadJson(f"This is not JSON: {exc.msg} at character {exc.pos}.", position=exc.pos) from None
     except RecursionError:

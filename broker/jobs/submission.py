@@ -6,13 +6,12 @@ The checks run in that order: whatever else is wrong with it, a payload over the
 from __future__ import annotations
 
 import secrets
-import zlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from blake3 import blake3
 from pydantic import ValidationError
 
 from broker.access.policies import Policies
@@ -21,21 +20,32 @@ from broker.errors import BadMessage, Conflict, EmqError, InvalidWorkflow, NotFo
 from broker.jobs import labels, strict
 from broker.jobs.estimates import Forecasts, Prediction
 from broker.jobs.fleet import Fleet, FleetView
+from broker.jobs.payloads import (
+    body_digest,
+    checked_inputs,
+    decode_payload,
+    digest,
+    encode_payload,
+    message_errors,
+    spec_of,
+    told,
+    with_parents,
+)  # fmt: skip
 from broker.jobs.ranges import Problem, node_errors
 from broker.jobs.references import lift
 from broker.jobs.requirements import Requirement, complete
+from broker.jobs.templates import Bound, Loaded, Templates
+from broker.jobs.ui_format import convert
 from broker.jobs.waiting import explain, from_atoms, values
-from broker.jobs.workflow import Graph, check, check_inputs, normalise
+from broker.jobs.workflow import Graph, check, normalise
 from broker.outbound import UrlRule
 from broker.protocol.base import JobStatus, now_ms
-from broker.protocol.messages import MAX_PARENTS, InputFile, JobAccepted, Requirements, SubmitJob
+from broker.protocol.messages import JobAccepted, Requirements, SubmitJob
 from broker.protocol.records import WaitingFor
 from broker.queue.queue import Answer, NewJob, Queue, require
 from broker.queue.seal import TAG
 from broker.settings import Settings
 
-NOT_IN_BODY = frozenset({"message_id", "timestamp", "type", "subscribe", "strict", "dry_run", "idempotency_key"})
-"""Fields that do not change which job a submit means: a repeated one may differ in them."""
 _REMEMBERED_CLASSES = 4096
 
 
@@ -48,35 +58,13 @@ class Draft:
     need: Requirement
     problems: list[Problem]
     partner_keys: dict[str, str] = field(default_factory=dict, repr=False)
+    bound: Bound | None = None
     expected: Prediction | None = None
 
 
 def new_job_id() -> str:
     """128 random bits: an id cannot be guessed."""
     return secrets.token_hex(16)
-
-
-def message_errors(exc: ValidationError) -> BadMessage:
-    """What pydantic found, as one sentence about the first problem and all of them in ``details.errors``."""
-    found = [
-        {"field": ".".join(str(part) for part in error["loc"])[:200], "problem": error["msg"]}
-        for error in exc.errors(include_url=False, include_context=False, include_input=False)[:20]
-    ]
-    first = found[0]
-    where = f"{first['field']}: " if first["field"] else ""
-    return BadMessage(f"{where}{first['problem'].removeprefix('Value error, ')}.", errors=found)
-
-
-def encode_payload(payload: dict[str, Any]) -> bytes:
-    """The bytes the queue keeps: JSON, or zlib of it when that is smaller (the first byte tells)."""
-    plain = strict.dumps(payload).encode()
-    packed = zlib.compress(plain, 1)
-    return packed if len(packed) < len(plain) else plain
-
-
-def decode_payload(stored: bytes) -> Any:
-    """The payload from the queue's bytes."""
-    return strict.parse(stored if stored[:1] == b"{" else zlib.decompress(stored))
 
 
 class Submitter:
@@ -89,12 +77,15 @@ class Submitter:
         settings: Settings,
         policies: Policies | None = None,
         side: SideKeys | None = None,
+        *,
+        templates: Templates | None = None,
     ) -> None:
         """``side`` takes partner keys; without it they are refused."""
         self._side = side
         self._policies = policies or Policies(settings)
         self._queue = queue
         self._fleet = fleet
+        self._templates = templates
         self._max_payload = settings.max_payload_kb * 1024
         self._max_metadata = settings.max_metadata_kb * 1024
         self._classes: OrderedDict[str, Requirement] = OrderedDict()
@@ -108,7 +99,8 @@ class Submitter:
 
         Raises every error of protocol's submit_job, ``Unavailable`` when nothing was accepted.
         """
-        draft = self._draft(tenant, message, await self._fleet.view(), job_id)
+        named = await self._named(tenant, [message])
+        draft = self._draft(tenant, message, await self._fleet.view(), job_id, named)
         if draft.submit.dry_run:
             return await self._rehearse(tenant, draft)
         if draft.submit.strict:
@@ -128,12 +120,13 @@ class Submitter:
     ) -> list[JobAccepted | EmqError]:
         """Submit up to 1,000 jobs in one atomic call; one outcome a job, in order."""
         view = await self._fleet.view()
+        templates = await self._named(tenant, messages)
         outcomes: list[JobAccepted | EmqError | None] = [None] * len(messages)
         drafts: dict[int, Draft] = {}
         for i, message in enumerate(messages):
             try:
                 named = message if group is None or message.get("group") is not None else {**message, "group": group}
-                draft = self._draft(tenant, named, view, job_ids[i] if job_ids else None)
+                draft = self._draft(tenant, named, view, job_ids[i] if job_ids else None, templates)
                 if draft.submit.dry_run:
                     outcomes[i] = await self._rehearse(tenant, draft)
                     continue
@@ -189,7 +182,17 @@ class Submitter:
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
-    def _draft(self, tenant: str, message: dict[str, Any], view: FleetView, job_id: str | None) -> Draft:
+    async def _named(self, tenant: str, messages: Sequence[dict[str, Any]]) -> Mapping[str, Loaded | EmqError]:
+        return await self._templates.named(tenant, messages) if self._templates else {}
+
+    def _draft(
+        self,
+        tenant: str,
+        message: dict[str, Any],
+        view: FleetView,
+        job_id: str | None,
+        named: Mapping[str, Loaded | EmqError],
+    ) -> Draft:
         self.check_size(message)
         try:
             submit = SubmitJob.model_validate(message)
@@ -199,15 +202,17 @@ class Submitter:
         if submit.webhook_url is not None:
             self._webhooks.check(submit.webhook_url)
         submit, partner_keys = self._without_keys(submit)
-        payload, graph = self._payload(submit)
+        bound = self._bound(submit, named)
+        payload, graph = self._payload(submit, bound.payload if bound else submit.payload, view)
         if graph is not None:
             self._policies.rules(tenant).check(graph)
-        submit = _with_parents(submit, payload)
+        submit = with_parents(submit, payload)
         need = complete(submit.job_type, submit.requirements.model_dump(), graph, view)
         self._remember(need.class_id, need)
         problems = view.values.problems(graph, payload.get("inputs") or ()) if graph else []
-        job = self._new_job(submit, payload, need, job_id or new_job_id(), problems)
-        return Draft(submit, job, need, problems, partner_keys)
+        spec = spec_of(submit, problems, bound, secret=self._queue.seal.active)
+        job = self._new_job(submit, payload, need, job_id or new_job_id(), spec)
+        return Draft(submit, job, need, problems, partner_keys, bound)
 
     def _without_keys(self, submit: SubmitJob) -> tuple[SubmitJob, dict[str, str]]:
         """A submit without its partner keys, and they; what is secret asks for workers behind the gateway."""
@@ -231,26 +236,38 @@ class Submitter:
                 limit=self._max_metadata,
             )
 
-    def _payload(self, submit: SubmitJob) -> tuple[dict[str, Any], Graph | None]:
-        if "template" in submit.payload and not isinstance(submit.payload["template"], dict):
-            raise NotFound(f"There is no workflow template {str(submit.payload['template'])[:128]!r}.")
+    def _bound(self, submit: SubmitJob, named: Mapping[str, Loaded | EmqError]) -> Bound | None:
+        """The payload made from the template that it names; a bare graph may have a node of the id ``template``."""
+        reference = submit.payload.get("template")
+        if reference is None or isinstance(reference, dict):
+            return None
+        template = named.get(reference) if isinstance(reference, str) else None
+        if self._templates is None or template is None:
+            raise NotFound(f"There is no workflow template {str(reference)[:128]!r}.")
+        if isinstance(template, EmqError):
+            raise template
+        return self._templates.bind(submit.payload, template)
+
+    def _payload(
+        self, submit: SubmitJob, given: dict[str, Any], view: FleetView
+    ) -> tuple[dict[str, Any], Graph | None]:
         comfyui = submit.job_type == "comfyui"
-        payload = normalise(submit.payload, graph_required=comfyui)
+        payload = normalise(given, graph_required=comfyui, convert=partial(convert, known=view.values.versions))
         if not comfyui and "workflow" not in payload:
             return payload, None
         graph, inputs = lift(check(payload["workflow"]), payload.get("inputs"))
         if inputs is not None:
-            payload = {**payload, "workflow": graph, "inputs": _inputs(inputs, graph)}
+            payload = {**payload, "workflow": graph, "inputs": checked_inputs(inputs, graph)}
         return payload, graph
 
     def _new_job(
-        self, submit: SubmitJob, payload: dict[str, Any], need: Requirement, job_id: str, problems: list[Problem]
+        self, submit: SubmitJob, payload: dict[str, Any], need: Requirement, job_id: str, spec: bytes
     ) -> NewJob:
         keyed = submit.idempotency_key is not None
         return NewJob(
             job_id=job_id,
             payload=encode_payload(payload),
-            spec=_spec(submit, problems),
+            spec=spec,
             job_class=need.class_id,
             atoms=need.atoms,
             kind=need.kind,
@@ -262,8 +279,8 @@ class Submitter:
             delay_ms=round(submit.delay_s * 1000) or None,
             start_at=submit.start_at,
             expires_ms=None if submit.expires_s is None else max(1, round(submit.expires_s * 1000)),
-            idempotency_key=_digest(submit.idempotency_key.encode()) if submit.idempotency_key else None,
-            body_digest=_body_digest(submit) if keyed else None,
+            idempotency_key=digest(submit.idempotency_key.encode()) if submit.idempotency_key else None,
+            body_digest=body_digest(submit) if keyed else None,
             depends_on=submit.depends_on,
             on_parent_failure=submit.on_parent_failure,
             group=submit.group,
@@ -318,6 +335,7 @@ class Submitter:
             waiting_for=reasons,
             requirements=draft.need.public(),
             dry_run=True,
+            **told(draft.bound),
         )
 
     async def _outcome(self, draft: Draft, answer: Answer) -> JobAccepted | EmqError:
@@ -341,6 +359,7 @@ class Submitter:
             duplicate=duplicate,
             waiting_for=[] if duplicate else await self._waiting(draft, answer.lines("missing")),
             requirements=None if duplicate else draft.need.public(),
+            **told(None if duplicate else draft.bound),
         )
 
     async def _waiting(self, draft: Draft, missing: list[str]) -> list[WaitingFor]:
@@ -365,53 +384,3 @@ def _require_submitted(answer: Answer) -> None:
             job_id=answer.text("job_id"),
         )
     require(answer, what)
-
-
-def _inputs(inputs: Any, graph: Graph) -> dict[str, dict[str, Any]]:
-    if not isinstance(inputs, dict):
-        raise BadMessage("payload.inputs must map node_id.input_name to a source.")
-    result: dict[str, dict[str, Any]] = {}
-    for key, value in inputs.items():
-        try:
-            result[key] = InputFile.model_validate(value).model_dump(exclude_none=True)
-        except ValidationError as exc:
-            error = message_errors(exc)
-            raise BadMessage(f"payload.inputs[{key[:160]!r}]: {error.message}", **error.details) from None
-    check_inputs(result, graph)
-    return result
-
-
-def _with_parents(submit: SubmitJob, payload: dict[str, Any]) -> SubmitJob:
-    """Make the job depend on those whose outputs it takes; raises ``BadMessage`` when they are too many.
-
-    A job can only name jobs that are there before it, so no two of them can wait for each other.
-    """
-    inputs = payload.get("inputs") if submit.job_type == "comfyui" else None
-    sources = inputs.values() if isinstance(inputs, dict) else ()
-    parents = list(dict.fromkeys([*submit.depends_on, *(s["output"]["job_id"] for s in sources if s.get("output"))]))
-    if len(parents) > MAX_PARENTS:
-        raise BadMessage(f"A job depends on at most {MAX_PARENTS} others, those whose outputs it takes included.")
-    return submit.model_copy(update={"depends_on": parents})
-
-
-def _spec(submit: SubmitJob, problems: list[Problem]) -> bytes:
-    """What the record keeps beside its fields; small, for every waiting job has one."""
-    given = {k: v for k, v in submit.requirements.model_dump().items() if v}
-    fields = {
-        "requirements": given,
-        "metadata": submit.metadata,
-        "webhook_url": submit.webhook_url,
-        "depends_on": submit.depends_on,
-        "suspects": [problem.suspect() for problem in problems],
-    }
-    # An empty list says nothing, except in metadata, which comes back as it was given.
-    kept = {k: v for k, v in fields.items() if v is not None and (k == "metadata" or v not in ({}, []))}
-    return strict.dumps(kept).encode()
-
-
-def _digest(data: bytes) -> str:
-    return blake3(data).hexdigest()[:32]
-
-
-def _body_digest(submit: SubmitJob) -> str:
-    return _digest(strict.canonical(submit.model_dump(mode="json", exclude=set(NOT_IN_BODY))))

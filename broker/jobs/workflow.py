@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NoReturn
 
 from broker.errors import InvalidWorkflow
 
@@ -30,18 +30,26 @@ def _is_bare_graph(payload: dict[str, Any]) -> bool:
     return any(isinstance(node, dict) and "class_type" in node for node in payload.values())
 
 
-def normalise(payload: dict[str, Any], *, graph_required: bool = True) -> dict[str, Any]:
+def normalise(
+    payload: dict[str, Any], *, graph_required: bool = True, convert: Callable[[dict[str, Any]], Graph] | None = None
+) -> dict[str, Any]:
     """Bring the three ways of naming a graph to one: ``{"workflow": graph, …the other fields}``.
 
-    Raises ``InvalidWorkflow`` when there is none. With ``graph_required=False`` (another job type) such a payload
-    passes as it is.
+    A graph in the editor's format is given to ``convert``; without one it is refused. Raises ``InvalidWorkflow`` when
+    there is none. With ``graph_required=False`` (another job type) such a payload passes as it is.
     """
-    _refuse_ui(payload)
     named = [name for name in ("workflow", "prompt") if _is_named_graph(payload.get(name))]
+    if looks_like_ui(payload):
+        named, payload = ["workflow"], {"workflow": payload}
     if named:
         name = next((n for n in named if not looks_like_ui(payload[n])), named[0])
-        _refuse_ui(payload[name])
         rest = {key: value for key, value in payload.items() if key not in ("workflow", "prompt")}
+        if looks_like_ui(payload[name]):
+            if convert is None:
+                _refuse_ui()
+            else:
+                _keep_ui(rest, payload[name])
+                return {"workflow": convert(payload[name]), **rest}
         if name == "prompt" and looks_like_ui(payload.get("workflow")):
             _keep_ui(rest, payload["workflow"])
         return {"workflow": payload[name], **rest}
@@ -68,13 +76,12 @@ def _keep_ui(rest: dict[str, Any], ui: dict[str, Any]) -> None:
         rest["extra_data"] = {**extra, "extra_pnginfo": {"workflow": ui}}
 
 
-def _refuse_ui(value: Any) -> None:
-    if looks_like_ui(value):
-        raise InvalidWorkflow(
-            "This is a workflow as ComfyUI's editor saves it; EMQ takes the API format. " + API_HINT,
-            node_errors={},
-            reason="ui_format",
-        )
+def _refuse_ui() -> NoReturn:
+    raise InvalidWorkflow(
+        "This is a workflow as ComfyUI's editor saves it; EMQ takes the API format. " + API_HINT,
+        node_errors={},
+        reason="ui_format",
+    )
 
 
 def links(node: dict[str, Any]) -> Iterator[tuple[str, str]]:

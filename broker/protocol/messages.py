@@ -57,7 +57,9 @@ class SubmitJob(Message):
     """Submit one job; answered by ``job_accepted`` once it is durable."""
 
     type: Literal["submit_job"] = "submit_job"
-    payload: dict[str, Any] = Field(description="`workflow` (or `prompt`, or the bare graph), `inputs`, `extra_data`.")
+    payload: dict[str, Any] = Field(
+        description="`workflow` (or `prompt`, or the bare graph) or `template` and `params`; `inputs`, `extra_data`."
+    )
     job_type: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:-]{1,64}$")] = "comfyui"
     priority: Priority = Field(0, description="-100 to 100, higher first.")
     requirements: Requirements = Field(default_factory=Requirements)
@@ -265,6 +267,8 @@ class JobAccepted(Reply):
     waiting_for: list[WaitingFor] = Field(default_factory=list)
     requirements: dict[str, Any] | None = Field(None, description="As completed from the graph.")
     dry_run: bool = False
+    template: str | None = Field(None, description="The template's version that was used.")
+    params: dict[str, Any] | None = Field(None, description="Its parameters as in the record, drawn seeds among them.")
 
     def wire(self) -> dict[str, Any]:
         """Without ``job_id`` when nothing was submitted, without ``dry_run`` when something was."""

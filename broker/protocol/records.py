@@ -165,6 +165,11 @@ class Job(Outgoing):
     waiting_for: list[WaitingFor] = Field(default_factory=list)
     metadata: Any = None
     requirements: dict[str, Any] | None = None
+    template: str | None = Field(None, description="The template's version that it was made from.")
+    params: dict[str, Any] | None = Field(
+        None,
+        description="The template's parameters as they were bound, drawn seeds among them; long ones are left out.",
+    )
     group: str | None = None
     depends_on: list[str] = Field(default_factory=list)
     timeout_s: float | None = None

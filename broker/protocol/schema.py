@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from . import events, gateway, messages, records
+from . import events, gateway, messages, records, templates
 
 REPLIES: tuple[type[BaseModel], ...] = (
     messages.JobAccepted, messages.JobsAccepted, messages.JobStatusReply, messages.JobList, messages.GroupStatus,
@@ -23,12 +23,20 @@ REPLIES: tuple[type[BaseModel], ...] = (
 EVENTS: tuple[type[BaseModel], ...] = (
     events.JobUpdate, events.JobProgress, events.JobCompleted, events.JobFailed, events.Reset, events.StatsBroadcast,
 )  # fmt: skip
-RECORDS: tuple[type[BaseModel], ...] = (records.Job, records.Worker, records.Stats, records.Health)
+RECORDS: tuple[type[BaseModel], ...] = (
+    records.Job, records.Worker, records.Stats, records.Health, templates.TemplateStored, templates.TemplateList,
+    templates.Template, templates.BoundTemplate, templates.TemplatesRemoved,
+)  # fmt: skip
 
 
 def schema() -> dict[str, Any]:
     """One document: every model under ``$defs``, and the four families as ``oneOf`` lists."""
-    incoming: list[type[BaseModel]] = [*messages.CLIENT_MESSAGES, *gateway.WORKER_MESSAGES, messages.InputFile]
+    incoming: list[type[BaseModel]] = [
+        *messages.CLIENT_MESSAGES,
+        *gateway.WORKER_MESSAGES,
+        messages.InputFile,
+        templates.PutTemplate,
+    ]
     outgoing: list[type[BaseModel]] = [*REPLIES, *EVENTS, *gateway.GATEWAY_REPLIES, *RECORDS]
     _, first = models_json_schema([(m, "validation") for m in incoming])
     _, second = models_json_schema([(m, "serialization") for m in outgoing])

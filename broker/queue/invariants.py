@@ -33,7 +33,7 @@ LASTING = re.compile(
     r"meta|config|brokers|replicas|arrivals|i|k:.+|n:.+|h:.+|c:.+|classes|vt|p:.+|pd:.+|pv:.+|ok:.+|profiles|idle|idle:.+|v:.+|due|"
     r"expiry|deadline|wk:.+|workers|leases|held:.+|w:.+|a:.+|f:.+|fin:.+|active|tenants|count|parked:.+|tn:.+|g:.+|"
     r"gm:.+|pg:.+|px:.+|x:.+|dead|instances|levels|match|cascade|age|states|unpark|pw:.+|"
-    r"outbox|outbox_tries",
+    r"outbox|outbox_tries|tv:.+|tt:.+|td:.+",
     re.DOTALL,
 )
 OF_A_JOB = re.compile(r"(?:j|b|e|r|pr|kids):(.+)", re.DOTALL)

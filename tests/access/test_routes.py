@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from aiohttp import web
 from blake3 import blake3
 
 from tests.access.conftest import Guarded, bearer, handshake
+from tests.api.conftest import GRAPH as WORKFLOW
 from tests.api.conftest import submit
 from tests.support.simulated import Held
 
@@ -50,6 +52,11 @@ NEEDS = {
     ("PUT", "/api/assets/{hash}"): "submit",
     ("GET", "/api/assets/{hash}"): "read",
     ("POST", "/api/assets"): "submit",
+    ("GET", "/api/templates"): "read",
+    ("GET", "/api/templates/{template}"): "read",
+    ("PUT", "/api/templates/{template}"): "submit",
+    ("DELETE", "/api/templates/{template}"): "submit",
+    ("POST", "/api/templates/{template}/test"): "read",
     ("GET", "/api/keys"): "admin",
     ("POST", "/api/keys"): "admin",
     ("DELETE", "/api/keys/{key_id}"): "admin",
@@ -123,6 +130,8 @@ async def things(guarded: Guarded, tenant: str) -> Things:
     asset = f"an input file of {tenant}".encode()
     digest = blake3(asset).hexdigest()
     assert (await guarded.ask(key, "PUT", f"/api/assets/{digest}", data=asset))[0] == 201
+    template = {"workflow": WORKFLOW}
+    assert (await guarded.ask(key, "PUT", f"/api/templates/{tenant}-1", json=template))[0] == 201
     spare = (await guarded.store.create("spare", ["read"]))[0].key_id
     await guarded.store.create_user(f"person-{tenant}", tenant, "viewer", "a long password")
     names = {
@@ -130,6 +139,7 @@ async def things(guarded: Guarded, tenant: str) -> Things:
         "area": "outputs", "key": "own/x/1/0",
         "name": stored["name"], "user": f"person-{tenant}", "tenant": tenant,
         "node_id": "2", "index": "0", "client_id": "c", "monitor_id": "m",
+        "template": f"{tenant}-1",
     }  # fmt: skip
     return Things(held.job_id, asset, lambda path: path.format(**names))
 
@@ -196,7 +206,9 @@ async def test_a_scope_opens_its_routes_and_no_other(guarded: Guarded, scope: st
     key = await guarded.key(scope)
     for (method, path), needed in sorted(NEEDS.items(), key=lambda item: (item[0][0] == "DELETE", item)):
         may = needed in (ANY, scope) or scope == "admin"
-        body = {"data": own.asset} if "/assets/" in path and method == "PUT" else {}
+        body: dict[str, Any] = {"data": own.asset} if "/assets/" in path and method == "PUT" else {}
+        if (method, path) == ("PUT", "/api/templates/{template}"):
+            body = {"data": json.dumps({"workflow": WORKFLOW})}
         address = own.fill(WITH_QUERY.get(path, path))
         status = await status_of(guarded, method, address, key, **body)
         if not may:
@@ -206,6 +218,10 @@ async def test_a_scope_opens_its_routes_and_no_other(guarded: Guarded, scope: st
         assert status not in (401, 403, 404), f"{method} {path} with {scope}: {status}"
         if scope == "admin" and path.startswith(("/ui/", "/jobs/")):
             continue  # an administrator's pages show everybody's
-        if "{job_id}" in path or (method, path) == ("GET", "/api/assets/{hash}"):
+        if (
+            "{job_id}" in path
+            or ("{template}" in path and method != "PUT")
+            or (method, path) == ("GET", "/api/assets/{hash}")
+        ):
             status = await status_of(guarded, method, foreign.fill(path), key)
             assert status == 404, f"{method} {path} of another tenant"

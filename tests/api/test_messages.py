@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from broker.jobs.submission import decode_payload
+from broker.jobs.payloads import decode_payload
 from broker.protocol import messages as m
 from broker.protocol import records as r
 from tests.api.conftest import GRAPH, Broker, Client, submit

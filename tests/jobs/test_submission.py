@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from broker.errors import Conflict, EmqError, PayloadTooLarge
 from broker.jobs.fleet import Fleet
-from broker.jobs.submission import Submitter, decode_payload, encode_payload
+from broker.jobs.payloads import decode_payload, encode_payload
+from broker.jobs.submission import Submitter
 from broker.queue.queue import Queue
 from broker.settings import Settings
 
