@@ -41,7 +41,7 @@ class KeyRing:
         """Called after the keys, people and tenants were read anew."""
         self._store = store
         self._open = may_be_open
-        self._version = -1
+        self._stamp = (-1, -1)
         self._keys: dict[str, Key] = {}
         self._users: dict[str, User] = {}
         self._watched: dict[object, tuple[Identity, Close]] = {}
@@ -123,7 +123,7 @@ class KeyRing:
             await asyncio.sleep(LOOK_S)
             self._close_where(lambda who: not self.holds(who))
             try:
-                if await self._store.version() != self._version:
+                if await self._store.stamp() != self._stamp:
                     await self._load()
                     self._close_where(lambda who: not self.holds(who))
                 await self._check_sessions()
@@ -138,13 +138,14 @@ class KeyRing:
                 log.exception("The keys could not be looked at")
 
     async def _load(self) -> None:
+        stamp = await self._store.stamp()
         version, found = await self._store.load()
         users, tenants = await self._store.users(), await self._store.tenants()
         if version and self._open:
             self._open = False
-            if self._version >= 0:
+            if self._stamp[0] >= 0:
                 log.info("There is a key or a user now: from here on everything needs a credential")
-        self._version, self._keys, self._users = version, found, users
+        self._stamp, self._keys, self._users = stamp, found, users
         self.policies.update(tenants, found)
         if self.on_change is not None:
             await self.on_change()

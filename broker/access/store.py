@@ -4,6 +4,7 @@
 
 ==========================  ============================================================================================
 ``P version``               counts changes; exists since the first key was made, and never goes
+``P policies``              counts changes of what is set for tenants
 ``P ids``                   set of key ids
 ``P key:<id>``              hash: digest, tenant, scopes, name, created, expires, revoked, old_digest, old_until
 ``P used``                  hash: id → when it was last used, to the minute
@@ -63,6 +64,11 @@ class AccessStore:
         """A number that changes with every change of a key; 0: no key was ever made."""
         (version,) = await self._run(("GET", P + "version"))
         return int(version or 0)
+
+    async def stamp(self) -> tuple[int, int]:
+        """Two numbers that change: with keys and users, and with what is set for tenants."""
+        version, policies = await self._run(("GET", P + "version"), ("GET", P + "policies"))
+        return int(version or 0), int(policies or 0)
 
     async def load(self) -> tuple[int, dict[str, Key]]:
         """All keys by id, and the version that they have at least."""
@@ -230,7 +236,7 @@ class AccessStore:
     async def set_tenant(self, tenant: str, policy: TenantPolicy) -> None:
         """Set what holds for a tenant, in place of what was set; what is left out has the settings' default."""
         text = policy.model_dump_json(exclude_none=True, exclude={"type", "message_id", "timestamp"})
-        await self._run(("HSET", P + "tenants", keys.check_tenant(tenant), text), ("INCR", P + "version"))
+        await self._run(("HSET", P + "tenants", keys.check_tenant(tenant), text), ("INCR", P + "policies"))
 
     # -- limits -------------------------------------------------------------------------------------------------------
 

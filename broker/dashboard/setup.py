@@ -8,7 +8,21 @@ from aiohttp import web
 
 from broker.access.identity import Role
 from broker.api.services import SERVICES
-from broker.dashboard import actions, fleet, login, previews, stream
+from broker.dashboard import (
+    actions,
+    admin,
+    failures,
+    fleet,
+    gallery,
+    guide,
+    login,
+    metrics,
+    models,
+    previews,
+    stream,
+    timeline,
+    workers,
+)
 from broker.dashboard.frame import PAGES, Pages, View, folder
 from broker.dashboard.live import Feeds
 from broker.dashboard.parts import Parts
@@ -16,7 +30,9 @@ from broker.dashboard.previews import PREVIEWS, Previews
 from broker.dashboard.roles import ROLES
 from broker.dashboard.stream import FEEDS
 
-PARTS = (fleet, stream, previews, actions, login)
+PARTS = (
+    fleet, workers, timeline, failures, gallery, models, metrics, admin, guide, stream, previews, actions, login,
+)  # fmt: skip
 """Modules with routes; pages stand in the navigation in this order."""
 
 

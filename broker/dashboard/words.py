@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from blake3 import blake3
 from markupsafe import Markup
@@ -81,7 +81,12 @@ def segment(name: Any) -> str:
     return quote(str(name), safe="")
 
 
+def query(fields: dict[str, Any]) -> str:
+    """A query string of the fields that have a value."""
+    return urlencode({name: value for name, value in fields.items() if value not in ("", None)})
+
+
 FILTERS = {
     "age": age, "exact": exact, "span": span, "duration": duration, "count": count, "megabytes": megabytes,
-    "size": size, "segment": segment,
+    "size": size, "segment": segment, "query": query,
 }  # fmt: skip

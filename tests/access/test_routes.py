@@ -73,6 +73,22 @@ NEEDS = {
     ("GET", "/stats"): "read",
     ("GET", "/openapi.json"): ANY,
     ("GET", "/"): "read",
+    ("GET", "/workers"): "read",
+    ("GET", "/workers/{worker_id}"): "read",
+    ("GET", "/timeline"): "read",
+    ("GET", "/failures"): "read",
+    ("GET", "/gallery"): "read",
+    ("GET", "/models"): "read",
+    ("GET", "/metrics-view"): "read",
+    ("GET", "/admin"): "admin",
+    ("GET", "/help"): "read",
+    ("GET", "/style"): "read",
+    ("POST", "/ui/failures/{signature}/retry"): "operator",
+    ("POST", "/ui/keys"): "admin",
+    ("POST", "/ui/keys/{key_id}/revoke"): "admin",
+    ("POST", "/ui/users"): "admin",
+    ("POST", "/ui/users/{user}/remove"): "admin",
+    ("POST", "/ui/tenants/{tenant}/limits"): "admin",
     ("GET", "/ui/events"): "read",
     ("GET", "/ui/preview/{job_id}"): "read",
     ("POST", "/ui/pause"): "admin",
@@ -88,7 +104,7 @@ NEEDS = {
     ("GET", "/ws/worker"): "worker",
     ("GET", "/ws/worker/{worker_id}"): "worker",
 }
-WITH_QUERY = {"/ui/events": "/ui/events?page=fleet"}
+WITH_QUERY = {"/ui/events": "/ui/events?page=fleet", "/ui/users/{user}/remove": "/ui/users/{leaver}/remove"}
 """Addresses that say nothing without one."""
 BETWEEN_REPLICAS = "/internal/files/{area}/{key}"
 LEASE_ONLY = "/api/jobs/{job_id}/outputs/{attempt}/{slash}{number}/{name}"
@@ -133,11 +149,13 @@ async def things(guarded: Guarded, tenant: str) -> Things:
     template = {"workflow": WORKFLOW}
     assert (await guarded.ask(key, "PUT", f"/api/templates/{tenant}-1", json=template))[0] == 201
     spare = (await guarded.store.create("spare", ["read"]))[0].key_id
-    await guarded.store.create_user(f"person-{tenant}", tenant, "viewer", "a long password")
+    for person in ("person", "leaver"):
+        await guarded.store.create_user(f"{person}-{tenant}", tenant, "viewer", "a long password")
     names = {
         "job_id": held.job_id, "hash": digest, "group": GROUP, "worker_id": "sim-1", "key_id": spare,
         "area": "outputs", "key": "own/x/1/0",
-        "name": stored["name"], "user": f"person-{tenant}", "tenant": tenant,
+        "name": stored["name"], "user": f"person-{tenant}", "leaver": f"leaver-{tenant}",
+        "signature": "0" * 16, "tenant": tenant,
         "node_id": "2", "index": "0", "client_id": "c", "monitor_id": "m",
         "template": f"{tenant}-1",
     }  # fmt: skip

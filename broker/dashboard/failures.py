@@ -1,0 +1,64 @@
+"""``/failures``: what goes wrong, grouped by its signature, and what is done about a whole group."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiohttp import web
+
+from broker.access.identity import Role, current
+from broker.api.services import Services, services
+from broker.dashboard.forms import done, field, read_form
+from broker.dashboard.frame import Page, View, add_action, add_page
+from broker.errors import Conflict, NotFound
+from broker.jobs.failures import FailureGroup, grouped
+from broker.protocol.base import now_ms
+
+SPANS = {"1": "1 h", "24": "24 h", "168": "7 days"}
+PAGES = 8
+MOST = 100
+
+
+def add_to(app: web.Application) -> None:
+    """Register the page and its action."""
+    add_page(app, Page("failures", "/failures", "Failures", "failures.html", read, nav="Failures", every_s=2))
+    add_action(app, "/ui/failures/{signature}/retry", retry, Role.OPERATOR)
+
+
+async def read(parts: Services, view: View) -> dict[str, Any]:
+    """The groups of the last hours (``span``)."""
+    hours = int(view.get("span", "24")) if view.get("span", "24") in SPANS else 24
+    groups, whole = await _groups(parts, view.sees, hours)
+    total = sum(len(group.jobs) for group in groups)
+    return {"groups": groups[:MOST], "hours": hours, "spans": SPANS, "whole": whole, "total": total}
+
+
+async def _groups(parts: Services, tenant: str, hours: int) -> tuple[list[FailureGroup], bool]:
+    """The groups, and whether all failures of the time were looked at."""
+    since, jobs = now_ms() - hours * 3_600_000, []
+    until: int | None = None
+    for _ in range(PAGES):
+        page, until = await parts.history.ended(since=since, until=until, status="failed", tenant=tenant)
+        jobs += page
+        if until is None:
+            break
+    return grouped(jobs), until is None
+
+
+async def retry(request: web.Request) -> web.StreamResponse:
+    """Run every job of a group again."""
+    form = await read_form(request)
+    parts, who, wanted = services(request), current(request), request.match_info["signature"]
+    span = field(form, "span", "24")
+    groups, _ = await _groups(parts, who.sees, int(span) if span in SPANS else 24)
+    group = next((group for group in groups if group.signature == wanted), None)
+    if group is None:
+        return done(request, form, "These jobs have been run again already, or are not kept any more.")
+    again = 0
+    for job_id in group.jobs:
+        try:
+            await parts.operations.retry(job_id, who.sees)
+            again += 1
+        except (Conflict, NotFound):
+            continue  # somebody was faster, or its record has gone
+    return done(request, form, f"{again} of {len(group.jobs)} jobs run again.")

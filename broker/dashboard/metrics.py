@@ -1,0 +1,93 @@
+"""``/metrics-view``: throughput, waits and runs, how busy the GPUs are, who uses them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+from aiohttp import web
+
+from broker.api.services import Services
+from broker.dashboard.frame import Page, View, add_page
+
+SPANS = {"60": "1 h", "360": "6 h", "1440": "24 h"}
+POINTS = 60
+MOST_KINDS = 15
+
+
+def add_to(app: web.Application) -> None:
+    """Register the page."""
+    add_page(app, Page("metrics", "/metrics-view", "Metrics", "metrics.html", read, nav="Metrics", every_s=5))
+
+
+async def read(parts: Services, view: View) -> dict[str, Any]:
+    """Sixty points over the last minutes (``span``), and tables by kind of job and tenant."""
+    minutes = int(view.get("span", "60")) if view.get("span", "60") in SPANS else 60
+    samples = await parts.history.samples(minutes)
+    size = max(1, minutes // POINTS)
+    groups = [samples[at : at + size] for at in range(0, len(samples), size)]
+    kinds = _kinds(samples)
+    tenants = _tenants(samples)
+    if view.sees:
+        tenants = {name: number for name, number in tenants.items() if name == view.sees}
+    return {
+        "minutes": minutes, "spans": SPANS, "size": size, "samples": len(samples), "charts": _charts(groups, size),
+        "kinds": kinds[:MOST_KINDS], "tenants": tenants, "estimates": (await parts.operations.stats(""))["estimates"],
+    }  # fmt: skip
+
+
+def _charts(groups: list[list[dict[str, Any]]], size: int) -> list[dict[str, Any]]:
+    def mean(values: list[float]) -> float:
+        return sum(values) / len(values) if values else 0
+
+    done = [sum(k["n"] - k["failed"] for s in g for k in s["kinds"].values()) / size for g in groups]
+    failed = [sum(k["failed"] for s in g for k in s["kinds"].values()) / size for g in groups]
+    busy = [mean([load for s in g for load in s["gpus"].values()]) for g in groups]
+    return [
+        {"name": "Completed a minute", "unit": "", "values": done, "kind": "good"},
+        {"name": "Failed a minute", "unit": "", "values": failed, "kind": "bad"},
+        {"name": "Waiting", "unit": "", "values": [g[-1]["queued"] for g in groups], "kind": "wait"},
+        {"name": "GPUs busy", "unit": " %", "values": busy, "kind": "busy", "most": 100},
+        {"name": "Wait, p95", "unit": " s", "values": [_p95(g, "wait_ms") for g in groups], "kind": "wait"},
+        {"name": "Run, p95", "unit": " s", "values": [_p95(g, "run_ms") for g in groups], "kind": "busy"},
+    ]
+
+
+def _p95(group: list[dict[str, Any]], name: str) -> float:
+    """The worst kind's p95, in s: an average of quantiles would be none."""
+    found = [k[name][1] for sample in group for k in sample["kinds"].values() if k[name]]
+    return float(max(found, default=0)) / 1000
+
+
+def _kinds(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What each kind of job did; waits and runs are the medians and the worst p95 of its minutes, in ms."""
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for sample in samples:
+        for kind, figures in sample["kinds"].items():
+            found[kind].append(figures)
+    rows = [
+        {
+            "kind": kind, "n": sum(f["n"] for f in minutes), "failed": sum(f["failed"] for f in minutes),
+            "wait_p50": _over(minutes, "wait_ms", "p50"), "wait_p95": _over(minutes, "wait_ms", "p95"),
+            "run_p50": _over(minutes, "run_ms", "p50"), "run_p95": _over(minutes, "run_ms", "p95"),
+        }
+        for kind, minutes in found.items()
+    ]  # fmt: skip
+    return sorted(rows, key=lambda row: -row["n"])
+
+
+def _over(minutes: list[dict[str, Any]], name: str, which: str) -> float | None:
+    pairs = sorted(figures[name] for figures in minutes if figures[name])
+    if not pairs:
+        return None
+    if which == "p50":
+        return float(sorted(pair[0] for pair in pairs)[len(pairs) // 2])
+    return float(max(pair[1] for pair in pairs))
+
+
+def _tenants(samples: list[dict[str, Any]]) -> dict[str, int]:
+    counts: dict[str, int] = defaultdict(int)
+    for sample in samples:
+        for name, number in sample["tenants"].items():
+            counts[name] += number
+    return dict(sorted(counts.items(), key=lambda pair: -pair[1]))

@@ -1,0 +1,117 @@
+"""``/timeline``: what each GPU did when, idle times and changes of model included."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+from blake3 import blake3
+
+from broker.api.services import Services
+from broker.dashboard.frame import Page, View, add_page
+from broker.jobs.history import kind_of
+from broker.protocol.base import now_ms
+
+SPANS = {"5": "5 min", "30": "30 min", "120": "2 h", "720": "12 h"}
+MOST_ROWS, PAGES = 60, 8
+COLOURS = 8
+WIDTH, ROW, LABEL, TOP = 1000, 22, 150, 18
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One execution; x and width in the picture's units."""
+
+    x: float
+    width: float
+    job_id: str
+    kind: str
+    status: str
+    ms: int
+    colour: int
+    mine: bool
+    swap: bool
+    """Another model than the one before it."""
+
+
+def add_to(app: web.Application) -> None:
+    """Register the page."""
+    add_page(app, Page("timeline", "/timeline", "Timeline", "timeline.html", read, nav="Timeline", every_s=2))
+
+
+async def read(parts: Services, view: View) -> dict[str, Any]:
+    """Bars of each worker in the last minutes (``span``); ``worker`` shows one alone."""
+    minutes = int(view.get("span", "30")) if view.get("span", "30") in SPANS else 30
+    until = now_ms() // 1000 * 1000
+    since = until - minutes * 60_000
+    workers = await parts.operations.working()
+    if view.get("worker"):
+        workers = [worker for worker in workers if worker["worker_id"] == view.get("worker")]
+    spans = await _ended(parts, since, view)
+    for worker in workers:
+        spans[worker["worker_id"]] += [
+            (job["started_at"], until, job) for job in worker["doing"] if job["started_at"]
+        ]  # fmt: skip
+    busy = [worker for worker in workers if spans[worker["worker_id"]] or worker["status"] != "offline"]
+    rows = [_row(worker, spans[worker["worker_id"]], since, until, view) for worker in busy[:MOST_ROWS]]
+    return {
+        "rows": rows, "hidden": len(busy) - len(rows), "minutes": minutes, "spans": SPANS,
+        "ticks": _ticks(since, until),
+        "height": TOP + ROW * max(1, len(rows)), "width": WIDTH, "label": LABEL, "pitch": ROW, "top": TOP,
+        "worker": view.get("worker"),
+    }  # fmt: skip
+
+
+async def _ended(parts: Services, since: int, view: View) -> dict[str, list[tuple[int, int, dict[str, Any]]]]:
+    found: dict[str, list[tuple[int, int, dict[str, Any]]]] = defaultdict(list)
+    until: int | None = None
+    for _ in range(PAGES):
+        jobs, until = await parts.history.ended(since=since, until=until, worker=view.get("worker"))
+        for job in jobs:
+            end = job["executed_at"] or job["finished_at"]
+            if job["worker_id"] and job["started_at"] and end:
+                found[job["worker_id"]].append((job["started_at"], end, job))
+        if until is None:
+            break
+    return found
+
+
+def _row(
+    worker: dict[str, Any], spans: list[tuple[int, int, dict[str, Any]]], since: int, until: int, view: View
+) -> dict[str, Any]:
+    scale = (WIDTH - LABEL) / (until - since)
+    bars: list[Bar] = []
+    busy, before = 0, ""
+    for start, end, job in sorted(spans, key=lambda span: span[0]):
+        begin, finish = max(start, since), min(end, until)
+        mine = view.sees in ("", job["tenant"])
+        kind = kind_of({"class": "", **job}) if job.get("models") or job.get("class") else "job"
+        bars.append(
+            Bar(
+                x=round(LABEL + (begin - since) * scale, 1),
+                width=max(1.0, round((finish - begin) * scale - 0.5, 1)),
+                job_id=job["job_id"] if mine else "",
+                kind=kind if mine else "another tenant's",
+                status=job["status"],
+                ms=end - start,
+                colour=blake3(kind.encode()).digest()[0] % COLOURS,
+                mine=mine,
+                swap=bool(before) and kind != before,
+            )
+        )
+        before = kind
+        busy += max(0, finish - begin)
+    share = round(100 * min(1.0, busy / (until - since)))
+    swaps = sum(bar.swap for bar in bars)
+    return {"worker_id": worker["worker_id"], "status": worker["status"], "bars": bars, "busy": share, "swaps": swaps}
+
+
+def _ticks(since: int, until: int) -> list[dict[str, Any]]:
+    """Five moments on the axis."""
+    step = (until - since) / 5
+    return [
+        {"x": round(LABEL + (WIDTH - LABEL) * n / 5, 1), "ago_s": round((until - (since + step * n)) / 1000)}
+        for n in range(5)
+    ]
