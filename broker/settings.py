@@ -63,6 +63,11 @@ class Settings(BaseSettings):
         validation_alias=_env("EMQ_ALLOW_VOLATILE"),
         description="Accept a Redis server without append-only file.",
     )
+    allow_open_redis: bool = Field(
+        False,
+        validation_alias=_env("EMQ_ALLOW_OPEN_REDIS"),
+        description="Accept a Redis server on another machine that asks for no password.",
+    )
     appendfsync: Literal["always", "everysec"] = Field(
         "always", validation_alias=_env("EMQ_APPENDFSYNC"), description="Durability of the embedded Valkey."
     )

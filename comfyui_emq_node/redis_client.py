@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -29,6 +30,8 @@ def open_client(url: str, timeout_s: float, retries: int) -> Any:
         "retry": Retry(ExponentialBackoff(0.5, 0.05), retries),
         "client_name": "emq-worker",
     }
+    if find_spec("redis.driver_info"):
+        options["driver_info"] = None  # no CLIENT SETINFO: the worker's user need not be allowed it
     scheme, _, rest = url.partition("://")
     tls, _, kind = scheme.partition("+")
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -11,6 +12,8 @@ from typing import Any
 
 from broker.jobs.ranges import Known, Ranges, parse
 from broker.queue.queue import Answer, Queue
+
+log = logging.getLogger(__name__)
 
 MAX_AGE_S = 3.0
 _KEPT_RANGES = 200
@@ -129,7 +132,12 @@ class Fleet:
         without = frozenset(row.lines("without"))
         known = self._parsed.get(profile_id)
         if known is None or known.without != without:
-            known = parse_profile(profile_id, row.text("json"), without, await self._ranges_of(profile_id, row))
+            try:
+                known = parse_profile(profile_id, row.text("json"), without, await self._ranges_of(profile_id, row))
+            except (ValueError, TypeError, AttributeError, RecursionError) as error:
+                # What a worker wrote into Redis itself must not stop everybody's submits.
+                log.warning("The profile %s of a worker cannot be read: %s", profile_id, type(error).__name__)
+                known = parse_profile(profile_id, "{}", without)
         return known
 
     async def _ranges_of(self, profile_id: str, row: Answer) -> Ranges | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import quote, urlsplit
@@ -39,6 +40,20 @@ class Address:
             return f"redis+{self.kind}://{hosts}" + (f"/{self.service}/{self.db}" if self.service else "")
         parts = urlsplit(self.base)
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is on this machine: a Unix socket, or loopback addresses alone."""
+        parts = urlsplit(self.base)
+        hosts = [host for host, _ in self.nodes] or [parts.hostname or ""]
+        return parts.scheme == "unix" or all(_is_loopback(host) for host in hosts)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def url_from(settings: Settings) -> str | None:

@@ -237,6 +237,23 @@ class Connection:
 
         return list(await self._guard(run, starting=True))
 
+    async def is_open(self) -> bool:
+        """Whether the server answers somebody who shows no password."""
+        if isinstance(self.commands, RedisCluster):
+            options = _options(self.address.base) | {"host": self.address.nodes[0][0], "port": self.address.nodes[0][1]}
+        elif self.address.kind == "sentinel":
+            return False  # whom the sentinels name is on the net of the sentinels
+        else:
+            options = _options(self.address.base)
+        shown = {name: value for name, value in options.items() if name not in ("username", "password")}
+        pool = ConnectionPool(**shown | _socket_options(COMMAND_S, 0))
+        try:
+            async with Redis.from_pool(pool) as stranger:
+                await stranger.execute_command("PING")  # type: ignore[no-untyped-call]
+        except (RedisError, OSError):
+            return False
+        return True
+
     async def channels(self, key: str) -> Channels:
         """A pub/sub connection to the server that has ``key``; raises ``Unavailable``.
 
@@ -363,6 +380,7 @@ def _socket_options(timeout_s: float, retries: int) -> dict[str, Any]:
         "protocol": 2,
         "legacy_responses": False,
         "client_name": "emq-broker",
+        "driver_info": None,  # CLIENT SETINFO, which Redis 7.0 does not know, so that no user can be allowed it there
     }
 
 

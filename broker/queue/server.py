@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import Any, Protocol
 
 from broker.errors import ConfigurationError
 
+log = logging.getLogger(__name__)
+
 REDIS = (7, 0)
 VALKEY = (7, 2)
+LUA_FIXED = {
+    "Redis": ((7, 2, 11), (7, 4, 6), (8, 0, 4), (8, 2, 2)),
+    "Valkey": ((7, 2, 11), (8, 0, 6), (8, 1, 4)),
+}
 
 
 class Source(Protocol):
@@ -32,6 +39,24 @@ async def check_server(source: Source, *, allow_volatile: bool = False) -> str:
     return names[0]
 
 
+def open_server(shown: str) -> ConfigurationError:
+    """Why a server that asks for no password is refused unless it is on this machine."""
+    return ConfigurationError(
+        f"The Redis at {shown} lets everybody in who reaches it, without a password: they could read, forge and delete "
+        "jobs. Give its users passwords (deploy/redis-users.acl, or requirepass), or set EMQ_ALLOW_OPEN_REDIS=1."
+    )
+
+
+def _warn_of_known_holes(name: str, text: str, numbers: tuple[int, ...]) -> None:
+    """Scripts could leave Lua's sandbox before these releases (CVE-2025-49844); distributions patch older ones."""
+    fixed = max((one for one in LUA_FIXED[name] if one[:2] <= numbers[:2]), default=(99,))
+    if numbers < fixed and numbers[:2] <= max(LUA_FIXED[name])[:2]:
+        log.warning(
+            "%s %s is older than the release that closed known holes of its Lua (CVE-2025-49844); make sure that your "
+            "distribution has patched it, and let nobody but EMQ's users call functions.", name, text,
+        )  # fmt: skip
+
+
 def _version(info: dict[str, Any]) -> str:
     # Valkey calls itself Redis 7.2.4 in redis_version, whatever its own version.
     valkey = info.get("valkey_version")
@@ -42,6 +67,7 @@ def _version(info: dict[str, Any]) -> str:
             f"The server is {name} {text}; EMQ needs Redis 7.0 or Valkey 7.2 or newer. "
             "Upgrade it, or unset EMQ_REDIS_URL and REDIS_HOST to use the embedded Valkey."
         )
+    _warn_of_known_holes(name, str(text), tuple(int(n) for n in re.findall(r"\d+", str(text))[:3]))
     return f"{name} {text}"
 
 

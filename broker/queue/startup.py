@@ -13,7 +13,7 @@ from broker.jobs.rules import Rules
 from broker.queue.address import url_from
 from broker.queue.connection import Connection
 from broker.queue.queue import Value
-from broker.queue.server import check_server
+from broker.queue.server import check_server, open_server
 from broker.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -31,6 +31,8 @@ async def redis(settings: Settings, *, supervise: bool = True) -> AsyncIterator[
         connection = Connection(url)
         stack.push_async_callback(connection.close)
         name = await check_server(connection, allow_volatile=settings.allow_volatile)
+        if not settings.allow_open_redis and not connection.address.is_local and await connection.is_open():
+            raise open_server(connection.address.shown)
         log.info("using %s at %s", name, connection.address.shown)
         yield connection
 

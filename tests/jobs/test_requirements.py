@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
-from broker.jobs.fleet import FleetView, parse_profile
+import pytest
+
+from broker.errors import EmqError
+from broker.jobs.fleet import Fleet, FleetView, parse_profile
 from broker.jobs.requirements import Requirement, complete
 from broker.jobs.waiting import explain, from_atoms
+from broker.queue.queue import Queue
+from tests.support.jobs import profile as profile_of
 
 NOTHING: dict[str, Any] = {"models": [], "node_classes": [], "min_vram_mb": 0, "tags": []}
 SD: dict[str, Any] = {
@@ -116,3 +122,23 @@ def test_the_queue_s_own_words() -> None:
 def test_what_a_worker_turned_out_not_to_have_is_believed() -> None:
     view = FleetView([parse_profile("p", json.dumps(worker()), frozenset({"n:VAELoader"}))])
     assert [(r.code, r.detail) for r in explain(need(view=view), view)] == [("no_worker_has_node_class", "VAELoader")]
+
+
+async def test_a_profile_that_is_none_stops_nobody(queue: Queue, caplog: pytest.LogCaptureFixture) -> None:
+    """A worker with Redis writes its profile itself; what cannot be read can do nothing, and the others go on."""
+    texts = (
+        '"text"',
+        "[1]",
+        '{"models":{"a":5}}',
+        '{"model_inputs":3,"models":{"b":"x"}}',
+        profile_of(nodes=("KSampler",)),
+    )
+    for number, text in enumerate(texts):
+        with suppress(EmqError):  # some the function refuses itself
+            await queue.worker_call(
+                "register",
+                {"worker": f"w{number}", "instance": f"i{number}", "profile": text, "info": "{}", "slots": 1},
+            )
+    view = await Fleet(queue).view()
+    assert any("n:KSampler" in each.atoms for each in view.profiles)
+    assert "cannot be read" in caplog.text
