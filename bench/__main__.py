@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import sys
 
-from bench import fleet, main_job, queue, scale
+from bench import fleet, inputs, main_job, queue, scale
 
-BENCHES = {"main-job": main_job.main, "queue": queue.main, "scale": scale.main, "fleet": fleet.main}
+BENCHES = {
+    "main-job": main_job.main,
+    "queue": queue.main,
+    "scale": scale.main,
+    "fleet": fleet.main,
+    "inputs": inputs.main,
+}
 
 
 def main(argv: list[str]) -> int:

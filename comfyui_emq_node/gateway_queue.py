@@ -323,6 +323,7 @@ class GatewayQueue:
             priority=int(message.get("priority") or 0),
             timeout_s=float(message["timeout_s"]) if message.get("timeout_s") else None,
             watched=bool(message.get("watch")),
+            input_urls=str(message.get("input_urls") or ""),
             preview_px=message.get("preview_px"),
             queued_ms=message.get("queued_ms"),
             rules=str(message.get("rules") or ""),

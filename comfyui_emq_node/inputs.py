@@ -73,7 +73,7 @@ class _Seen(NamedTuple):
 
 
 class Inputs:
-    """Fetches the files that jobs name; ``policy`` is the brokers' ``EMQ_INPUT_URLS``."""
+    """Fetches the files that jobs name; ``policy`` is the brokers' ``EMQ_INPUT_URLS`` where a job does not say."""
 
     def __init__(
         self,
@@ -83,10 +83,10 @@ class Inputs:
         resolver: Callable[[], AbstractResolver] = ThreadedResolver,
     ) -> None:
         self._brokers, self._cache, self._kind_of, self._resolver = brokers, cache, kind_of, resolver
-        self._rule = UrlRule("public")
-        self._web: aiohttp.ClientSession | None = None
+        self.policy = "public"
+        self._web: dict[str, tuple[UrlRule, aiohttp.ClientSession]] = {}
+        """A client for each rule: a connection that one rule lets be made is none of another's."""
         self._own: aiohttp.ClientSession | None = None
-        self._old: list[aiohttp.ClientSession] = []
         self._held: dict[str, list[Held]] = {}
         self._busy: dict[str, tuple[asyncio.Lock, list[None]]] = {}
         self._seen: OrderedDict[str, _Seen] = OrderedDict()
@@ -96,20 +96,9 @@ class Inputs:
         """How long the inputs of a job have taken lately."""
         self.fetched_bytes = 0
 
-    @property
-    def policy(self) -> str:
-        """The rule for URLs."""
-        return self._rule.text
-
-    @policy.setter
-    def policy(self, text: str) -> None:
-        if text != self._rule.text:
-            self._rule, old, self._web = UrlRule(text), self._web, None
-            self._old += [old] if old is not None else []  # its connections were made under the rule before
-
     async def close(self) -> None:
         """Close connections."""
-        for session in (self._web, self._own, *self._old):
+        for session in (self._own, *(session for _, session in self._web.values())):
             if session is not None:
                 await session.close()
 
@@ -253,25 +242,26 @@ class Inputs:
         return answer.held
 
     async def _from_web(self, wish: _Wish, text: str) -> Held:
-        url = self._rule.check(text)
-        if self._web is None:
-            self._web = open_session(self._rule, self._resolver)
-        session = self._web
+        name = wish.job.input_urls or self.policy
+        if name not in self._web:
+            self._web[name] = (rule := UrlRule(name)), open_session(rule, self._resolver)
+        rule, session = self._web[name]
+        url = rule.check(text)
 
         @asynccontextmanager
         async def ask(headers: dict[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
             async with session.get(url, headers=headers, allow_redirects=False) as response:
                 yield response
 
-        label = wish.label or url.name
-        async with self._alone(str(url)):
-            seen = self._seen.get(str(url))
+        label, key = wish.label or url.name, f"{name} {url}"
+        async with self._alone(key):
+            seen = self._seen.get(key)
             held = await in_thread(self._cache.find, seen.digest, media.ending_of(label, b"")) if seen else None
             if held is not None and seen is not None and seen.at >= wish.at:
                 return held  # it has just come, for another input that asked for it first
             answer = await self._fetch(Asked(ask, seen.validators if seen and held else {}, held, label))
             at = asyncio.get_running_loop().time()
-            _remember(self._seen, str(url), _Seen(answer.held.digest, answer.validators, at))
+            _remember(self._seen, key, _Seen(answer.held.digest, answer.validators, at))
         return answer.held
 
     async def _fetch(self, asked: Asked) -> Answer:

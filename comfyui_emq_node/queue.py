@@ -68,6 +68,8 @@ class Claimed:
     priority: int = 0
     timeout_s: float | None = None
     watched: bool = False
+    input_urls: str = ""
+    """The rule for URLs of input files (``EMQ_INPUT_URLS`` of the broker); empty: that of the registration."""
     preview_px: int | None = None
     """How large previews may be, where larger ones than usual are wished for."""
     queued_ms: int | None = None

@@ -375,6 +375,7 @@ def _claimed(pool: str, answer: Answer) -> Claimed | None:
         timeout_s=answer.number("timeout_s", 0) or None,
         watched=answer.flag("watch"),
         rules=answer.text("rules"),
+        input_urls=answer.text("input_urls"),
         preview_px=_px(answer),
         queued_ms=int(answer.number("queued_ms", -1)) if answer.text("queued_ms") else None,
     )

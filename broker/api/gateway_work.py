@@ -133,6 +133,7 @@ class Work:
             round=answer.number("round", 1),
             watch=answer.flag("watch"),
             preview_px=answer.number("watch") if answer.number("watch") > 1 else None,
+            input_urls=answer.text("input_urls") or None,
             queued_ms=held.queued_ms,
             rules=answer.text("rules"),
             uploads=self._files.uploads(held),

@@ -255,6 +255,7 @@ class JobAssigned(Reply):
     round: int = 1
     watch: bool = Field(False, description="Somebody watches its previews.")
     preview_px: int | None = Field(None, description="How large they may be; else 256 pixels.")
+    input_urls: str | None = Field(None, description="Where its input files may be fetched from (EMQ_INPUT_URLS).")
     queued_ms: int | None = None
     rules: str = Field("", description="What the job's tenant may use (JSON); the worker looks at it again.")
     uploads: Uploads

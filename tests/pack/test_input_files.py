@@ -280,6 +280,15 @@ async def test_the_rule_for_urls_holds(site: Site, inputs: Inputs) -> None:
     await get(inputs, {"url": site.url("/cat.png")})
 
 
+async def test_the_rule_comes_with_the_job(site: Site, inputs: Inputs) -> None:
+    """A broker that was started anew with another rule, or another pool's, need not tell its workers first."""
+    site.files = {"/cat.png": picture()}
+    graph = {"1": {"class_type": "LoadImage", "inputs": {"image": "?"}}}
+    job = Claimed("default", "job2", 1, "lease", b"{}", input_urls="off")
+    with pytest.raises(InputUnavailable, match="EMQ_INPUT_URLS"):
+        await inputs.place(job, graph, {"1.image": {"url": site.url("/cat.png")}})
+
+
 # -- checking ---------------------------------------------------------------------------------------------------------
 
 

@@ -20,11 +20,12 @@ end
 
 local function assigned(u, r)
   local P, id = u.P, r._id
+  local config = redis.call('HMGET', P .. 'config', 'rules', 'input_urls')
   return {
     'job', 'job_id', id, 'attempt', r.attempt, 'lease', r.token, 'lease_ms', Q.int(u.lease), 'job_type',
     r.job_type or 'comfyui',
     'priority', r.priority, 'tenant', r.tenant, 'round', r.round or '1', 'timeout_s', r.timeout_s or '',
-    'rules', Q.tenant(u, r.tenant).rules or redis.call('HGET', P .. 'config', 'rules') or '',
+    'rules', Q.tenant(u, r.tenant).rules or config[1] or '', 'input_urls', config[2] or 'public',
     'queued_ms', Q.int(r.claimed_at - r.created_at),
     'watch', Q.watched(u, id),
     'payload', redis.call('GETRANGE', P .. 'b:' .. id, r.spec_len or '0', '-1'),

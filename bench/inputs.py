@@ -1,0 +1,139 @@
+"""What previews cost a job, and what it saves that an input file is here already.
+
+A real ComfyUI, worker and broker. Watched and unwatched jobs are interleaved; a file's first use and its next ones are
+told apart by the worker's own measure (``input_ms``: from the claim to the last file).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from blake3 import blake3
+
+from bench.main_job import cpu_s, registered
+from bench.stack import broker, comfyui, until
+from broker.trial.checkpoint import write_checkpoint
+from broker.trial.workflows import CHECKPOINT, text_to_image
+
+MB = 1_000_000
+
+
+def latent(size: int) -> bytes:
+    """A file that LoadLatent takes, with random content."""
+    count = size // 4
+    about = {"latent_tensor": {"dtype": "F32", "shape": [1, 1, 1, count], "data_offsets": [0, count * 4]}}
+    header = json.dumps(
+        {**about, "latent_format_version_0": {"dtype": "F32", "shape": [0], "data_offsets": [count * 4] * 2}}
+    )
+    return len(header).to_bytes(8, "little") + header.encode() + os.urandom(count * 4)
+
+
+class Fleet:
+    """The broker as the benchmark's client sees it."""
+
+    def __init__(self, http: aiohttp.ClientSession, url: str) -> None:
+        self._http, self._url = http, url
+
+    async def run(
+        self, graph: dict[str, Any], *, watched: bool = False, **more: Any
+    ) -> tuple[dict[str, Any], int, int]:
+        """A job's timings, and how many previews came, of how many bytes."""
+        frames = size = 0
+        async with self._http.ws_connect(self._url + "/ws", max_msg_size=0) as socket:
+            payload = {"workflow": graph, **more}
+            job = {"type": "submit_job", "payload": payload, "subscribe": not watched, "delay_s": 0.2}
+            await socket.send_json(job)
+            accepted = await socket.receive_json()
+            if watched:
+                await socket.send_json({"type": "subscribe_job", "job_id": accepted["job_id"], "previews": True})
+            async for message in socket:
+                if message.type is aiohttp.WSMsgType.BINARY:
+                    frames, size = frames + 1, size + len(message.data)
+                    continue
+                told = json.loads(message.data)
+                assert told["type"] != "fail_job", told
+                if told["type"] == "complete_job":
+                    timings: dict[str, Any] = told["result"]["timings"]
+                    return timings, frames, size
+        raise RuntimeError("the broker closed the connection")
+
+    async def upload(self, content: bytes) -> str:
+        """Store an asset."""
+        digest = blake3(content).hexdigest()
+        async with self._http.put(f"{self._url}/api/assets/{digest}", data=content) as answer:
+            answer.raise_for_status()
+        return f"blake3:{digest}"
+
+
+async def previews(fleet: Fleet, pid: int, args: argparse.Namespace) -> None:
+    """Run samplers, every other one watched."""
+    found: dict[bool, list[tuple[float, float, int, int]]] = {False: [], True: []}
+    await fleet.run(text_to_image(seed=1, steps=args.steps, size=args.size))
+    for number in range(args.jobs):
+        for watched in (False, True) if number % 2 else (True, False):
+            before = cpu_s(pid)
+            graph = text_to_image(seed=100 + 2 * number + watched, steps=args.steps, size=args.size)
+            timings, frames, size = await fleet.run(graph, watched=watched)
+            found[watched].append((timings["execution_ms"], (cpu_s(pid) - before) * 1000, frames, size))
+    print(f"\npreviews: KSampler, {args.steps} steps, {args.size} pixels; medians of {args.jobs} jobs each")
+    for watched, name in ((False, "nobody watches"), (True, "somebody watches")):
+        took, cpu, frames, size = (statistics.median(each[i] for each in found[watched]) for i in range(4))
+        print(f"  {name:17} {took:7.0f} ms   CPU {cpu:7.0f} ms   {frames:4.0f} previews   {size / 1000:6.1f} kB")
+
+
+async def cache(fleet: Fleet, sizes: list[int], rounds: int) -> None:
+    """Use files for the first time, and again."""
+    print(f"\ninput files: LoadLatent from an asset, input_ms; medians of {rounds}")
+    for size in sizes:
+        first, again = [], []
+        for _ in range(rounds):
+            source = {"asset": await fleet.upload(latent(size * MB)), "filename": "x.latent"}
+            for times in (first, again, again):
+                graph = {
+                    "1": {"class_type": "LoadLatent", "inputs": {"latent": ""}},
+                    "2": {
+                        "class_type": "LatentFromBatch",
+                        "inputs": {"samples": ["1", 0], "batch_index": 0, "length": 1},
+                    },
+                    "3": {"class_type": "PreviewAny", "inputs": {"source": "x"}},
+                }
+                timings, _, _ = await fleet.run(graph, inputs={"1.latent": source})
+                times.append(timings["input_ms"])
+        print(
+            f"  {size:4} MB   first use {statistics.median(first):7.0f} ms   again {statistics.median(again):7.0f} ms"
+        )
+
+
+async def measure(args: argparse.Namespace) -> None:
+    """Start everything, and measure."""
+    timeout = aiohttp.ClientTimeout(total=None)
+    async with aiohttp.ClientSession(timeout=timeout) as http:
+        with tempfile.TemporaryDirectory() as tmp:
+            folder = Path(tmp)
+            checkpoints = folder / "comfyui" / "models" / "checkpoints"
+            checkpoints.mkdir(parents=True)
+            write_checkpoint(checkpoints / CHECKPOINT)
+            async with broker(folder, http) as url, comfyui(folder, http, worker=True) as (_, child):
+                await until(lambda: registered(http, url), "the worker registers")
+                await previews(Fleet(http, url), child.pid, args)
+                await cache(Fleet(http, url), args.sizes, args.rounds)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(prog="bench inputs", description=__doc__)
+    parser.add_argument("--jobs", type=int, default=10, help="watched jobs, and unwatched ones")
+    parser.add_argument("--steps", type=int, default=60, help="of the sampler")
+    parser.add_argument("--size", type=int, default=256, help="of its picture, in pixels")
+    parser.add_argument("--rounds", type=int, default=5, help="files of each size")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 10, 50], metavar="MB")
+    asyncio.run(measure(parser.parse_args(argv)))
+    return 0
