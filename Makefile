@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # What the tests use besides Python: a second Redis implementation, a proxy, a browser, a Lua linter.
-PACKAGES := redis-server nginx chromium lua-check
+PACKAGES := redis-server nginx chromium lua-check prometheus
 ARGS ?=
 
 help: ## Show this list

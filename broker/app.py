@@ -21,7 +21,7 @@ from broker.access.proxies import PROXIES, Proxies
 from broker.access.side_keys import SideKeys
 from broker.access.store import AccessStore
 from broker.access.webhook_secrets import WebhookSecrets
-from broker.api import edge, gateway, keys, openapi, rest, sse, templates, tenants, users, webhooks, websocket
+from broker.api import edge, gateway, keys, metrics, openapi, rest, sse, templates, tenants, users, webhooks, websocket
 from broker.api.assets import AssetRoutes
 from broker.api.figures import StatsFeed
 from broker.api.gateway_session import GatewayParts
@@ -30,6 +30,7 @@ from broker.api.outputs import OutputRoutes
 from broker.api.seats import socket_limit
 from broker.api.services import SERVICES, Services
 from broker.api.streams import Streams
+from broker.api.tally import Tally
 from broker.api.tenants import TenantShares, charge_upload
 from broker.api.tickets import FileAccess
 from broker.dashboard import setup as dashboard
@@ -40,11 +41,12 @@ from broker.files.cleanup import Cleaner
 from broker.files.objects import open_objects
 from broker.files.outputs import delivered_result
 from broker.files.replicas import Replicas, ReplicatedStore
-from broker.files.secret import load_secrets
+from broker.files.secret import Secrets, configured_secrets, own_secret, refuse_another
 from broker.files.store import FileStore, open_stores
 from broker.files.urls import REPLICAS, UrlSigner
 from broker.jobs.fleet import Fleet
 from broker.jobs.history import History, Recorder
+from broker.jobs.metrics import PoolMetrics
 from broker.jobs.operations import Operations
 from broker.jobs.records import Deliver
 from broker.jobs.submission import Submitter
@@ -73,6 +75,9 @@ SIGNER = web.AppKey("signer", UrlSigner)
 SIDE_KEYS = web.AppKey("side_keys", SideKeys)
 STORE = web.AppKey("store", FileStore)
 JANITOR = web.AppKey("janitor", Janitor)
+SECRETS = web.AppKey("secrets", Secrets)
+SERVER_SECTIONS = ("server", "clients", "memory", "persistence", "stats", "replication", "cpu", "commandstats")
+"""What ``/metrics`` reads of ``INFO``."""
 
 
 def emq_version() -> str:
@@ -98,6 +103,7 @@ def create_app(settings: Settings) -> web.Application:
     websocket.add_to(app)
     gateway.add_to(app)
     openapi.add_to(app)
+    metrics.add_to(app)
     keys.add_to(app)
     templates.add_to(app)
     webhooks.add_to(app)
@@ -129,14 +135,26 @@ async def _queue(app: web.Application) -> AsyncIterator[None]:
     settings = app[SETTINGS]
     async with redis(settings) as connection:
         queue = Queue(connection, settings.pool, Seal.of(settings.payload_key))
+        app[SECRETS] = secrets = await _secrets(settings, AccessStore(connection))
         config = pool_config(settings, worker_url(settings), replica_url(settings))
+        config |= {"secret_key_id": secrets.key_id, "secrets": "\n".join(secrets.key_ids)}
         await connection.load(queue.prefix)
-        await queue.configure(**config)
+        pool = await queue.configure(**config)
+        refuse_another(secrets, pool.text("secret_key_id"), settings.secret is not None)
         janitor = Janitor(queue, connection, config, reap_s=settings.reap_s)
         janitor.start()
         app[CONNECTION], app[QUEUE], app[JANITOR] = connection, queue, janitor
         yield
         await janitor.stop()
+
+
+async def _secrets(settings: Settings, store: AccessStore) -> Secrets:
+    """What this broker signs links with (first) and takes for signed."""
+    if settings.secret:
+        return configured_secrets(settings.secret)
+    own = own_secret(settings.data)
+    shared = await store.shared_secret(own)
+    return Secrets([shared] if shared == own else [shared, own])
 
 
 async def _access(app: web.Application) -> AsyncIterator[None]:
@@ -163,7 +181,7 @@ async def require_key(settings: Settings) -> None:
 async def _files(app: web.Application) -> AsyncIterator[None]:
     """The object store, its routes, and the removal of what nobody can ask for any more."""
     settings = app[SETTINGS]
-    secrets = load_secrets(settings.secret, settings.data)
+    secrets = app[SECRETS]
     app[SIGNER] = UrlSigner(secrets, settings.public_url)
     charge = partial(charge_upload, app[CREDENTIALS])
     access = FileAccess(app[QUEUE], app[SIGNER], lambda request, scope: current(request).require(Scope(scope)).tenant)
@@ -220,6 +238,8 @@ async def _services(app: web.Application) -> AsyncIterator[None]:
     """What the handlers work with."""
     settings, queue, ring = app[SETTINGS], app[QUEUE], app[CREDENTIALS].ring
     deliver: Deliver = partial(delivered_result, app[SIGNER])
+    tally = Tally()
+    app[CONNECTION].observe = tally.redis_calls.observe
     fleet, series = Fleet(queue), Series(app[CONNECTION], queue.prefix)
     store = TemplateStore(app[CONNECTION], queue.prefix, queue.seal)
     stored = Templates(store, fleet, settings.max_payload_kb * 1024)
@@ -238,6 +258,9 @@ async def _services(app: web.Application) -> AsyncIterator[None]:
         audit=app[AUDIT],
         usage=ring.usage,
         max_sockets=socket_limit(settings.max_sockets),
+        metrics=PoolMetrics(queue, fleet, partial(app[CONNECTION].info_of, queue.prefix, *SERVER_SECTIONS)),
+        tally=tally,
+        workers=app[gateway.GATEWAY].count,
     )
     app[SERVICES] = parts
     recorder = asyncio.create_task(Recorder(queue, series).run(), name="history")

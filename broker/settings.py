@@ -104,7 +104,7 @@ class Settings(BaseSettings):
         None,
         repr=False,
         validation_alias=_env("EMQ_SECRET"),
-        description="Comma-separated signing secrets; the first signs. Unset: made once in the data folder.",
+        description="Comma-separated signing secrets; the first signs. Unset: the first broker's own.",
     )
 
     trusted_proxies: str = Field(

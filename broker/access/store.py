@@ -14,6 +14,7 @@
 ``P use:<what>``            hash: broker → how many it has open (``emq_use``); ``P replicas``: broker → end of its life
 ``P side:<pool>:<job>``     a waiting job's partner keys, encrypted; lives for a while, and until the claim
 ``P tb:<name>``             hash: a token bucket (``emq_throttle``); lives until it would be full
+``P secret``                what signs links where no ``EMQ_SECRET`` is set: the first broker's own
 ``P audit``                 stream: who did what, from where; the newest 10,000
 ``P session:<digest>``      JSON of an identity; lives for 12 h after its last use
 ``P ticket:<digest>``       JSON of an identity; lives for 30 s, and for one use
@@ -57,6 +58,11 @@ class AccessStore:
 
     async def _run(self, *commands: Command) -> list[Any]:
         return await self._connection.write(P, *commands) if commands else []
+
+    async def shared_secret(self, own: str) -> str:
+        """The deployment's signing secret; ``own`` becomes it when there is none yet."""
+        _, shared = await self._run(("SET", P + "secret", own, "NX"), ("GET", P + "secret"))
+        return str(shared.decode())
 
     # -- keys ---------------------------------------------------------------------------------------------------------
 

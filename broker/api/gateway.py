@@ -54,6 +54,10 @@ class Gateway:
             await asyncio.shield(session.close())
         return ws
 
+    def count(self) -> int:
+        """How many workers are connected."""
+        return len(self._sessions)
+
     async def close_all(self) -> None:
         """Close every socket with 1001: the workers connect to another replica."""
         await asyncio.gather(*(session.shut() for session in list(self._sessions)), return_exceptions=True)

@@ -126,6 +126,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("get", "/api/audit", "Who did what", None, access.AuditPage, query=("limit", "before")),
     Operation("post", "/api/tickets", "A ticket for one connection of a browser", None, access.Ticket, 201),
     Operation("get", "/stats", "The queue's figures", None, r.Stats),
+    Operation("get", "/metrics", "Figures for Prometheus", media="text/plain"),
     Operation("get", "/health", "Whether the queue works", None, r.Health),
     Operation("get", "/health/live", "Whether this process lives"),
 )

@@ -14,7 +14,9 @@ from broker.access.usage import Usage
 from broker.api.client_socket import ClientSocket
 from broker.api.figures import StatsFeed
 from broker.api.streams import Streams
+from broker.api.tally import Tally
 from broker.jobs.history import History
+from broker.jobs.metrics import PoolMetrics
 from broker.jobs.operations import Operations
 from broker.jobs.templates import Templates
 from broker.queue.connection import Health
@@ -40,12 +42,26 @@ class Services:
     usage: Usage
     max_sockets: int
     """Connections that may stay open here at once."""
+    metrics: PoolMetrics
+    tally: Tally
+    workers: Callable[[], int]
+    """How many workers are connected to this replica's gateway."""
     seated: int = 0
     """How many do."""
     started: float = field(default_factory=time.monotonic)
     sockets: set[ClientSocket] = field(default_factory=set)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set at the stop: streams that would go on end."""
+    event_streams: int = 0
+
+    def count_sockets(self) -> None:
+        """Bring the gauges of open connections up to date."""
+        for kind, count in (
+            ("client", len(self.sockets)),
+            ("events", self.event_streams),
+            ("worker", self.workers()),
+        ):
+            self.tally.sockets.labels(kind).set(count)
 
 
 SERVICES = web.AppKey("services", Services)

@@ -50,15 +50,18 @@ async def events(request: web.Request) -> web.StreamResponse:
 @contextlib.contextmanager
 def until_the_end(request: web.Request) -> Iterator[asyncio.Future[Any]]:
     """A future that is done when the broker stops, and cancelled when the request's credential ends."""
-    stop: asyncio.Future[Any] = asyncio.ensure_future(services(request).stopping.wait())
+    parts = services(request)
+    stop: asyncio.Future[Any] = asyncio.ensure_future(parts.stopping.wait())
 
     async def end() -> None:
         stop.cancel()
 
+    parts.event_streams += 1
     try:
         with watched(request, end):
             yield stop
     finally:
+        parts.event_streams -= 1
         stop.cancel()
 
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
 
+from broker.api.tally import Tally
 from broker.errors import BadMessage
 from broker.jobs.records import Deliver, public_job, public_result
 from broker.protocol.base import now_ms
@@ -62,9 +63,10 @@ def wished_px(text: str | None) -> int:
 class Streams:
     """Event streams of jobs for any carrier."""
 
-    def __init__(self, hub: EventHub, deliver: Deliver) -> None:
+    def __init__(self, hub: EventHub, deliver: Deliver, tally: Tally) -> None:
         self.hub = hub
         self._deliver = deliver
+        self._tally = tally
 
     async def follow(
         self,
@@ -83,10 +85,12 @@ class Streams:
         async with self.hub.subscribe(job_id, after, previews, px=px, until_end=until_end) as subscription:
             async for item in subscription:
                 if isinstance(item, Preview):
+                    self._tally.previews.inc()
                     yield Item({}, preview=item.data)
                 elif isinstance(item, Reset):
                     yield self._reset(job_id, item)
                 else:
+                    self._tally.events.labels(item.type).inc()
                     yield self._event(job_id, tenant, item)
 
     async def picture(self, job_id: str, px: int = 0) -> Picture | None:

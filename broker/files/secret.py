@@ -1,7 +1,8 @@
 """The deployment's signing secret and the keys derived from it.
 
 ``EMQ_SECRET`` holds one or more secrets, comma-separated: the first signs, all verify, so a secret is changed by
-putting the new one in front and dropping the old one later. Without it a secret is made once in the data folder.
+adding the new one behind, then putting it in front, then dropping the old one, each on all brokers. Without it the
+first broker makes one in its data folder, and the others of its Redis take that one over (see ``docs/decisions``).
 """
 
 from __future__ import annotations
@@ -43,6 +44,11 @@ class Secrets:
         """The id of the signing secret."""
         return self._secrets[0].key_id
 
+    @property
+    def key_ids(self) -> list[str]:
+        """The ids of all secrets, the signing one's first."""
+        return [secret.key_id for secret in self._secrets]
+
     def signing_key(self, purpose: str) -> tuple[str, bytes]:
         """The id of the signing secret and its key for ``purpose``."""
         first = self._secrets[0]
@@ -57,20 +63,32 @@ class Secrets:
         return next((s.derive(purpose) for s in self._secrets if hmac.compare_digest(s.key_id, key_id)), None)
 
 
-def load_secrets(configured: str | None, data: Path) -> Secrets:
-    """Read the secrets from the setting, else from ``DATA/secret``, which is made (mode 600) when it is missing.
+def configured_secrets(configured: str) -> Secrets:
+    """The secrets of the setting. Raises ``ConfigurationError`` for one that is too short."""
+    return Secrets([value.strip() for value in configured.split(",") if value.strip()])
 
-    Raises ``ConfigurationError`` for a secret that is too short or a file that cannot be read.
-    """
-    if configured:
-        return Secrets([value.strip() for value in configured.split(",") if value.strip()])
+
+def own_secret(data: Path) -> str:
+    """This broker's secret, ``DATA/secret``; made (mode 600) when it is missing. Raises ``ConfigurationError``."""
     path = data / "secret"
     try:
         if not path.exists():
             _create(path)
-        return Secrets([path.read_text("ascii").strip()])
+        return path.read_text("ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"Cannot read or make the signing secret {path}: {error}") from error
+
+
+def refuse_another(mine: Secrets, pool_key_id: str, configured: bool) -> None:
+    """Raises ``ConfigurationError`` when the pool's brokers sign with a secret that is not among ours."""
+    if not pool_key_id or mine.key("", pool_key_id) is not None:
+        return
+    has = f"EMQ_SECRET here is {mine.key_id}" if configured else "this broker has no EMQ_SECRET"
+    raise ConfigurationError(
+        f"Another broker of this pool signs links with the secret {pool_key_id}, but {has}: its links would be "
+        "refused here, and ours there. Set the same EMQ_SECRET for all brokers; to change it, give all of them "
+        "old,new, then new,old, then new. A broker that has ended counts for 15 s."
+    )
 
 
 def _named(value: bytes) -> Secret:

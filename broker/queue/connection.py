@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -134,6 +135,8 @@ class Connection:
 
     def __init__(self, url: str) -> None:
         """Build the clients; nothing connects yet. Raises ``ConfigurationError`` for a URL that cannot be used."""
+        self.observe: Callable[[float], None] = lambda seconds: None
+        """Told how long each call of a function took, its waiting for a connection included."""
         self.address: Address = parse(url)
         self._sentinels: list[Sentinel] = []
         self.commands: Client = self._build(COMMAND_S, retries=8, connections=COMMANDS)
@@ -153,7 +156,10 @@ class Connection:
         async def call() -> Any:
             return await self._on_owner("FCALL", function, 1, prefix, *args, key=prefix)
 
-        return await self._guard(lambda: self._with_library(call, prefix))
+        started = time.monotonic()
+        answer = await self._guard(lambda: self._with_library(call, prefix))
+        self.observe(time.monotonic() - started)
+        return answer
 
     async def _with_library(self, call: Callable[[], Awaitable[Any]], prefix: str) -> Any:
         try:
@@ -253,6 +259,10 @@ class Connection:
         except (RedisError, OSError):
             return False
         return True
+
+    async def info_of(self, key: str, *sections: str) -> dict[str, Any]:
+        """``INFO`` of the server that has ``key``."""
+        return dict(await self._guard(lambda: self._on_owner("INFO", *sections, key=key)))
 
     async def channels(self, key: str) -> Channels:
         """A pub/sub connection to the server that has ``key``; raises ``Unavailable``.

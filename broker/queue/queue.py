@@ -295,6 +295,10 @@ class Queue:
         """Counts, totals, depth by priority, workers."""
         return await self.call("stats", [("tenant", tenant)])
 
+    async def metrics(self, classes: Iterable[str] = ()) -> Answer:
+        """Histograms, and what waits by class (``classes`` first); one row a class."""
+        return await self.call("metrics", [("classes", "\n".join(classes))])
+
     async def workers(self, worker: str = "", *, jobs: bool = False) -> Answer:
         """The fleet's records, one row a worker; read a hundred at a time, so that no call is long.
 

@@ -71,6 +71,7 @@ NEEDS = {
     ("GET", "/api/audit"): "admin",
     ("POST", "/api/tickets"): ANY,
     ("GET", "/stats"): "read",
+    ("GET", "/metrics"): "read",
     ("GET", "/openapi.json"): ANY,
     ("GET", "/"): "read",
     ("GET", "/workers"): "read",

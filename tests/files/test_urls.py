@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import pytest
 
 from broker.errors import ConfigurationError, Forbidden
-from broker.files.secret import Secrets, load_secrets
+from broker.files.secret import Secrets, configured_secrets, own_secret, refuse_another
 from broker.files.urls import UrlSigner, is_signed
 
 OLD, NEW = "old-secret-0123456789", "new-secret-0123456789"
@@ -97,10 +97,10 @@ def test_keys_differ_by_purpose():
     assert secrets.signing_key("a")[1] != secrets.signing_key("b")[1]
 
 
-def test_a_short_secret_is_refused(tmp_path):
+def test_a_short_secret_is_refused():
     for configured in ("short", f"{NEW},short"):
         with pytest.raises(ConfigurationError, match="16 characters"):
-            load_secrets(configured, tmp_path)
+            configured_secrets(configured)
 
 
 def test_a_secret_is_made_once_also_by_many_at_once(tmp_path):
@@ -109,7 +109,7 @@ def test_a_secret_is_made_once_also_by_many_at_once(tmp_path):
 
     def load() -> None:
         start.wait()
-        found.append(load_secrets(None, tmp_path / "data").key_id)
+        found.append(own_secret(tmp_path / "data"))
 
     threads = [threading.Thread(target=load) for _ in range(8)]
     for thread in threads:
@@ -120,4 +120,12 @@ def test_a_secret_is_made_once_also_by_many_at_once(tmp_path):
     assert len(set(found)) == 1
     assert [p.name for p in (tmp_path / "data").iterdir()] == ["secret"]
     assert stat.S_IMODE((tmp_path / "data" / "secret").stat().st_mode) == 0o600
-    assert load_secrets(f"{NEW}, {OLD}", tmp_path).key_id != found[0]
+
+
+def test_a_pool_whose_secret_is_unknown_is_refused():
+    new, old, both = (configured_secrets(text) for text in (NEW, OLD, f"{NEW}, {OLD}"))
+    for mine, pool in ((new, ""), (new, new.key_id), (both, old.key_id)):
+        refuse_another(mine, pool, True)
+    for configured in (True, False):
+        with pytest.raises(ConfigurationError, match="Set the same EMQ_SECRET"):
+            refuse_another(new, old.key_id, configured)

@@ -41,6 +41,7 @@ function Q.take(u, r, w, token)
   Q.put(u, r, 'token', token)
   Q.put(u, r, 'claimed_at', u.ms)
   Q.add(u, r, 'attempt', 1)
+  Q.count(u, 'attempts_total', 1)
   Q.phase(u, r, 'ahead')
   redis.call('ZADD', u.P .. 'held:' .. w.instance, u.ms, r._id)
   Q.put(u, w, 'tokens', Q.remember(w.tokens, token .. ' ' .. r._id .. '\n'))
@@ -91,7 +92,10 @@ function Q.enqueue(u, r, reason, silent)
   if r.due_at then Q.put(u, r, 'due_at', nil) end
   -- The variant may have been forgotten while the job ran.
   if r.variant and not Q.class(u, r.variant).exists then Q.variant(u, r.class, r.avoid) end
-  if not r.score then Q.put(u, r, 'score', Q.score(u, tonumber(r.priority), r.tenant, r.class)) end
+  if not r.score then
+    Q.put(u, r, 'score', Q.score(u, tonumber(r.priority), r.tenant, r.class))
+    Q.put(u, r, 'ready_at', u.ms)
+  end
   Q.lane_add(u, r)
   if not silent then Q.update(u, r, reason, (Q.position(u, r, 64))) end
   Q.claimable(u, Q.lane_class(r))

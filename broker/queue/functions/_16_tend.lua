@@ -37,6 +37,7 @@ function Q.reap_lapsed(u, limit)
   if not in_force(u) then return 0 end
   local lapsed = redis.call('ZRANGEBYSCORE', u.P .. 'leases', '-inf', '(' .. u.ms, 'LIMIT', 0, limit)
   for _, instance in ipairs(lapsed) do Q.reap(u, instance) end
+  if #lapsed > 0 then Q.count(u, 'lapsed_total', #lapsed) end
   return #lapsed
 end
 

@@ -81,7 +81,7 @@ function Q.claim_for(u, w, a, token)
   end
   Q.unset_idle(u, w)
   Q.take(u, r, w, token)
-  Q.judge_estimate(u, r)
+  Q.judge_wait(u, r)
   local kind = Q.class(u, Q.lane_class(r)).kind
   Q.note_models(u, r, kind)
   if kind ~= (w.kind or '') then Q.put(u, w, 'kind', kind ~= '' and kind or nil) end

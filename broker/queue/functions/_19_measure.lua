@@ -18,10 +18,23 @@ local function on_gpu(old, exec_ms)
   return string.format('%.1f %d', follow(tonumber(average), exec_ms), (runs or 0) + 1)
 end
 
+-- Upper bounds in ms of the buckets in which times are counted.
+Q.BUCKETS = { 100, 500, 1000, 2500, 5000, 10000, 30000, 60000, 120000, 300000, 600000, 1800000, 3600000, 14400000 }
+
+-- Counts how long something took, for histograms: `h:<what>:<bucket>_total` and the sum `h:<what>:ms_total`.
+function Q.observe(u, what, ms)
+  local i = 1
+  while Q.BUCKETS[i] and ms > Q.BUCKETS[i] do i = i + 1 end
+  Q.count(u, 'h:' .. what .. ':' .. i .. '_total', 1)
+  Q.count(u, 'h:' .. what .. ':ms_total', math.max(0, math.floor(ms)))
+end
+
 -- Counts a run of `exec_ms`; `cold` says that a model was loaded in it.
 function Q.measure(u, r, exec_ms, cold)
   exec_ms = tonumber(exec_ms)
-  if not exec_ms or exec_ms < 0 then return end
+  if not exec_ms or not (exec_ms >= 0 and exec_ms < 1e12) then return end
+  Q.observe(u, 'run', exec_ms)
+  if cold == '1' then Q.count(u, 'loads_total', 1) end
   local key, field = u.P .. 'c:' .. r.class, cold == '1' and 'cold' or 'run'
   local gpu = gpu_of(u, r)
   local got = redis.call('HMGET', key, field, 'ring', 'runs', 'vram_mb', 'g:' .. (gpu or ''))
@@ -35,9 +48,12 @@ function Q.measure(u, r, exec_ms, cold)
   if gpu then redis.call('HSET', key, 'g:' .. gpu, on_gpu(got[5], exec_ms)) end
 end
 
--- At a first claim: was the start within what was predicted at the submit (`est`: `<p50> <p90>`, ms after it)?
-function Q.judge_estimate(u, r)
-  if not r.est or r.attempt ~= '1' then return end
+-- At a first claim: how long has the job waited since it could be claimed, and was the start within what was predicted
+-- at the submit (`est`: `<p50> <p90>`, ms after it)?
+function Q.judge_wait(u, r)
+  if r.attempt ~= '1' then return end
+  Q.observe(u, 'wait', u.now - (r.ready_at or r.created_at))
+  if not r.est then return end
   local p50, p90 = string.match(r.est, '^(%d+) (%d+)$')
   local waited = u.now - r.created_at
   Q.count(u, 'est_total', 1)

@@ -11,7 +11,11 @@ local function finish(keys, argv)
     status = 'cancelled'
   elseif not repeated then
     if r.phase == 'ahead' then Q.start(u, r) end
-    if not r.executed_at then Q.measure(u, r, a.exec_ms, a.cold) end
+    if r.executed_at then
+      Q.observe(u, 'upload', u.now - r.executed_at)
+    else
+      Q.measure(u, r, a.exec_ms, a.cold)
+    end
     Q.let_go(u, r, 'completed')
     Q.complete(u, r, a.result and a.result ~= '' and a.result or '{}')
     status = 'completed'

@@ -7,6 +7,7 @@
 local COUNTS = {
   'scheduled', 'blocked', 'pending', 'claimed', 'processing', 'completed', 'failed', 'cancelled',
   'submitted_total', 'completed_total', 'failed_total', 'cancelled_total', 'retried_total', 'lost_total', 'running',
+  'attempts_total', 'lapsed_total', 'loads_total',
   'est_total', 'est_within_p50_total', 'est_within_p90_total',
 }
 local TENANTS = 200
