@@ -249,7 +249,7 @@ async def _services(app: web.Application) -> AsyncIterator[None]:
         settings=settings,
         operations=operations,
         templates=stored,
-        streams=Streams(app[HUB], deliver),
+        streams=Streams(app[HUB], deliver, tally),
         figures=StatsFeed(operations.stats),
         groups=GroupHub(app[CONNECTION], queue),
         history=History(queue, series),

@@ -66,6 +66,7 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation("get", "/api/jobs/{job_id}/preview", "The latest preview; 204: none", query=("px",), media="image/*"),
     Operation("get", "/api/jobs/{job_id}/outputs/{name}", "An output file", media="application/octet-stream"),
+    Operation("get", "/api/jobs/{job_id}/outputs.zip", "All outputs of a job", media="application/zip"),
     Operation(
         "get",
         "/api/jobs/{job_id}/outputs/by-node/{node_id}/{index}",
