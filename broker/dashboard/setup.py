@@ -15,10 +15,14 @@ from broker.dashboard import (
     fleet,
     gallery,
     guide,
+    job,
+    job_actions,
+    jobs,
     login,
     metrics,
     models,
     previews,
+    queue,
     stream,
     timeline,
     workers,
@@ -31,7 +35,8 @@ from broker.dashboard.roles import ROLES
 from broker.dashboard.stream import FEEDS
 
 PARTS = (
-    fleet, workers, timeline, failures, gallery, models, metrics, admin, guide, stream, previews, actions, login,
+    fleet, queue, jobs, job, job_actions, workers, timeline, failures, gallery, models, metrics, admin, guide, stream,
+    previews, actions, login,
 )  # fmt: skip
 """Modules with routes; pages stand in the navigation in this order."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import zip_longest
 from typing import Any
 
@@ -116,12 +117,13 @@ def _held(line: str) -> dict[str, str]:
 
 def working(answer: Answer) -> dict[str, Any]:
     """A worker's public record with ``doing``: what it does with each of its jobs (``emq_workers`` with ``jobs``)."""
-    return {**public_worker(answer), "doing": [_doing(row) for row in answer.rows]}
+    worker = public_worker(answer)
+    return {**worker, "gpus": shown_gpus(worker), "doing": [_doing(row) for row in answer.rows]}
 
 
 def _doing(row: Answer) -> dict[str, Any]:
-    progress = loads(row.text("progress"), {})
-    known = progress if isinstance(progress, dict) else {}
+    known = loads(row.text("progress"), {})
+    known = known if isinstance(known, dict) else {}
     return {
         "job_id": row.text("job_id"),
         "status": row.text("status"),
@@ -133,8 +135,47 @@ def _doing(row: Answer) -> dict[str, Any]:
         "started_at": row.number("started_at") or None,
         "expected_ms": float(row.text("run_ms") or 0) or None,
         "models": row.lines("models"),
-        "progress": known.get("progress"),
-        "node": known.get("node") if isinstance(known.get("node"), dict) else None,
-        "nodes_done": known.get("nodes_done"),
-        "nodes_total": known.get("nodes_total"),
+        "progress": number(known.get("progress")),
+        "node": shown_node(known.get("node")),
+        "nodes_done": number(known.get("nodes_done")),
+        "nodes_total": number(known.get("nodes_total")),
+    }
+
+
+def number(value: Any) -> float | None:
+    """A finite number that a worker told; ``None`` for anything else."""
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return value if good else None
+
+
+def shown_node(told: Any) -> dict[str, Any] | None:
+    """The node that a worker says it executes, with every field there."""
+    if not isinstance(told, dict):
+        return None
+    step, most = number(told.get("value")), number(told.get("max"))
+    return {"id": told.get("id"), "class_type": told.get("class_type"), "value": step or 0, "max": most}
+
+
+def shown_gpus(worker: dict[str, Any]) -> list[dict[str, Any]]:
+    """A worker's GPUs with every field there."""
+    numbers = ("vram_mb", "vram_free_mb", "utilisation")
+    return [
+        {"name": str(gpu.get("name") or "GPU"), **{name: number(gpu.get(name)) for name in numbers}}
+        for gpu in worker["gpus"]
+    ]
+
+
+def waiting_job(row: Answer) -> dict[str, Any]:
+    """One job of ``emq_waiting``."""
+    return {
+        "job_id": row.text("job_id"),
+        "tenant": row.text("tenant"),
+        "priority": row.number("priority"),
+        "created_at": row.number("created_at") or None,
+        "attempt": row.number("attempt"),
+        "group": row.text("group") or None,
+        "models": row.lines("kind"),
+        "run_ms": row.number("run_ms") or None,
+        "workers": row.number("workers"),
+        "held": row.text("held") or None,
     }

@@ -8,8 +8,11 @@ from typing import Any
 
 from broker.errors import Conflict, EmqError, NotFound
 from broker.jobs import labels, listing, records
-from broker.jobs.figures import group_figures, public_stats, public_worker, working
+from broker.jobs.figures import group_figures, public_stats, public_worker, waiting_job, working
 from broker.jobs.fleet import Fleet
+from broker.jobs.payloads import decode_payload
+from broker.jobs.requirements import Requirement
+from broker.jobs.search import Fits
 from broker.jobs.submission import Submitter
 from broker.jobs.waiting import from_atoms, held_back, values
 from broker.protocol.base import WAITING, JobStatus
@@ -60,28 +63,61 @@ class Operations:
         reasons += held_back(answer.text("held"))
         record["waiting_for"] = [reason.model_dump(mode="json") for reason in reasons]
 
-    async def list_jobs(self, tenant: str, wanted: ListJobs) -> dict[str, Any]:
-        """A page of records, newest first: ``jobs`` and ``next_cursor``."""
+    async def list_jobs(self, tenant: str, wanted: ListJobs, fits: Fits | None = None) -> dict[str, Any]:
+        """A page of records, newest first: ``jobs`` and ``next_cursor``. ``fits`` leaves out more of them."""
         filters, metadata = listing.filters(wanted), listing.metadata(wanted)
         states, cursor = [s.value for s in wanted.status], wanted.cursor or ""
         jobs: list[dict[str, Any]] = []
         for _ in range(_LIST_CALLS):
             answer = await self.queue.list_jobs(tenant, states, wanted.limit - len(jobs), cursor, filters)
             found = (records.public_job(row, self.deliver, result=False) for row in answer.rows)
-            jobs += [job for job in found if labels.matches(job["metadata"], metadata)]
+            jobs += [job for job in found if labels.matches(job["metadata"], metadata) and (not fits or fits(job))]
             cursor = answer.text("next")
             if not cursor or len(jobs) >= wanted.limit:
                 break
         return {"jobs": jobs, "next_cursor": cursor or None}
+
+    async def waiting(
+        self, tenant: str, *, priority: int | None = None, after: str = "", limit: int = 50
+    ) -> dict[str, Any]:
+        """Waiting jobs in claim order: ``jobs``, ``next`` (an ``after`` that goes on), ``partial``.
+
+        Jobs that no live worker could run are apart: ``stuck`` has their classes, with the reasons.
+        """
+        answer = await self.queue.waiting(tenant=tenant, priority=priority, after=after, limit=limit)
+        jobs = [waiting_job(row) for row in answer.rows if row.outcome == "job"]
+        stuck = [await self._stuck(row) for row in answer.rows if row.outcome == "class"]
+        return {"jobs": jobs, "stuck": stuck, "next": answer.text("next"), "partial": answer.flag("partial")}
+
+    async def _stuck(self, row: Answer) -> dict[str, Any]:
+        missing = row.lines("missing")
+        vram = max((int(atom[2:]) for atom in missing if atom.startswith("v:")), default=0)
+        need = self.submitter.known(row.text("class")) or Requirement(
+            row.text("class"), tuple(missing), tuple(row.lines("kind")), vram, {}
+        )
+        reasons = from_atoms(missing, need, await self.fleet.view())
+        return {
+            "class": row.text("class"),
+            "models": row.lines("kind"),
+            "jobs": row.number("jobs"),
+            "job_id": row.text("job_id"),
+            "created_at": row.number("created_at") or None,
+            "reasons": [reason.model_dump(mode="json") for reason in reasons],
+        }
+
+    async def submitted(self, job_id: str, tenant: str) -> Any:
+        """What a job was submitted with: its payload; raises ``NotFound``."""
+        stored = await self.queue.payload(job_id, tenant)
+        return decode_payload(stored.pairs.get("payload", b"{}"))
 
     async def cancel(self, job_id: str, tenant: str, reason: str) -> Ack:
         """Cancel a job; raises ``Conflict`` when it has ended otherwise."""
         answer = await self.queue.cancel(job_id, tenant, reason)
         return Ack(job_id=job_id, status=answer.text("status") or None)
 
-    async def retry(self, job_id: str, tenant: str) -> Ack:
+    async def retry(self, job_id: str, tenant: str, *, elsewhere: bool = False) -> Ack:
         """Start a new round of a job that has ended; raises ``Conflict`` when it has not."""
-        answer = await self.queue.retry(job_id, tenant)
+        answer = await self.queue.retry(job_id, tenant, elsewhere=elsewhere)
         return Ack.model_validate({"job_id": job_id, "status": "pending", "round": answer.number("round", 1)})
 
     async def retry_dead(self, tenant: str, job_ids: Sequence[str] | None) -> Ack:

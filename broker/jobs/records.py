@@ -72,6 +72,7 @@ def public_job(answer: Answer, deliver: Deliver, *, result: bool = True) -> dict
         "requirements": spec.get("requirements"),
         "template": spec.get("template"),
         "params": spec.get("params"),
+        "models": answer.lines("models"),
         "group": answer.text("group") or None,
         "depends_on": spec.get("depends_on", []),
         "timeout_s": _timeout(answer),

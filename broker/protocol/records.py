@@ -170,6 +170,7 @@ class Job(Outgoing):
         None,
         description="The template's parameters as they were bound, drawn seeds among them; long ones are left out.",
     )
+    models: list[str] = Field(default_factory=list, description="The heavy model files that it needs.")
     group: str | None = None
     depends_on: list[str] = Field(default_factory=list)
     timeout_s: float | None = None

@@ -203,9 +203,9 @@ class Queue:
         pairs = {"job": job_id, "tenant": tenant, "reason": reason, "waiting": waiting or None}
         return await self._must("cancel", f"job {job_id}", **pairs)
 
-    async def retry(self, job_id: str, tenant: str = "") -> Answer:
-        """Start a new round of a finished job."""
-        return await self._must("retry", f"job {job_id}", job=job_id, tenant=tenant)
+    async def retry(self, job_id: str, tenant: str = "", *, elsewhere: bool = False) -> Answer:
+        """Start a new round of a finished job; ``elsewhere``: not by its last worker, while another can run it."""
+        return await self._must("retry", f"job {job_id}", job=job_id, tenant=tenant, elsewhere=elsewhere or None)
 
     async def set_priority(
         self, job_id: str, tenant: str = "", *, priority: int | None = None, front: bool = False
@@ -280,6 +280,14 @@ class Queue:
             "before": before,
         }
         return await self.call("list", [*page.items(), *(filters or {}).items()])
+
+    async def waiting(
+        self, tenant: str = "", *, priority: int | None = None, after: str = "", limit: int = 50
+    ) -> Answer:
+        """Waiting jobs in claim order (rows ``job``), and the classes that nobody can run (rows ``class``)."""
+        return await self.call(
+            "waiting", [("tenant", tenant), ("priority", priority), ("after", after or None), ("limit", limit)]
+        )
 
     async def ended(
         self, *, since: int | None = None, until: int | None = None, limit: int = 100, **filters: str

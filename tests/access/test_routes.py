@@ -20,7 +20,7 @@ SCOPES = ("submit", "read", "worker", "admin")
 PUBLIC = {"/health", "/health/live", "/login", "/static"}
 ANY = "any"
 
-# What each route asks for. A route that is not here fails the test: say who may use it.
+# What each route asks for (operator: read and submit together). A route that is not here fails: say who may use it.
 NEEDS = {
     ("POST", "/api/jobs"): "submit",
     ("GET", "/api/jobs"): "read",
@@ -90,6 +90,20 @@ NEEDS = {
     ("POST", "/ui/users"): "admin",
     ("POST", "/ui/users/{user}/remove"): "admin",
     ("POST", "/ui/tenants/{tenant}/limits"): "admin",
+    ("GET", "/queue"): "read",
+    ("GET", "/jobs"): "read",
+    ("GET", "/jobs/bulk"): "operator",
+    ("GET", "/jobs/{job_id}"): "read",
+    ("POST", "/ui/jobs/{job_id}/cancel"): "operator",
+    ("POST", "/ui/jobs/{job_id}/retry"): "operator",
+    ("POST", "/ui/jobs/{job_id}/elsewhere"): "operator",
+    ("POST", "/ui/jobs/{job_id}/front"): "operator",
+    ("POST", "/ui/jobs/{job_id}/priority"): "operator",
+    ("POST", "/ui/jobs/{job_id}/raise"): "operator",
+    ("POST", "/ui/jobs/{job_id}/lower"): "operator",
+    ("POST", "/ui/jobs/{job_id}/duplicate"): "operator",
+    ("POST", "/ui/jobs/selected"): "operator",
+    ("POST", "/ui/jobs/search"): "operator",
     ("GET", "/ui/events"): "read",
     ("GET", "/ui/preview/{job_id}"): "read",
     ("POST", "/ui/pause"): "admin",

@@ -1,6 +1,6 @@
 -- emq_retry: starts a new round of a job that ended.
 -- Guarantee: the attempt goes on counting; what the new round may fail starts anew; a repeated call changes nothing.
--- Arguments: `job` `tenant` (empty: any).
+-- Arguments: `job` `tenant` (empty: any) `elsewhere` (1: not by the worker that had it last, while another can run it).
 -- Answer: `ok` `round`; `not_found`; `conflict` `status`.
 local FORGET = {
   'failures', 'crashes', 'handbacks', 'cancel', 'error', 'error_code', 'finished_at', 'claimed_at', 'started_at',
@@ -22,9 +22,11 @@ local function retry(keys, argv)
   redis.call('DEL', P .. 'r:' .. a.job, P .. 'pr:' .. a.job)
   redis.call('ZREM', P .. 'dead', a.job)
   Q.unindex_end(u, r)
+  local last = a.elsewhere == '1' and r.worker_id
   for _, name in ipairs(FORGET) do
     if r[name] then Q.put(u, r, name, nil) end
   end
+  if last then Q.avoid(u, r, last) end
   Q.put(u, r, 'uncounted', r.attempt)
   Q.put(u, r, 'round', Q.int(tonumber(r.round or 1) + 1))
   Q.put(u, r, 'reason', 'forced_retry')
