@@ -40,6 +40,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"emq: {error}", file=sys.stderr)
     except EmqError as error:
         print(f"emq: {error.code}: {error.message}", file=sys.stderr)
+        for each in _further(error):
+            print(f"emq: {each}", file=sys.stderr)
     except ValidationError as error:
         for problem in error.errors(include_url=False):
             where = ".".join(str(part) for part in problem["loc"])
@@ -47,6 +49,13 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return 1
+
+
+def _further(error: EmqError) -> list[str]:
+    """The other faults of a message, beside the first, which the error itself tells."""
+    errors = error.details.get("errors")
+    found = [each for each in errors if isinstance(each, dict)] if isinstance(errors, list) else []
+    return [f"{each.get('field')}: {each.get('problem')}" for each in found[1:]]
 
 
 if __name__ == "__main__":

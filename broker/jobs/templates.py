@@ -140,7 +140,7 @@ class Templates:
         return answer, fresh
 
     async def _add(self, owner: str, name: str, description: str, document: dict[str, Any]) -> tuple[int, bool]:
-        text = strict.canonical(document)
+        text = strict.dumps(document).encode()
         if len(text) > self._max_payload:
             raise PayloadTooLarge(
                 f"The template has {len(text)} bytes; at most {self._max_payload} are accepted.",

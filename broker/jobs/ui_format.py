@@ -45,8 +45,10 @@ class _Scope:
 
     prefix: str
     nodes: dict[int | str, dict[str, Any]]
-    links: dict[int, tuple[Any, int, Any, int]]
+    links: dict[int | None, tuple[Any, int, Any, int]]
     """Origin node and slot, target node and slot, by the link's id."""
+    slots: list[str] = field(default_factory=list)
+    """Names of a subgraph's inputs."""
     instance: dict[str, Any] | None = None
     parent: _Scope | None = None
     inner: dict[int | str, _Scope] = field(default_factory=dict)
@@ -78,7 +80,8 @@ class _Converter:
         self._left -= len(nodes)
         if self._left < 0:
             raise _Cannot(f"it has more than {MAX_NODES} nodes.")
-        scope = _Scope(prefix, nodes, dict(_links(part.get("links"))))
+        slots = [str(each.get("name")) for each in _dicts(part.get("inputs"))]
+        scope = _Scope(prefix, nodes, dict(_links(part.get("links"))), slots)
         for node_id, node in nodes.items():
             definition = self._definitions.get(_type(node))
             if definition is not None and node.get("mode") not in (MUTED, BYPASSED):
@@ -137,7 +140,7 @@ class _Converter:
 
     def _source(self, scope: _Scope, link_id: Any, kind: str, hops: int) -> list[Any] | _Value | None:
         """The node and output that an input's link leads to, or a value; ``None``: nothing is left of it."""
-        if link_id is None or (link := scope.links.get(link_id)) is None:
+        if (link := scope.links.get(_hashable(link_id))) is None:
             return None
         if hops <= 0:
             raise _Cannot("its links go in circles.")
@@ -169,20 +172,37 @@ class _Converter:
     def _from_outside(self, scope: _Scope, slot: int, kind: str, hops: int) -> list[Any] | _Value | None:
         """What the node that stands for a subgraph has at one of its inputs."""
         instance, parent = scope.instance or {}, scope.parent or scope
-        inputs = _dicts(instance.get("inputs"))
-        if slot >= len(inputs):
+        name = scope.slots[slot] if 0 <= slot < len(scope.slots) else None
+        # By name: the editor leaves inputs out that show a widget and have no link.
+        for each in _dicts(instance.get("inputs")):
+            if each.get("name") == name and each.get("link") is not None:
+                return self._source(parent, each["link"], kind, hops)
+        shown, values = _shown(scope), instance.get("widgets_values")
+        if name not in shown or not isinstance(values, list) or not values:
             return None
-        if inputs[slot].get("link") is not None:
-            return self._source(parent, inputs[slot]["link"], kind, hops)
-        values = instance.get("widgets_values")
-        if not inputs[slot].get("widget") or not isinstance(values, list) or not values:
-            return None
-        shown = [i for i, each in enumerate(inputs) if each.get("widget")]
-        if len(shown) == len(values) and not _dict(instance.get("properties")).get("proxyWidgets"):
-            return _Value(values[shown.index(slot)])
+        if len(shown) == len(values):
+            return _Value(values[shown.index(name)])
         if self._uses.get(_type(instance), 0) > 1:
             raise _Cannot(f"the subgraph of node {_id(instance)} is used several times, with values of its own.")
         return None  # the editor has written the value into the subgraph's own node
+
+
+def _shown(scope: _Scope) -> list[str]:
+    """The inputs of a subgraph that its node shows as widgets, in the order of that node's values."""
+    told = _dict((scope.instance or {}).get("properties")).get("proxyWidgets")
+    if isinstance(told, list):
+        # Those of nodes inside keep their values there; -1 stands for the subgraph's own inputs.
+        pairs = [each for each in told if isinstance(each, list) and len(each) == 2]
+        return [str(name) for node_id, name in pairs if str(node_id) == "-1"]
+    fed = [
+        _hashable(each.get("link"))
+        for node in scope.nodes.values()
+        for each in _dicts(node.get("inputs"))
+        if each.get("widget")
+    ]
+    links = [scope.links[link] for link in fed if link in scope.links]
+    widgets = {slot for origin, slot, _, _ in links if origin == _SUBGRAPH_IN}
+    return [name for slot, name in enumerate(scope.slots) if slot in widgets]
 
 
 def _assigned(values: Sequence[Any], layout: ClassRanges, sockets: set[str]) -> dict[str, Any] | None:
@@ -241,6 +261,10 @@ def _links(links: Any) -> Iterator[tuple[int, tuple[Any, int, Any, int]]]:
         if not isinstance(link[2], int) or not isinstance(link[4], int) or not isinstance(link[0], int):
             raise _Cannot("one of its links cannot be read.")
         yield link[0], (link[1], link[2], link[3], link[4])
+
+
+def _hashable(link_id: Any) -> int | None:
+    return link_id if isinstance(link_id, int) else None
 
 
 def _is_id(value: Any) -> bool:

@@ -48,6 +48,10 @@ class Seal:
         """Whether anything is encrypted."""
         return self._first is not None
 
+    def is_current(self, data: bytes) -> bool:
+        """Whether ``data`` is as :meth:`close` would leave it now: by the first secret, or plain without one."""
+        return data.startswith(MAGIC + self._first) if self._first else not data.startswith(MAGIC)
+
     def close(self, data: bytes, about: str) -> bytes:
         """Encrypt ``data``; without a secret it stays as it is."""
         if self._first is None:

@@ -64,9 +64,15 @@ class TemplateStore:
         return {name: versions for name, versions in zip(names, rows, strict=True) if versions}
 
     async def document(self, owner: str, name: str, version: int) -> bytes | None:
-        """A version's document."""
-        (found,) = await self._run(("GET", self._document(owner, name, version)))
-        return self._seal.open(found, _about(owner, name, version)) if isinstance(found, bytes) else None
+        """A version's document; one that another key has encrypted is encrypted anew."""
+        key, about = self._document(owner, name, version), _about(owner, name, version)
+        (found,) = await self._run(("GET", key))
+        if not isinstance(found, bytes):
+            return None
+        document = self._seal.open(found, about)
+        if not self._seal.is_current(found):
+            await self._run(("SET", key, self._seal.close(document, about), "XX"))
+        return document
 
     async def add(self, owner: str, name: str, summary: bytes, document: bytes) -> int:
         """Store a new version; answers its number."""

@@ -102,6 +102,23 @@ async def test_a_tenants_rules_hold_at_every_broker_and_reach_the_worker(guarded
     assert rules == {"foreign": "", "own": json.dumps({"allow": ["EmptyImage", "Save*"]}, separators=(",", ":"))}
 
 
+async def test_a_template_is_no_way_round_the_rules(guarded: Guarded) -> None:
+    own = await guarded.key("submit", "read")
+    auth = {"Authorization": f"Bearer {own}"}
+    params = {"prefix": {"bind": ["2.filename_prefix"]}}
+    status, _ = await guarded.broker.json(
+        "PUT", "/api/templates/x", json={"workflow": GRAPH, "params": params}, headers=auth
+    )
+    assert status == 201
+    job = {"payload": {"template": "x", "params": {"prefix": "../../x"}}}
+    status, body = await guarded.broker.json("POST", "/api/jobs", json=job, headers=auth)
+    assert (status, body["details"]["node_errors"]["2"]["errors"][0]["type"]) == (400, "path_not_allowed")
+    brokers = await limited(guarded, node_allow=["EmptyImage"])
+    job = {"payload": {"template": "x", "params": {"prefix": "x"}}}
+    status, body = await brokers[0].json("POST", "/api/jobs", json=job, headers=auth)
+    assert (status, body["details"]["reason"]) == (400, "not_allowed")
+
+
 async def test_rules_of_the_settings_hold_for_everybody(guarded: Guarded, own_valkey: RedisServer) -> None:
     broker = await guarded.another(node_deny="Save*,Exec", model_allow="sd15.safetensors")
     key = await guarded.key("submit", "read")

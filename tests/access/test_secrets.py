@@ -99,6 +99,24 @@ async def test_payloads_and_results_are_encrypted_where_a_key_is_set(
     assert (CANARY.encode() in at_rest(own_valkey)) == (key is None), "the test sees what is not encrypted"
 
 
+async def test_templates_are_encrypted_and_records_keep_seeds_alone(guarded: Guarded, own_valkey: RedisServer) -> None:
+    old = await guarded.another(payload_key=KEY)
+    params = {"text": {"bind": ["1.text"]}, "seed": {"bind": ["1.width"], "type": "seed", "default": -1}}
+    body = {"workflow": drawing(CANARY * 3), "params": params}
+    assert (await old.json("PUT", "/api/templates/x", json=body))[0] == 201
+    job = {"payload": {"template": "x", "params": {"text": CANARY * 3}}}
+    status, accepted = await old.json("POST", "/api/jobs", json=job)
+    assert (status, list(accepted["params"])) == (201, ["text", "seed"])
+    _, record = await old.json("GET", f"/api/jobs/{accepted['job_id']}")
+    assert record["params"] == {"seed": accepted["params"]["seed"]}
+    rotated = await guarded.another(payload_key=f"another secret of them, {KEY}")
+    assert (await rotated.json("GET", "/api/templates/x"))[1]["workflow"] == body["workflow"]
+    only_new = await guarded.another(payload_key="another secret of them")
+    assert (await only_new.json("GET", "/api/templates/x"))[1]["workflow"] == body["workflow"], "encrypted anew"
+    assert CANARY.encode() not in at_rest(own_valkey)
+    assert (await guarded.broker.json("GET", "/api/templates/x"))[1]["code"] == "unavailable"
+
+
 async def test_a_broker_without_the_key_says_so(guarded: Guarded) -> None:
     sealing = await guarded.another(payload_key=KEY)
     _, accepted = await sealing.json("POST", "/api/jobs", json=submit())

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from broker.jobs.payloads import decode_payload
+from broker.jobs.templates import MAX_VERSIONS
 from tests.access.conftest import Guarded, guarded
 from tests.api.conftest import Broker, own_valkey, start_broker
 from tests.api.test_schema import validator
@@ -104,6 +105,15 @@ async def test_versions_count_up_whatever_happens_at_once(broker: Broker) -> Non
         assert (await broker.json(method, f"/api/templates/{path}"))[0] == 404
     assert (await broker.json("GET", "/api/templates"))[1] == {"templates": []}
     assert (await put(broker, "many", bodies[0]))["version"] == 22
+
+
+async def test_versions_have_a_limit(broker: Broker) -> None:
+    for n in range(MAX_VERSIONS):
+        await put(broker, "x", {"workflow": WORKFLOW, "description": str(n)})
+    refused = await put(broker, "x", {"workflow": WORKFLOW, "description": "more"}, 409)
+    assert (refused["code"], refused["details"]["reason"]) == ("conflict", "limit")
+    assert (await broker.json("DELETE", "/api/templates/x@1"))[0] == 200
+    assert (await put(broker, "x", {"workflow": WORKFLOW, "description": "more"}))["version"] == MAX_VERSIONS + 1
 
 
 async def test_a_job_is_made_from_a_template(broker: Broker) -> None:
@@ -339,6 +349,7 @@ async def test_the_command_line(broker: Broker, tmp_path: Path) -> None:
     assert (record["template"], record["params"]["size"]) == ("square@1", 32)
     wrong = await command(broker, "submit", "--template", "square", "--param", "size=big", code=1)
     assert "payload.params.size" in wrong
+    assert "payload.params.start" in wrong, "all faults are told"
     assert "1 removed" in await command(broker, "templates", "remove", "square")
     assert "no workflow template" in await command(broker, "templates", "show", "square", code=1)
     await command(broker, "templates", "add", "x", str(tmp_path / "none.json"), code=1)

@@ -179,7 +179,13 @@ def test_subgraphs_are_unfolded() -> None:
     twice = with_subgraph(use(10, 8, (3,)), use(11, 9, (6,)), links=[*links, [9, 10, 0, 11, 0, "I"]])
     found = inputs_of(convert(twice, known))
     assert (found["10:1"]["radius"], found["11:1"]) == (3, {"radius": 6, "image": ["10:2", 0]})
-    unclear = {"properties": {"proxyWidgets": [["1", "radius"]]}}
+    inside = {"properties": {"proxyWidgets": [["1", "radius"]]}}
+    found = inputs_of(convert(with_subgraph(use(10, 8, (), **inside), use(11, 9, (), **inside), links=links), known))
+    assert (found["10:1"]["radius"], found["11:1"]["radius"]) == (4, 4), "the value lies in the subgraph's own node"
+    first = {"properties": {"proxyWidgets": [["1", "x"], ["-1", "radius"]]}}
+    found = inputs_of(convert(with_subgraph(use(10, 8, (3,), **first), use(11, 9, (6,), **first), links=links), known))
+    assert (found["10:1"]["radius"], found["11:1"]["radius"]) == (3, 6)
+    unclear = {"properties": {"proxyWidgets": [["-1", "radius"], ["-1", "other"]]}}
     with pytest.raises(InvalidWorkflow, match="several times"):
         convert(with_subgraph(use(10, 8, (3,), **unclear), use(11, 9, (6,), **unclear), links=links), known)
 

@@ -7,8 +7,11 @@ import io
 from typing import Any
 
 from PIL import Image
+from playwright.async_api import Page
 
+from broker.trial.picture import paper_cut
 from broker.trial.workflows import text_to_image
+from tests.support.browser import browser_page
 from tests.support.comfyui import Client, ComfyProcess, node
 from tests.worker.test_inputs import picture
 
@@ -152,3 +155,48 @@ async def test_an_editor_s_workflow_is_converted_and_runs(client: Client, comfy:
     assert set(stored["params"]) == {"prompt", "seed", "sampler"}, "the titles are in the picture too"
     record = await run(client, comfy, {"template": "from-a-picture", "params": {"seed": 5}})
     assert (await image_of(client, record)).tobytes() == image.tobytes()
+
+
+SUBGRAPH = """() => {
+  const graph = window.app.graph, types = ["KSampler", "EmptySD3LatentImage", "VAEDecode"];
+  graph.convertToSubgraph(new Set(graph.nodes.filter(n => types.includes(n.type))));
+}"""
+PROMOTE = """() => {
+  const node = window.app.graph.nodes.find(n => n.subgraph);
+  const sampler = node.subgraph.nodes.find(n => n.type === "KSampler");
+  node.subgraph.inputNode.emptySlot.connect(sampler.inputs[sampler.inputs.findIndex(i => i.name === "steps")], sampler);
+  node.widgets.find(w => w.name === "steps").value = 33;
+}"""
+CLONE = """() => {
+  const graph = window.app.graph, node = graph.nodes.find(n => n.subgraph), copy = node.clone();
+  graph.add(copy);
+  copy.widgets.find(w => w.name === "steps").value = 44;
+}"""
+EXPORT = """async () => {
+  const made = await window.app.graphToPrompt();
+  return JSON.parse(JSON.stringify({ workflow: made.workflow, output: made.output }));
+}"""
+
+
+async def test_what_the_page_saves_becomes_what_the_page_exports(client: Client, comfy: ComfyProcess) -> None:
+    """ComfyUI's own page is the authority: it saves each graph in both formats."""
+
+    async def same(page: Page, what: str) -> None:
+        made = await page.evaluate(EXPORT)
+        await put(client, "saved", {"workflow": made["workflow"]})
+        _, shown = await client.json("GET", "/api/templates/saved")
+        mine = {n: (each["class_type"], each["inputs"]) for n, each in shown["workflow"].items()}
+        assert mine == {n: (each["class_type"], each["inputs"]) for n, each in made["output"].items()}, what
+
+    await comfy.post("/settings", {"Comfy.TutorialCompleted": True})
+    async with browser_page([]) as page:
+        await page.goto(comfy.url)
+        await page.wait_for_function("window.app?.extensionManager?.command && window.app.graph")
+        await page.evaluate("graph => window.app.loadGraphData(graph)", UI)
+        await same(page, "primitive, reroute, muted, bypassed")
+        for graph in (GRAPH, paper_cut(7), text_to_image(5)):
+            await page.evaluate("graph => window.app.loadApiJson(graph, 'test')", graph)
+            await same(page, "a graph from the API format")
+        for script in (SUBGRAPH, PROMOTE, CLONE):
+            await page.evaluate(script)
+            await same(page, script)
