@@ -16,8 +16,9 @@ from structlog.typing import EventDict, Processor
 from broker.errors import ConfigurationError
 
 _SECRETS = re.compile(
-    r"(?i)(authorization[\"']?\s*[:=]\s*[\"']?(?:bearer|lease|basic)?\s*|bearer[ .]|lease +|password[\"']?\s*[:=]\s*|"
-    r"token[\"']?\s*[:=]\s*|ticket=|emq_[0-9a-f]{16}_|://[^\s:/@]*:)[^\s\"'@&,]+"
+    r"(?i)(authorization[\"']?\s*[:=]\s*[\"']?(?:bearer|lease|basic)?\s*|bearer[ .]|lease +|"
+    r"(?:password|token|api_key_comfy_org|auth_token_comfy_org)[\"']?\s*[:=]\s*[\"']?|"
+    r"ticket=|emq_[0-9a-f]{16}_|://[^\s:/@]*:|whsec_|__Host-emq=|\bemq=)[^\s\"'@&,;]+"
 )
 
 
@@ -67,7 +68,11 @@ def configure(level: str = "INFO", style: str = "console") -> None:
     if style == "json":
         last = [structlog.processors.format_exc_info, _redact_event, structlog.processors.JSONRenderer()]
     else:
-        last = [_one_line, _redact_event, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        # The trace is text before it is redacted: an exception quotes what it met.
+        plain = structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+        )
+        last = [_one_line, structlog.processors.format_exc_info, _redact_event, plain]
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared,
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],

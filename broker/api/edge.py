@@ -35,6 +35,7 @@ async def add_headers(request: web.BaseRequest, response: web.StreamResponse) ->
     """Put the security headers on a response; a handler's own ones stay."""
     for name, value in HEADERS.items():
         response.headers.setdefault(name, value)
+    response.headers["Server"] = "EMQ"
 
 
 @web.middleware

@@ -194,15 +194,15 @@ async def cancel_group(request: web.Request) -> web.Response:
 
 
 async def list_workers(request: web.Request) -> web.Response:
-    """The fleet."""
-    ops, _ = asks(request, Scope.READ)
-    return answer({"workers": await ops.workers()})
+    """The fleet; of the jobs that it runs, a tenant is told its own."""
+    ops, who = asks(request, Scope.READ)
+    return answer({"workers": await ops.workers(who.sees)})
 
 
 async def show_worker(request: web.Request) -> web.Response:
     """One worker."""
-    ops, _ = asks(request, Scope.READ)
-    return answer(await ops.worker(request.match_info["worker_id"]))
+    ops, who = asks(request, Scope.READ)
+    return answer(await ops.worker(request.match_info["worker_id"], who.sees))
 
 
 async def pause_worker(request: web.Request) -> web.Response:

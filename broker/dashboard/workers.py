@@ -26,7 +26,7 @@ def add_to(app: web.Application) -> None:
 
 async def read(parts: Services, view: View) -> dict[str, Any]:
     """Every worker that is known, also those that are gone; ``status`` and ``q`` choose."""
-    workers = await parts.operations.workers()
+    workers = await parts.operations.workers(view.sees)
     counts = {state: sum(worker["status"] == state for worker in workers) for state in STATES}
     wanted, text = view.get("status"), view.get("q").casefold()
     shown = [

@@ -78,8 +78,10 @@ def group_summary(group: str, answer: Answer) -> GroupDone:
     return GroupDone(group=group, total=figures.total, jobs=figures.jobs, ended=answer.number("ended"))
 
 
-def public_worker(answer: Answer) -> dict[str, Any]:
-    """A worker's public record."""
+def public_worker(answer: Answer, sees: str = "") -> dict[str, Any]:
+    """A worker's public record. ``sees``: jobs of other tenants are left out (needs ``emq_workers`` with ``jobs``)."""
+    own = {row.text("job_id") for row in answer.rows if row.text("tenant") == sees}
+    held = [_held(line) for line in answer.lines("held")]
     info = loads(answer.text("info"), {})
     gone = answer.text("gone") != ""
     return {
@@ -89,7 +91,7 @@ def public_worker(answer: Answer) -> dict[str, Any]:
         "paused": answer.flag("paused"),
         "draining": answer.flag("drain"),
         "via": answer.text("via") or None,
-        "jobs": [_held(line) for line in answer.lines("held")],
+        "jobs": [job for job in held if not sees or job["job_id"] in own],
         "gpus": _gpus(info.get("gpus"), loads(answer.text("gpus"))),
         "loaded_models": answer.lines("loaded"),
         "version": info.get("version"),

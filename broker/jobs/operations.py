@@ -166,21 +166,22 @@ class Operations:
         """The queue's figures."""
         return public_stats(await self.queue.stats(tenant))
 
-    async def workers(self) -> list[dict[str, Any]]:
-        """The fleet."""
-        answer = await self.queue.workers()
-        return sorted((public_worker(row) for row in answer.rows), key=lambda worker: str(worker["worker_id"]))
+    async def workers(self, sees: str = "") -> list[dict[str, Any]]:
+        """The fleet; ``sees``: only this tenant's jobs are named."""
+        answer = await self.queue.workers(jobs=sees != "")
+        shown = (public_worker(row, sees) for row in answer.rows)
+        return sorted(shown, key=lambda worker: str(worker["worker_id"]))
 
     async def working(self, worker_id: str = "") -> list[dict[str, Any]]:
         """The fleet (or one worker) with what each does right now (``doing``)."""
         answer = await self.queue.workers(worker_id, jobs=True)
         return sorted((working(row) for row in answer.rows), key=lambda worker: str(worker["worker_id"]))
 
-    async def worker(self, worker_id: str) -> dict[str, Any]:
-        """One worker; raises ``NotFound``."""
-        answer = require(await self.queue.workers(worker_id), f"worker {worker_id}")
+    async def worker(self, worker_id: str, sees: str = "") -> dict[str, Any]:
+        """One worker, of its jobs only those that ``sees`` may know (empty: all); raises ``NotFound``."""
+        answer = require(await self.queue.workers(worker_id, jobs=sees != ""), f"worker {worker_id}")
         for row in answer.rows:
-            return public_worker(row)
+            return public_worker(row, sees)
         raise NotFound(f"There is no worker {worker_id}.")
 
     async def pause(self, scope: str, target: str, on: bool) -> Ack:

@@ -52,7 +52,8 @@ def now_ms() -> int:
 class Model(BaseModel):
     """Unknown fields are ignored; values are not coerced (``true`` is no number, ``"5"`` neither)."""
 
-    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
+    # An error says what is wrong, not what was sent: it may end in a log.
+    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False, hide_input_in_errors=True)
 
 
 class Incoming(Model):
