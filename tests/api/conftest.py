@@ -126,8 +126,8 @@ Start = Callable[..., Awaitable[Broker]]
 
 
 @contextlib.asynccontextmanager
-async def brokers(**common: Any) -> AsyncIterator[Start]:
-    """Starts brokers with these settings; keyword arguments are more."""
+async def brokers(keep_cookies: bool = False, **common: Any) -> AsyncIterator[Start]:
+    """Starts brokers with these settings; keyword arguments are more. A browser would keep cookies, a test may not."""
     async with contextlib.AsyncExitStack() as stack:
 
         async def start(**settings: Any) -> Broker:
@@ -136,7 +136,7 @@ async def brokers(**common: Any) -> AsyncIterator[Start]:
             server = TestServer(app, host="127.0.0.1", port=chosen["port"] or None)
             await server.start_server()
             stack.push_async_callback(server.close)
-            jar = aiohttp.CookieJar(unsafe=True)  # the broker's host is an address
+            jar = aiohttp.CookieJar(unsafe=keep_cookies)  # the broker's host is an address
             http = await stack.enter_async_context(aiohttp.ClientSession(cookie_jar=jar))
             return Broker(str(server.make_url("")).rstrip("/"), http, app[QUEUE], server)
 
