@@ -51,6 +51,11 @@ class FleetClient:
         self._session: aiohttp.ClientSession | None = None
         self._depth: tuple[float, dict[str, Any] | None] = (-DEPTH_S, None)
 
+    async def close(self) -> None:
+        """Close connections."""
+        if self._session is not None:
+            await self._session.close()
+
     async def submit(self, graph: dict[str, Any], workflow: Any) -> dict[str, Any]:
         """Submit a graph of the page, with the files that it names."""
         inputs = await self._upload_inputs(graph)

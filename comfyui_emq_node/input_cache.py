@@ -143,6 +143,10 @@ class InputCache:
             self.make_room(self._budget * 9 // 10)
         return held
 
+    def tidy(self) -> None:
+        """Keep to the budget, and remove what a process that was killed left half written."""
+        self.make_room(self._budget)
+
     def make_room(self, goal: int = 0) -> int:
         """Drop unused files, those first that were not used for longest, until ``goal`` bytes are left; says how much.
 

@@ -19,6 +19,7 @@ from typing import Any
 from . import errors
 from .closing import Closing, persist, quietly
 from .comfy import Comfy
+from .download import in_thread
 from .files import Courier
 from .fleet import Membership
 from .input_cache import InputCache
@@ -57,8 +58,8 @@ class Worker:
         self.membership = Membership(settings, comfy, self, worker_id)
         self.side = SideProcess()
         self._courier = Courier(self.membership.brokers, self.side.put)
-        cache = InputCache(comfy.input_folder, round(settings.input_cache_gb * 1e9))
-        self._inputs = Inputs(self.membership.brokers, cache, comfy.inventory.file_kind)
+        self._cache = InputCache(comfy.input_folder, round(settings.input_cache_gb * 1e9))
+        self._inputs = Inputs(self.membership.brokers, self._cache, comfy.inventory.file_kind)
         self._closing = Closing(comfy, self._courier, self._hold, self._let_go)
         self._closing.treat_files(settings)
         self._closing.on_end, self._closing.on_superseded = self.wake, self._be_superseded
@@ -73,6 +74,7 @@ class Worker:
         """Work until stopped."""
         self.side.start()
         await self.membership.read_capabilities()
+        self._closing.later(in_thread(self._cache.tidy))
         self._tasks = [asyncio.ensure_future(self._survive(self.membership.keep, queue)) for queue in self._queues]
         self._tasks += [asyncio.ensure_future(self._survive(self._listen, queue)) for queue in self._queues]
         self._tasks.append(asyncio.ensure_future(self._survive(self.membership.refresh)))

@@ -356,6 +356,14 @@ async def test_another_process_keeps_its_files(site: Site, inputs: Inputs, tmp_p
     assert list((tmp_path / "emq").iterdir()) == []
 
 
+async def test_what_a_killed_process_left_goes_at_the_start(inputs: Inputs, tmp_path: Path) -> None:
+    name = await get(inputs, {"base64": base64.b64encode(picture()).decode()})
+    inputs.release("job1")
+    (tmp_path / "emq" / ".part-dead").write_bytes(b"half")
+    await asyncio.to_thread(InputCache(lambda: str(tmp_path), 10**9).tidy)
+    assert os.listdir(tmp_path / "emq") == [Path(name).name]
+
+
 async def test_the_time_of_change_stays_when_a_file_is_used_again(inputs: Inputs, tmp_path: Path) -> None:
     """ComfyUI's video loader takes a file for new by it, and would run again."""
     source = {"base64": base64.b64encode(picture()).decode()}
