@@ -24,7 +24,7 @@ from typing import Any
 log = logging.getLogger("emq")
 
 MAX_BYTES = 400_000
-"""Before compression, which makes about a sixth of it; a ComfyUI without further packs has 80 KB."""
+"""Before compression, which makes about a sixth of it; a ComfyUI without further packs has 105 KB."""
 MAX_CHOICES = 50
 MAX_CHOICE = 200
 UPLOADS = ("image_upload", "video_upload", "audio_upload", "file_upload", "animated_image_upload", "remote")

@@ -52,6 +52,7 @@ class Client:
     async def submit(self, workflow: Message | None = None, *, follow: bool = True, **fields: Any) -> JobHandle:
         """Submit a workflow in ComfyUI's API format, or a whole ``payload``; ``fields`` are those of ``submit_job``.
 
+        ``template`` (``name`` or ``name@version``) with ``params`` takes the place of a workflow.
         Without an ``idempotency_key`` one is drawn, so that a lost answer cannot make two jobs. ``follow`` has its
         events sent at once; without it they are asked for when somebody wants them. Raises the broker's refusal.
         """
@@ -202,6 +203,9 @@ def _submission(workflow: Message | None, fields: dict[str, Any]) -> Message:
     given = {name: value for name, value in fields.items() if value is not None}
     if workflow is not None:
         given["payload"] = {"workflow": workflow, **given.get("payload", {})}
+    named = {name: given.pop(name) for name in ("template", "params") if name in given}
+    if named:
+        given["payload"] = {**named, **given.get("payload", {})}
     return given
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
-import sys
-from asyncio.subprocess import PIPE
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import jsonschema
 import pytest
 from PIL import Image, PngImagePlugin
 
+from broker.__main__ import main
 from broker.jobs.payloads import decode_payload
 from broker.jobs.templates import MAX_VERSIONS
 from tests.access.conftest import Guarded, guarded
@@ -316,12 +316,11 @@ async def test_the_example_in_the_documents_works(broker: Broker) -> None:
 
 async def command(broker: Broker, *words: str, code: int = 0) -> str:
     """What the command line prints, to stderr when it fails."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "broker", *words, "--broker", broker.url, cwd=ROOT, stdout=PIPE, stderr=PIPE
-    )
-    out, err = await asyncio.wait_for(process.communicate(), 60)
-    assert process.returncode == code, err.decode()
-    return (err if code else out).decode()
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        found = await asyncio.to_thread(main, [*words, "--broker", broker.url])
+    assert found == code, err.getvalue()
+    return (err if code else out).getvalue()
 
 
 async def test_the_command_line(broker: Broker, tmp_path: Path) -> None:

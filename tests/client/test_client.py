@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from broker.client import BrokerUnreachable, Client, JobCancelled, JobFailed, JobHandle, Preview
-from broker.errors import Conflict, EmqError, InvalidWorkflow, NotFound
+from broker.errors import BadMessage, Conflict, EmqError, InvalidWorkflow, NotFound
 from broker.protocol.events import JobProgress, JobUpdate
 from tests.api.conftest import GRAPH, Broker, Start
 from tests.support.proxy import Proxy
@@ -40,6 +40,18 @@ async def test_job_from_submit_to_result(broker: Broker, valkey_url: str) -> Non
     assert any(isinstance(event, JobProgress) and event.progress == 100 for event in events)
     assert (record.priority, record.metadata, record.status) == (7, {"order": 5}, "completed")
     assert result.outputs == []
+
+
+async def test_job_from_a_template(broker: Broker) -> None:
+    async with Client(broker.url) as emq:
+        params = {"size": {"bind": ["1.width"], "type": "integer"}}
+        await emq.request("PUT", "/api/templates/square", {"workflow": GRAPH, "params": params})
+        job = await emq.submit(template="square", params={"size": 8})
+        assert job.accepted is not None
+        record = await job.record()
+        assert (record.template, record.params) == ("square@1", {"size": 8})
+        with pytest.raises(BadMessage, match=r"payload\.params\.size"):
+            await emq.submit(template="square", params={"size": "big"})
 
 
 async def test_refusals_are_exceptions_of_their_code(broker: Broker) -> None:
