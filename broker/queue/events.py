@@ -16,7 +16,16 @@ from typing import Any, Protocol
 from broker.errors import EmqError, NotFound, Unavailable
 from broker.queue.queue import Answer, Queue
 from broker.queue.seal import result_of
-from broker.queue.subscription import Event, Log, Preview, Reset, Subscription, parse_message, parse_pair
+from broker.queue.subscription import (
+    Event,
+    Log,
+    Preview,
+    Reset,
+    Subscription,
+    first_message,
+    parse_message,
+    parse_pair,
+)
 from broker.queue.wire import Lines, Wire
 
 __all__ = ["Event", "EventHub", "Preview", "Reset", "Subscription"]
@@ -243,7 +252,7 @@ class EventHub:
         epoch, record, lines, stored = await self._source.read(
             prefix,
             ("HGET", f"{prefix}meta", "deployment"),
-            ("HMGET", f"{prefix}j:{job_id}", "status", "events"),
+            ("HMGET", f"{prefix}j:{job_id}", "status", "events", "first"),
             ("LRANGE", f"{prefix}e:{job_id}", 0, -1),
             ("GET", f"{prefix}pr:{job_id}"),
         )
@@ -251,6 +260,8 @@ class EventHub:
             raise NotFound(f"There is no job {job_id}.", what=f"job {job_id}")
         name = epoch.decode()
         self._move(name)
+        if record[1] == b"1" and record[2] and not lines:
+            lines = [first_message(record[2])]
         events = [parse_message(line, name) for line in lines]
         return Log(name, events, _progress(stored, name), int(record[1] or 0), record[0].decode())
 

@@ -31,12 +31,12 @@ LOG_KEPT = 400
 # Keys that may stay for ever: indexes of what is alive, and settings.
 LASTING = re.compile(
     r"meta|config|brokers|replicas|arrivals|i|k:.+|n:.+|h:.+|c:.+|classes|vt|p:.+|pd:.+|pv:.+|ok:.+|profiles|idle|idle:.+|v:.+|due|"
-    r"expiry|deadline|wk:.+|workers|leases|held:.+|w:.+|a:.+|f:.+|fin:.+|active|tenants|count|parked:.+|tn:.+|g:.+|"
+    r"expiry|deadline|wk:.+|workers|leases|held:.+|w:.+|a:.+|f:.+|fin:.+|tenants|count|parked:.+|tn:.+|g:.+|"
     r"gm:.+|pg:.+|px:.+|x:.+|dead|instances|levels|match|cascade|age|states|unpark|pw:.+|"
     r"outbox|outbox_tries|tv:.+|tt:.+|td:.+",
     re.DOTALL,
 )
-OF_A_JOB = re.compile(r"(?:j|b|e|r|pr|kids):(.+)", re.DOTALL)
+OF_A_JOB = re.compile(r"(?:j|b|e|pr|kids):(.+)", re.DOTALL)
 """A job's own keys may stay as long as it has not ended."""
 LANE = re.compile(r"n:([^:]+):(.*)", re.DOTALL)
 
@@ -89,7 +89,6 @@ def places(job: str, record: Record) -> tuple[list[Place], list[Place]]:
     for end in TERMINAL:
         place(status == end, f"f:{tenant}:{end}", score=arrival)
         place(status == end, f"fin:{end}", score=_number(record, "finished_at"))
-    place(status in ACTIVE, "active", score=_number(record, "claimed_at"))
     if status == "scheduled":
         place(True, "due")
     elif status != "pending":
@@ -214,7 +213,7 @@ def owner(key: str, member: str) -> str | None:
         return member.rpartition("\n")[2].partition(":")[2]
     return (
         member
-        if key in ("due", "expiry", "deadline", "active", "dead") or name in ("w", "a", "f", "fin", "held")
+        if key in ("due", "expiry", "deadline", "dead") or name in ("w", "a", "f", "fin", "held")
         else None
     )
 
@@ -222,6 +221,8 @@ def owner(key: str, member: str) -> str | None:
 def log_findings(job: str, record: Record, numbers: Sequence[int], kinds: Sequence[str]) -> Iterator[Finding]:
     """What is wrong with a job's event log."""
     key, count = f"e:{job}", int(record.get("events", 0))
+    if count == 1 and record.get("first") and not numbers:
+        return  # it is logged with the second one
     if list(numbers) != list(range(count - len(numbers) + 1, count + 1)):
         yield Finding("log", key, str(count), f"the numbers are {_short(numbers)}")
     elif len(numbers) < min(count, LOG_KEPT):

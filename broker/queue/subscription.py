@@ -288,6 +288,16 @@ def parse_id(text: str | None) -> tuple[str | None, Id]:
     return (epoch, pair) if pair is not None else ("", (0, 0))
 
 
+def first_message(first: bytes) -> bytes:
+    """A job's first event as it was published, from the record's ``first`` (``<status> <position>``).
+
+    Most jobs wait with no other, so it is put in the log only with the second one.
+    """
+    status, _, position = first.partition(b" ")
+    data = b'{"status":"%b","attempt":0,"worker_id":null,"position":%b,"reason":null}' % (status, position)
+    return b"1-0\njob_update\n" + data
+
+
 def parse_message(raw: bytes, epoch: str) -> Event:
     """Read an event as it is published and logged: ``<n>-<p>\\n<type>\\n<data JSON>``. Raises ``ValueError``."""
     head, kind, data = raw.split(b"\n", 2)

@@ -84,8 +84,8 @@ REPAIRED: dict[str, tuple[str, Damage]] = {
     "a held job is not with its instance": (
         "state", lambda d: d.client.zrem(d.key(f"held:{d.field('running', 'instance')}"), "running"),
     ),
-    "an active job is not listed": ("state", lambda d: d.client.zrem(d.key("active"), "running")),
-    "an ended job is still active": ("state", lambda d: d.client.zadd(d.key("active"), {"done": 1})),
+    "an active job is not listed": ("state", lambda d: d.client.zrem(d.key("a:ann"), "running")),
+    "an ended job is still active": ("state", lambda d: d.client.zadd(d.key("a:ann"), {"done": 1})),
     "an entry of a job that never was": ("state", lambda d: d.client.zadd(d.key("w:ann"), {"ghost": 1})),
     "a lane of a job that never was": (
         "state", lambda d: d.client.zadd(lane(d, "free", "eve"), {"000000000000:ghost": 1}),
@@ -156,7 +156,7 @@ async def test_damage_that_cannot_be_repaired_is_told(desk: Desk, connection: Co
 async def test_what_was_repaired_runs(desk: Desk, connection: Connection) -> None:
     """The jobs of a pool whose indexes are gone all run once they are built anew from the records."""
     await furnish(desk)
-    indexes = ("w:*", "a:*", "f:*", "fin:*", "n:*", "h:*", "i", "k:*", "due", "expiry", "active", "held:*", "parked:*")
+    indexes = ("w:*", "a:*", "f:*", "fin:*", "n:*", "h:*", "i", "k:*", "due", "expiry", "held:*", "parked:*")
     for pattern in indexes:
         for key in desk.client.keys(desk.key(pattern)):
             desk.client.delete(key)

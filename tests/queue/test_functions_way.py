@@ -183,12 +183,12 @@ async def test_a_finished_record_and_all_around_it_has_a_life_time(desk: Desk) -
     await worker.start()
     await worker.report("j", store=1)
     await worker.finish("j")
-    for key in ("j:j", "b:j", "e:j", "r:j", "q:ann:k"):
+    for key in ("j:j", "b:j", "e:j", "q:ann:k"):
         assert desk.life_ms(key) > 0, key
     assert desk.life_ms("pr:j") == -2
     desk.tick(61_000)
     assert (await desk.queue.sweep()).number("trimmed") == 1
-    assert desk.client.exists(*(desk.key(k) for k in ("j:j", "b:j", "e:j", "r:j"))) == 0
+    assert desk.client.exists(*(desk.key(k) for k in ("j:j", "b:j", "e:j"))) == 0
     assert desk.client.zcard(desk.key("fin:completed")) == 0
     assert (await desk.queue.stats()).number("completed") == 0
     assert (await desk.queue.stats()).number("completed_total") == 1

@@ -8,6 +8,8 @@ from typing import Any
 
 import redis
 
+from broker.queue.subscription import first_message
+
 # A test's own script: it reads every key, which nothing in EMQ does.
 SCRIPT = """
 local read = {
@@ -70,6 +72,12 @@ def dump(client: redis.Redis, prefix: str, last: Dump | None = None) -> Dump:
             out.lasting.add(name)
         if name.startswith("j:"):
             out.jobs[name[2:]] = parsed
+    for job, record in out.jobs.items():
+        # The first event is in the record until there is a second one.
+        if record.get("events") == "1" and "first" in record and f"e:{job}" not in out.lists:
+            same = last is not None and last.jobs.get(job) is record
+            known_log = last.lists.get(f"e:{job}") if last is not None and same else None
+            out.lists[f"e:{job}"] = known_log or [first_message(record["first"].encode()).decode()]
     return out
 
 

@@ -97,23 +97,18 @@ function Q.setting(u, name)
 end
 
 -- Changes a field of a record that is new, or was read with `Q.job` or `Q.worker`; nil removes the field.
+-- What it is changed back to is not written.
 function Q.put(u, record, name, value)
-  if record._new then
-    record[name] = value
-    return
-  end
-  if not record._set then
-    record._set, record._del = {}, {}
-    u.touched[#u.touched + 1] = record
+  if not record._new then
+    local was = record._was
+    if not was then
+      was = {}
+      record._was = was
+      u.touched[#u.touched + 1] = record
+    end
+    if was[name] == nil then was[name] = record[name] or false end
   end
   record[name] = value
-  if value == nil then
-    record._set[name] = nil
-    record._del[name] = true
-  else
-    record._del[name] = nil
-    record._set[name] = value
-  end
 end
 
 function Q.add(u, record, name, delta)

@@ -26,23 +26,40 @@ end
 local function write_record(u, record)
   if record._new then return write_new(record) end
   if u.workers[record._id] == record then write_state(u, record) end
-  local flat, gone = {}, {}
-  for name, value in pairs(record._set) do
-    flat[#flat + 1] = name
-    flat[#flat + 1] = value
+  local flat, gone, n = {}, {}, 0
+  for name, old in pairs(record._was) do
+    local value = record[name]
+    if value == nil then
+      if old then gone[#gone + 1] = name end
+    elseif value ~= old then
+      flat[n + 1], flat[n + 2] = name, value
+      n = n + 2
+    end
   end
-  for name in pairs(record._del) do gone[#gone + 1] = name end
-  if #flat > 0 then redis.call('HSET', record._key, unpack(flat)) end
-  if #gone > 0 then redis.call('HDEL', record._key, unpack(gone)) end
-  record._set = nil
+  if n > 0 then redis.call('HSET', record._key, unpack(flat)) end
+  if gone[1] then redis.call('HDEL', record._key, unpack(gone)) end
+  record._was = nil
 end
 
+-- Counters: read and written in one go each, which is cheaper than adding to one after another.
 local function write_counts(u)
-  local key = u.P .. 'count'
-  for field, delta in pairs(u.counts) do
-    if delta ~= 0 then redis.call('HINCRBY', key, field, Q.int(delta)) end
+  local counts = rawget(u, 'counts')
+  if not counts then return end
+  local fields, n = {}, 0
+  for field, delta in pairs(counts) do
+    if delta ~= 0 then
+      n = n + 1
+      fields[n] = field
+    end
   end
   u.counts = nil
+  if n == 0 then return end
+  local key, flat = u.P .. 'count', {}
+  local had = redis.call('HMGET', key, unpack(fields))
+  for i = 1, n do
+    flat[2 * i - 1], flat[2 * i] = fields[i], Q.int((had[i] or 0) + counts[fields[i]])
+  end
+  redis.call('HSET', key, unpack(flat))
 end
 
 -- Virtual time: a level without waiting jobs forgets who had what; V itself never falls.
@@ -66,27 +83,33 @@ local function write_levels(u)
   u.levels = nil
 end
 
--- Logs and publishes, in order.
+-- Logs and publishes, in order: `{ job, message, logged, published before }`.
 local function write_events(u)
+  local out = rawget(u, 'out')
+  if not out then return end
+  u.out = nil
   local logs, order = {}, {}
-  for _, event in ipairs(u.out) do
-    if event[3] then
-      local log = logs[event[1]]
-      if not log then
-        log = {}
-        logs[event[1]] = log
-        order[#order + 1] = event[1]
+  for i = 1, #out do
+    local job, message, logged = out[i][1], out[i][2], out[i][3]
+    if logged then
+      local log = logs[job]
+      if log then
+        log[#log + 1] = message
+      else
+        logs[job] = { message }
+        order[#order + 1] = job
       end
-      log[#log + 1] = event[2]
     end
   end
-  for _, job in ipairs(order) do
-    local key = u.P .. 'e:' .. job
-    if redis.call('RPUSH', key, unpack(logs[job])) > Q.LOG_MAX then redis.call('LTRIM', key, -Q.LOG_MAX, -1) end
+  for i = 1, #order do
+    local key, log = u.P .. 'e:' .. order[i], logs[order[i]]
+    if redis.call('RPUSH', key, unpack(log)) > Q.LOG_MAX then redis.call('LTRIM', key, -Q.LOG_MAX, -1) end
   end
   local channel = u.P .. 'ev:' .. u.deployment .. ':'
-  for _, event in ipairs(u.out) do redis.call('SPUBLISH', channel .. event[1], event[2]) end
-  u.out = nil
+  for i = 1, #out do
+    local event = out[i]
+    if not event[4] then redis.call('SPUBLISH', channel .. event[1], event[2]) end
+  end
 end
 
 function Q.commit(u)

@@ -62,10 +62,11 @@ end
 function Q.class(u, name)
   local c = u.classes[name]
   if c == nil then
-    local v = redis.call('HMGET', u.P .. 'c:' .. name, 'used', 'kind', 'run', 'cold', 'passed')
+    local v = redis.call('HMGET', u.P .. 'c:' .. name, 'used', 'kind', 'run', 'cold', 'passed', 'runs', 'measured')
     c = {
       exists = v[1] and true, used = tonumber(v[1] or 0), kind = v[2] or '', run = tonumber(v[3] or nil),
-      cold = tonumber(v[4] or nil), passed = tonumber(v[5] or nil),
+      cold = tonumber(v[4] or nil), passed = tonumber(v[5] or nil), runs = tonumber(v[6] or 0),
+      measured = tonumber(v[7] or 0),
     }
     u.classes[name] = c
   end

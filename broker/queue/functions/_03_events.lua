@@ -1,7 +1,25 @@
 -- A job's events: one logged line a change of state, progress on the wire only.
 
+local function update_data(status, attempt, worker, position, reason)
+  return '{"status":"' .. status .. '","attempt":' .. attempt .. ',"worker_id":' .. worker .. ',"position":' .. position
+    .. ',"reason":' .. reason .. '}'
+end
+
+-- The first event of a job that was not refused at once, from the record's `first`.
+local function first_event(first)
+  local status, position = string.match(first, '^(%S+) (%S+)$')
+  return '1-0\njob_update\n' .. update_data(status, '0', 'null', position, 'null')
+end
+
+-- Tells a new job's first event. Most jobs wait with no other: it is put in the log with the next one.
+function Q.tell_first(u, r, position)
+  r.events, r.first = '1', r.status .. ' ' .. (position and Q.int(position) or 'null')
+  u.out[#u.out + 1] = { r._id, first_event(r.first), false }
+end
+
 -- Logs an event: n is the job's counter + 1.
 function Q.log(u, r, kind, data)
+  if r.events == '1' and r.first then u.out[#u.out + 1] = { r._id, first_event(r.first), true, true } end
   local n = Q.add(u, r, 'events', 1)
   u.out[#u.out + 1] = { r._id, Q.int(n) .. '-0\n' .. kind .. '\n' .. data, true }
   return n
@@ -14,9 +32,8 @@ end
 
 -- Logs `job_update` with the record's present state.
 function Q.update(u, r, reason, position)
-  Q.log(u, r, 'job_update', '{"status":"' .. r.status .. '","attempt":' .. (r.attempt or '0')
-    .. ',"worker_id":' .. Q.json(r.worker_id) .. ',"position":' .. (position and Q.int(position) or 'null')
-    .. ',"reason":' .. Q.json(reason) .. '}')
+  Q.log(u, r, 'job_update', update_data(r.status, r.attempt or '0', Q.json(r.worker_id),
+    position and Q.int(position) or 'null', Q.json(reason)))
 end
 
 -- Logs `fail_job`; `error` is JSON.

@@ -58,8 +58,6 @@ function Q.move(u, r, status)
   if old_home ~= home then
     if old_home == 'w' then weigh(u, r, -1) end
     if home == 'w' then weigh(u, r, 1) end
-    if old_home == 'a' then redis.call('ZREM', u.P .. 'active', id) end
-    if home == 'a' then redis.call('ZADD', u.P .. 'active', u.ms, id) end
   end
   if old_home == 'f' then redis.call('ZREM', u.P .. 'fin:' .. old, id) end
   if home == 'f' then redis.call('ZADD', u.P .. 'fin:' .. status, u.ms, id) end

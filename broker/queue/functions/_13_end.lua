@@ -54,7 +54,6 @@ function Q.complete(u, r, result)
   if r.error then Q.put(u, r, 'error', nil) end
   if r.error_code then Q.put(u, r, 'error_code', nil) end
   Q.finish(u, r, 'completed')
-  redis.call('SET', P .. 'r:' .. id, result, 'PX', u.ttl[id])
   Q.update(u, r)
   Q.log(u, r, 'complete_job', '{"status":"completed","worker_id":' .. worker .. ',"attempt":' .. attempt
     .. ',"result":' .. result .. '}')

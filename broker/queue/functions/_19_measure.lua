@@ -1,6 +1,7 @@
 -- What runs of a class take: averages that follow, also by GPU, and the last 50 run times.
 
 local WEIGHT, RING, WIDTH = 0.2, 50, 8
+local PAUSE_MS = 100 -- a well-known class is measured ten times a second at most
 
 local function follow(old, sample)
   return old and old + WEIGHT * (sample - old) or sample
@@ -35,6 +36,8 @@ function Q.measure(u, r, exec_ms, cold)
   if not exec_ms or not (exec_ms >= 0 and exec_ms < 1e12) then return end
   Q.observe(u, 'run', exec_ms)
   if cold == '1' then Q.count(u, 'loads_total', 1) end
+  local c = Q.class(u, r.class)
+  if c.runs >= RING and math.abs(u.now - c.measured) < PAUSE_MS then return end
   local key, field = u.P .. 'c:' .. r.class, cold == '1' and 'cold' or 'run'
   local gpu = gpu_of(u, r)
   local got = redis.call('HMGET', key, field, 'ring', 'runs', 'vram_mb', 'g:' .. (gpu or ''))
@@ -42,9 +45,9 @@ function Q.measure(u, r, exec_ms, cold)
   local average = follow(tonumber(got[1] or nil), exec_ms)
   local ring = string.sub((got[2] or ''), -(RING - 1) * WIDTH)
     .. string.format('%08d', math.min(99999999, math.floor(exec_ms)))
-  redis.call('HSET', key, field, string.format('%.1f', average), 'ring', ring, 'runs', Q.int((got[3] or 0) + 1))
-  local c = u.classes[r.class]
-  if c then c[field] = average end
+  redis.call('HSET', key, field, string.format('%.1f', average), 'ring', ring, 'runs', Q.int((got[3] or 0) + 1),
+    'measured', u.ms)
+  c[field], c.runs, c.measured = average, c.runs + 1, u.now
   if gpu then redis.call('HSET', key, 'g:' .. gpu, on_gpu(got[5], exec_ms)) end
 end
 

@@ -6,8 +6,7 @@ local CLASS_LIFE_MS, VARIANT_LIFE_MS, WORKER_LIFE_MS = 30 * 86400000, 3600000, 3
 local function forget(u, id, status)
   local P = u.P
   local r = Q.job(u, id)
-  redis.call('UNLINK', P .. 'j:' .. id, P .. 'b:' .. id, P .. 'e:' .. id, P .. 'r:' .. id, P .. 'pr:' .. id,
-    P .. 'kids:' .. id)
+  redis.call('UNLINK', P .. 'j:' .. id, P .. 'b:' .. id, P .. 'e:' .. id, P .. 'pr:' .. id, P .. 'kids:' .. id)
   redis.call('ZREM', P .. 'dead', id)
   if r and r.status == status then
     if r.group then redis.call('ZREM', Q.group_members(u, r.tenant, r.group), id) end

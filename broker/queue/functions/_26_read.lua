@@ -1,6 +1,6 @@
 -- Records as the readers answer them.
 
-local HIDDEN = { token = true, done = true, labels = true, models = true, est = true }
+local HIDDEN = { token = true, done = true, labels = true, models = true, est = true, first = true }
 
 -- A record's fields as pairs, appended to `out`; with what is kept beside it when `whole`.
 function Q.record(u, r, out, whole)
@@ -22,7 +22,11 @@ function Q.record(u, r, out, whole)
   if spec_len > 0 then pair('spec', redis.call('GETRANGE', P .. 'b:' .. id, 0, spec_len - 1)) end
   if r.status == 'completed' then
     pair('progress', Q.full_progress(r))
-    if whole then pair('result', redis.call('GET', P .. 'r:' .. id) or '') end
+    if whole then
+      -- It is told in the last event; a quote inside of the worker's name is escaped there.
+      local last = redis.call('LINDEX', P .. 'e:' .. id, -1)
+      pair('result', last and string.match(last, '"result":(.*)}$') or '')
+    end
   elseif r.stored_progress then
     local stored = redis.call('GET', P .. 'pr:' .. id)
     local p, data = string.match(stored or '', '^([^\n]+)\n(.*)$')

@@ -1,6 +1,6 @@
 -- What lies before a job, for `emq_forecast`: each part looks at a bounded number of things and scales up from them.
 
-local PROFILES, CLASSES, OTHER_LANES, RUNNING = 100, 12, 4, 8
+local PROFILES, CLASSES, OTHER_LANES, RUNNING, HOLDERS = 100, 12, 4, 8, 50
 
 -- The live profiles, those with most workers first, each with whether it can run the class.
 function Q.able_profiles(u, class)
@@ -77,14 +77,26 @@ function Q.others_before(u, class, score, live)
   return jobs * scale, ms * scale
 end
 
+-- The jobs that are claimed or run, of few workers; nil: of more.
+local function held_jobs(u)
+  local P, jobs = u.P, {}
+  if redis.call('ZCARD', P .. 'leases') > HOLDERS then return nil end
+  for _, instance in ipairs(redis.call('ZRANGE', P .. 'leases', 0, -1)) do
+    for _, id in ipairs(redis.call('ZRANGE', P .. 'held:' .. instance, 0, RUNNING)) do jobs[#jobs + 1] = id end
+  end
+  return jobs
+end
+
 -- How many of the workers that fit are busy, and what they still have to do (nil: not looked at).
 function Q.busy_workers(u, live)
   local P, idle = u.P, 0
   for name in pairs(live.fit) do idle = idle + redis.call('ZCARD', P .. 'idle:' .. name) end
-  local active = redis.call('ZCARD', P .. 'active')
-  if active > RUNNING then return math.max(0, math.min(live.workers - idle, active)), nil end
+  local counts = redis.call('HMGET', P .. 'count', 'claimed', 'processing')
+  local active = (counts[1] or 0) + (counts[2] or 0)
+  local jobs = active <= RUNNING and held_jobs(u)
+  if not jobs then return math.max(0, math.min(live.workers - idle, active)), nil end
   local busy, rest, seen = 0, 0, {}
-  for _, id in ipairs(redis.call('ZRANGE', P .. 'active', 0, -1)) do
+  for _, id in ipairs(jobs) do
     local r = Q.job(u, id)
     local w = r and r.phase ~= 'finishing' and Q.worker(u, r.worker_id)
     if w and live.fit[w.profile] then

@@ -32,7 +32,6 @@ function Q.repair_job(u, r)
     place(u, r.status == status, 'f' .. of .. ':' .. status, r.arrival, id)
     place(u, r.status == status, 'fin:' .. status, r.finished_at, id)
   end
-  place(u, home == 'a', 'active', r.claimed_at, id)
   place(u, home == 'w' and r.expires_at, 'expiry', r.expires_at, id)
   place(u, r.dead_letter == '1', 'dead', r.finished_at, id)
   if home ~= 'a' then redis.call('ZREM', u.P .. 'deadline', id) end

@@ -9,10 +9,11 @@ end
 function Q.room(u, a)
   local tenant, t = a.tenant, Q.tenant(u, a.tenant)
   local got = redis.call('HMGET', u.P .. 'count', 'pending', 'scheduled', 'blocked', tenant .. ':pending',
-    tenant .. ':scheduled', tenant .. ':blocked', tenant .. ':bytes')
+    tenant .. ':scheduled', tenant .. ':blocked', tenant .. ':bytes', tenant .. ':submitted_total')
   local all, ours = (got[1] or 0) + (got[2] or 0) + (got[3] or 0), (got[4] or 0) + (got[5] or 0) + (got[6] or 0)
   return {
-    pool = left(Q.setting(u, 'max_queued'), all), bytes = left(a.max_bytes, tonumber(got[7] or 0)),
+    newcomer = not got[8], pool = left(Q.setting(u, 'max_queued'), all),
+    bytes = left(a.max_bytes, tonumber(got[7] or 0)),
     tenant = math.min(left(t.max_queued, ours), left(a.max_queued, ours)),
   }
 end

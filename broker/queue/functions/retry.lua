@@ -19,7 +19,7 @@ local function retry(keys, argv)
   end
   if redis.call('EXISTS', P .. 'b:' .. a.job) == 0 or not Q.class(u, r.class).exists then return { 'not_found' } end
   for _, kind in ipairs({ 'j:', 'b:', 'e:', 'kids:' }) do redis.call('PERSIST', P .. kind .. a.job) end
-  redis.call('DEL', P .. 'r:' .. a.job, P .. 'pr:' .. a.job)
+  redis.call('DEL', P .. 'pr:' .. a.job)
   redis.call('ZREM', P .. 'dead', a.job)
   Q.unindex_end(u, r)
   local last = a.elsewhere == '1' and r.worker_id

@@ -83,7 +83,7 @@ local function add(u, tenant, j, arrival, shared)
   if r.status == 'pending' and not r.finished_at then
     position, exact = Q.next_position(u, r, shared)
   end
-  if not r.finished_at then Q.update(u, r, nil, position) end
+  if not r.finished_at then Q.tell_first(u, r, position) end
   local notified = r.status == 'pending' and not Q.tenant(u, tenant).paused and Q.wake(u, r.class)
   return {
     'ok', 'job_id', j.id, 'status', r.status, 'position', position and Q.int(position) or '',
@@ -102,7 +102,7 @@ local function submit(keys, argv)
   local arrival = 0
   if plan.adds > 0 then
     arrival = redis.call('INCRBY', u.P .. 'arrivals', plan.adds) - plan.adds
-    redis.call('SADD', u.P .. 'tenants', tenant)
+    if plan.room.newcomer then redis.call('SADD', u.P .. 'tenants', tenant) end
     Q.count(u, 'submitted_total', plan.adds)
     Q.count(u, tenant .. ':submitted_total', plan.adds)
     for _, b in ipairs(plan.buckets) do Q.spend(u, b, plan.adds) end
