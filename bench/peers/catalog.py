@@ -34,10 +34,12 @@ class Peer:
 
 
 FLOOR = Peer("floor, fused", "floor_fused", bulk=True, jobs=40_000, jobs_one=10_000, is_floor=True)
+DUTIES = Peer("floor with duties", "floor_duties", bulk=True, jobs=40_000, jobs_one=10_000, is_floor=True)
 EMQ = Peer("EMQ", "emq", bulk=True, jobs=20_000, jobs_one=10_000)
 
 PEERS = (
     FLOOR,
+    DUTIES,
     Peer("floor, claim+complete", "floor", bulk=True, jobs=40_000, jobs_one=10_000, is_floor=True),
     EMQ,
     Peer("BullMQ Node", "bullmq_node", ("bullmq", "ioredis"), bulk=True, jobs=20_000, jobs_one=10_000, node=True),

@@ -44,7 +44,7 @@ async def producer(url: str) -> Producer:
     return Producer(mux)
 
 
-def _job(answer: Any) -> Job | None:
+def job_of(answer: Any) -> Job | None:
     return list(answer) if answer else None
 
 
@@ -56,13 +56,13 @@ class Source:
 
     async def claim(self) -> Job | None:
         """Claim."""
-        return _job(await self.mux.call("FCALL", "floor_claim", 1, PREFIX, time.time_ns() // 1_000_000 + 30_000))
+        return job_of(await self.mux.call("FCALL", "floor_claim", 1, PREFIX, time.time_ns() // 1_000_000 + 30_000))
 
     async def next(self, done: Job) -> Job | None:
         """Complete and claim."""
         if self.fused:
             until = time.time_ns() // 1_000_000 + 30_000
-            return _job(await self.mux.call("FCALL", "floor_next", 1, PREFIX, done[0], done[1], until))
+            return job_of(await self.mux.call("FCALL", "floor_next", 1, PREFIX, done[0], done[1], until))
         await self.mux.call("FCALL", "floor_complete", 1, PREFIX, done[0], done[1])
         return await self.claim()
 

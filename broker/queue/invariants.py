@@ -211,11 +211,7 @@ def owner(key: str, member: str) -> str | None:
         return member.partition(":")[2]
     if name == "x":
         return member.rpartition("\n")[2].partition(":")[2]
-    return (
-        member
-        if key in ("due", "expiry", "deadline", "dead") or name in ("w", "a", "f", "fin", "held")
-        else None
-    )
+    return member if key in ("due", "expiry", "deadline", "dead") or name in ("w", "a", "f", "fin", "held") else None
 
 
 def log_findings(job: str, record: Record, numbers: Sequence[int], kinds: Sequence[str]) -> Iterator[Finding]:

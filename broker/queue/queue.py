@@ -6,6 +6,7 @@ Redis is away. Nothing else in the broker calls a function.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -179,21 +180,37 @@ class Queue:
         goes away (or is full) between two of them, the jobs that are in have their answers, and the rest the outcome
         ``unavailable`` (or ``queue_full``); when it raises, nothing is known to be in. The same ids may be sent again.
         """
+        parts = [jobs[start : start + SUBMIT_CHUNK] for start in range(0, len(jobs), SUBMIT_CHUNK)]
         answers: list[Answer] = []
-        for start in range(0, len(jobs), SUBMIT_CHUNK):
-            pairs: list[tuple[str, Value | None]] = [("tenant", tenant), *(limits or {}).items()]
-            for job in jobs[start : start + SUBMIT_CHUNK]:
-                if self.seal.active:
-                    job.payload = self.seal.close(job.payload, payload_of(job.job_id))
-                pairs.extend(job.pairs())
+        raw: list[Any] = []
+        args = self._submission(tenant, limits, parts[0]) if parts else []
+        for number in range(len(parts)):
+            call = asyncio.ensure_future(self._caller.fcall("emq_submit", self.prefix, args))
             try:
-                raw = await self._caller.fcall("emq_submit", self.prefix, flatten(pairs))
+                if len(parts) > 1:
+                    # While Redis works on these, the last ones' answers are read and the next ones are prepared.
+                    await asyncio.sleep(0)
+                    answers += [parse(row) for row in raw]
+                    args = self._submission(tenant, limits, parts[number + 1]) if number + 1 < len(parts) else []
+                raw = await call
             except (Unavailable, QueueFull) as error:
                 if not answers:
                     raise
-                return answers + [Answer(error.code)] * (len(jobs) - start)
-            answers += [parse(row) for row in raw]
-        return answers
+                return answers + [Answer(error.code)] * (len(jobs) - len(answers))
+            finally:
+                call.cancel()  # nothing to do unless this submit was cancelled
+        return answers + [parse(row) for row in raw]
+
+    def _submission(
+        self, tenant: str, limits: Mapping[str, Value | None] | None, jobs: Sequence[NewJob]
+    ) -> list[bytes | str]:
+        """The arguments of a submit."""
+        pairs: list[tuple[str, Value | None]] = [("tenant", tenant), *(limits or {}).items()]
+        for job in jobs:
+            if self.seal.active:
+                job.payload = self.seal.close(job.payload, payload_of(job.job_id))
+            pairs.extend(job.pairs())
+        return flatten(pairs)
 
     async def cancel(self, job_id: str, tenant: str = "", reason: str = "", waiting: bool = False) -> Answer:
         """Cancel; a running job stays ``processing`` until its worker has stopped it.

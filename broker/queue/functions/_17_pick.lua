@@ -27,6 +27,7 @@ end
 
 -- The best head often fits, and a worker with few classes is asked for those: only else several heads are looked at.
 local function best_fit(u, w)
+  if w.idle and redis.call('SCARD', u.P .. 'ok:' .. w.profile) == 0 then return nil end
   local first = redis.call('ZRANGE', u.P .. 'i', 0, 0, 'WITHSCORES')
   if not first[1] then return nil end
   local class, score = first_fit(u, w, first)
