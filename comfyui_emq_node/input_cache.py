@@ -102,6 +102,8 @@ class InputCache:
         self._names: dict[str, str] | None = None
         """File name by hash, as far as this process knows."""
         self._total = 0
+        self._whole: set[str] = set()
+        """Paths of files that this process has written or looked through."""
 
     @property
     def _folder(self) -> str:
@@ -113,7 +115,7 @@ class InputCache:
             known = self._known().get(digest)
         for name in dict.fromkeys(filter(None, (known, digest + ending))):
             held = self._hold(name, digest)
-            if held is not None:
+            if held is not None and self._is_whole(held):
                 return self._under(held, ending) if ending and not name.endswith(ending) else held
         return None
 
@@ -131,7 +133,9 @@ class InputCache:
             part.discard()
             return held
         name = digest + ending
-        os.replace(part.path, os.path.join(self._folder, name))
+        path = os.path.join(self._folder, name)
+        os.replace(part.path, path)
+        self._whole.add(path)
         held = self._hold(name, digest)
         if held is None:
             raise OSError(errno.ENOENT, "the file went away")
@@ -158,11 +162,30 @@ class InputCache:
             for used, size, name in files:
                 if not name.startswith(PART) and total - dropped <= goal:
                     break
-                if self._drop(os.path.join(self._folder, name), used):
+                path = os.path.join(self._folder, name)
+                if self._drop(path, used):
                     dropped += size
+                    self._whole.discard(path)
                     self._known().pop(name.partition(".")[0], None)
             self._total = total - dropped
             return dropped
+
+    def _is_whole(self, held: Held) -> bool:
+        """Look once whether a file from before this process is what its name says; a power cut may have changed it."""
+        from blake3 import blake3
+
+        if held.path in self._whole:
+            return True
+        hasher = blake3()
+        while piece := held.file.read(1 << 20):
+            hasher.update(piece)
+        if hasher.hexdigest() == held.digest:
+            self._whole.add(held.path)
+            return True
+        held.close()
+        with contextlib.suppress(OSError):
+            os.unlink(held.path)
+        return False
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
@@ -212,10 +235,14 @@ class InputCache:
                     os.link(held.path, path)
                 except OSError:
                     shutil.copy2(held.path, path)
-            return self._hold(name, held.digest) or held
-        finally:
-            if held.name != f"{FOLDER}/{name}":
-                held.close()
+            other = self._hold(name, held.digest)
+        except BaseException:
+            held.close()
+            raise
+        if other is None:
+            return held
+        held.close()
+        return other
 
     def _drop(self, path: str, used: int) -> bool:
         try:

@@ -62,14 +62,13 @@ class UrlRule:
             raise UrlRefused("this queue fetches no URLs (EMQ_INPUT_URLS is off); upload the file as an asset")
         url = _parsed(text)
         host, port = _host(url), url.port
-        if self._kind == "allow":
-            if host not in self._hosts and f"{host}:{port}" not in self._hosts:
-                raise UrlRefused(f"host {host} is not on this queue's list (EMQ_INPUT_URLS)")
-        elif self._kind == "public" and port not in PORTS:
-            raise UrlRefused(f"port {port} is none of {', '.join(map(str, sorted(PORTS)))}")
+        if self._kind == "allow" and host not in self._hosts and f"{host}:{port}" not in self._hosts:
+            raise UrlRefused(f"host {host} is not on this queue's list (EMQ_INPUT_URLS)")
         literal = _literal(host)
         if literal is not None:
             self.check_address(host, str(literal))
+        if self._kind == "public" and port not in PORTS:
+            raise UrlRefused(f"port {port} is none of {', '.join(map(str, sorted(PORTS)))} (EMQ_INPUT_URLS)")
         return url
 
     def check_address(self, host: str, text: str) -> None:

@@ -272,7 +272,7 @@ async def test_answers_that_are_no_file_say_so(
 
 async def test_the_rule_for_urls_holds(site: Site, inputs: Inputs) -> None:
     site.files = {"/cat.png": picture()}
-    for rule, reason in (("public", "port"), ("off", "EMQ_INPUT_URLS"), ("allow:example.com", "list")):
+    for rule, reason in (("public", "no public address"), ("off", "EMQ_INPUT_URLS"), ("allow:example.com", "list")):
         inputs.policy = rule
         assert reason in str(await refusal(inputs, {"url": site.url("/cat.png")}))
     assert site.requests == []
@@ -362,6 +362,24 @@ async def test_what_a_killed_process_left_goes_at_the_start(inputs: Inputs, tmp_
     (tmp_path / "emq" / ".part-dead").write_bytes(b"half")
     await asyncio.to_thread(InputCache(lambda: str(tmp_path), 10**9).tidy)
     assert os.listdir(tmp_path / "emq") == [Path(name).name]
+
+
+async def test_a_file_that_a_power_cut_has_spoiled_is_fetched_again(site: Site, inputs: Inputs, tmp_path: Path) -> None:
+    content = picture()
+    site.files = {f"/api/assets/{digest_of(content)}": content}
+    (tmp_path / "emq").mkdir()
+    (tmp_path / "emq" / f"{digest_of(content)}.png").write_bytes(content[:20])
+    name = await get(inputs, {"asset": f"blake3:{digest_of(content)}", "filename": "a.png"})
+    assert (tmp_path / name).read_bytes() == content
+    assert inputs.fetched_bytes == len(content)
+
+
+async def test_the_same_content_under_another_ending_is_one_file(inputs: Inputs, tmp_path: Path) -> None:
+    text = base64.b64encode(picture()).decode()
+    names = [await get(inputs, {"base64": text, "filename": label}) for label in ("a.png", "a.webp")]
+    first, second = ((tmp_path / name).stat() for name in names)
+    assert [Path(name).suffix for name in names] == [".png", ".webp"]
+    assert first.st_ino == second.st_ino
 
 
 async def test_the_time_of_change_stays_when_a_file_is_used_again(inputs: Inputs, tmp_path: Path) -> None:
