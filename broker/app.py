@@ -39,8 +39,9 @@ from broker.dashboard.roles import check_role
 from broker.errors import Unavailable
 from broker.files.cleanup import Cleaner
 from broker.files.objects import open_objects
-from broker.files.outputs import delivered_result
+from broker.files.outputs import delivered_result, remove_outputs
 from broker.files.replicas import Replicas, ReplicatedStore
+from broker.files.retention import parse_rules
 from broker.files.secret import Secrets, configured_secrets, own_secret, refuse_another
 from broker.files.store import FileStore, open_stores
 from broker.files.urls import REPLICAS, UrlSigner
@@ -200,7 +201,8 @@ async def _files(app: web.Application) -> AsyncIterator[None]:
     AssetRoutes(assets, access, limit, charge).add_to(app)
     InternalRoutes({"outputs": outputs, "assets": assets}, UrlSigner(secrets, purpose=REPLICAS)).add_to(app)
     shortest = min(settings.ttl_completed_s, settings.ttl_failed_s, settings.ttl_cancelled_s)
-    cleaner = asyncio.create_task(Cleaner(outputs, app[QUEUE], shortest).run(), name="files-cleaner")
+    rules = parse_rules(settings.keep_outputs)
+    cleaner = asyncio.create_task(Cleaner(outputs, app[QUEUE], shortest, rules).run(), name="files-cleaner")
     yield
     cleaner.cancel()
     await asyncio.gather(cleaner, return_exceptions=True)
@@ -244,7 +246,7 @@ async def _services(app: web.Application) -> AsyncIterator[None]:
     store = TemplateStore(app[CONNECTION], queue.prefix, queue.seal)
     stored = Templates(store, fleet, settings.max_payload_kb * 1024)
     submitter = Submitter(queue, fleet, settings, ring.policies, app[SIDE_KEYS], templates=stored)
-    operations = Operations(queue, fleet, submitter, deliver)
+    operations = Operations(queue, fleet, submitter, deliver, partial(remove_outputs, app[STORE]))
     parts = Services(
         settings=settings,
         operations=operations,

@@ -209,6 +209,11 @@ class Settings(BaseSettings):
         validation_alias=_env("EMQ_TTL_CANCELLED_S"),
         description="Life of a cancelled job's record.",
     )
+    keep_outputs: str = Field(
+        "",
+        validation_alias=_env("EMQ_KEEP_OUTPUTS"),
+        description="Seconds that outputs are kept, by tenant and status, where shorter than the record.",
+    )
     max_finished: int = Field(
         1_000_000,
         ge=0,

@@ -54,6 +54,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("post", "/api/jobs", 'Submit a job, or many with {"jobs": […]}', m.SubmitJob, m.JobAccepted, 201),
     Operation("get", "/api/jobs", "The newest jobs", None, m.JobList, query=LIST_QUERY),
     Operation("get", "/api/jobs/{job_id}", "A job", None, r.Job),
+    Operation("delete", "/api/jobs/{job_id}", "Forget a job that has ended, with its files", None, m.Ack),
     Operation("post", "/api/jobs/{job_id}/cancel", "Cancel a job", m.CancelJob, m.Ack),
     Operation("post", "/api/jobs/{job_id}/retry", "Start a new round of an ended job", m.ForceRetryJob, m.Ack),
     Operation("post", "/api/jobs/{job_id}/priority", "Move a waiting job", m.SetPriority, m.Ack),

@@ -30,6 +30,7 @@ def add_to(app: web.Application) -> None:
         web.post("/api/jobs", submit),
         web.get("/api/jobs", list_jobs),
         web.get("/api/jobs/{job_id}", show_job),
+        web.delete("/api/jobs/{job_id}", delete),
         web.post("/api/jobs/{job_id}/cancel", cancel),
         web.post("/api/jobs/{job_id}/retry", retry),
         web.post("/api/jobs/{job_id}/priority", priority),
@@ -153,6 +154,12 @@ async def cancel(request: web.Request) -> web.Response:
     ops, who = asks(request, Scope.SUBMIT)
     msg = await read_message(request, m.CancelJob, job_id=request.match_info["job_id"])
     return _ack(await ops.cancel(msg.job_id, who.tenant, msg.reason), msg)
+
+
+async def delete(request: web.Request) -> web.Response:
+    """Forget a job that has ended, and remove its files."""
+    ops, who = asks(request, Scope.SUBMIT)
+    return _ack(await ops.delete(request.match_info["job_id"], who.tenant))
 
 
 async def retry(request: web.Request) -> web.Response:

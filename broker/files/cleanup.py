@@ -5,38 +5,55 @@ from __future__ import annotations
 import asyncio
 import heapq
 import logging
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 from broker.errors import EmqError, NotFound
+from broker.files.retention import NO_RULES, KeepRules
 from broker.files.store import FileStore
 
 log = logging.getLogger(__name__)
 ROUND_LIMIT = 20_000
+SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 30.0, 3600.0
+
+
+class Record(Protocol):
+    """A job's record, as far as it matters here."""
+
+    def text(self, name: str, default: str = "") -> str:
+        """A field."""
+
+    def number(self, name: str, default: int = 0) -> int:
+        """A field that is a number."""
 
 
 class Records(Protocol):
     """The one question that is asked of the queue."""
 
-    async def job(self, job_id: str, tenant: str = "") -> object:
+    async def job(self, job_id: str, tenant: str = "") -> Record:
         """A job's record; raises ``NotFound``."""
 
 
 class Cleaner:
     """Walks the job folders in order, a bounded number a round, and goes on where it stopped.
 
-    A folder goes when its job has no record and nothing in it was written for ``min_age_s`` seconds. The age, the
-    shortest life of a record, keeps a broker that was started on an empty or wrong Redis from removing fresh files.
+    A folder goes when the rules say that its job ended long enough ago, or when its job has no record and nothing in it
+    was written for ``min_age_s`` seconds. The age, the shortest life of a record, keeps a broker that was started on an
+    empty or wrong Redis from removing fresh files.
     """
 
-    def __init__(self, store: FileStore, records: Records, min_age_s: float) -> None:
+    def __init__(self, store: FileStore, records: Records, min_age_s: float, rules: KeepRules = NO_RULES) -> None:
         self._store = store
         self._records = records
         self._min_age = timedelta(seconds=min_age_s)
+        self._rules = rules
         self._after = ""
 
-    async def run(self, pause_s: float = 3600.0) -> None:
-        """Clean for ever."""
+    async def run(self) -> None:
+        """Clean for ever: each hour, or twice within the shortest time that a rule gives."""
+        shortest = self._rules.shortest
+        pause_s = LONGEST_PAUSE_S if shortest is None else min(max(shortest / 2, SHORTEST_PAUSE_S), LONGEST_PAUSE_S)
         while True:
             try:
                 removed = await self.round()
@@ -65,8 +82,10 @@ class Cleaner:
 
     async def _is_over(self, folder: str) -> bool:
         try:
-            await self._records.job(folder.rpartition("/")[2])
+            record = await self._records.job(folder.rpartition("/")[2])
         except NotFound:
             written = await self._store.last_modified(folder)
             return written is None or datetime.now(UTC) - written > self._min_age
-        return False
+        kept_s = self._rules.seconds(record.text("tenant"), record.text("status"))
+        ended_at = record.number("finished_at")
+        return kept_s is not None and ended_at > 0 and time.time() - ended_at / 1000 > kept_s

@@ -6,16 +6,19 @@ server makes both, and the name alone is enough to find the file.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from blake3 import blake3
 
-from broker.errors import BadMessage, NotFound
+from broker.errors import BadMessage, EmqError, NotFound
 from broker.files import names, types
 from broker.files.store import FileStore, StoredFile
 from broker.files.urls import UrlSigner
+
+log = logging.getLogger(__name__)
 
 MAX_OUTPUTS = 10_000
 _NUMBERS = frozenset({"width", "height", "duration_s"})
@@ -101,6 +104,14 @@ async def _checked_output(store: FileStore, folder: str, attempt: int, output: M
     known = {"size": file.size, "hash": file.hash, "content_type": file.content_type}
     label = names.display_name(str(output.get("filename") or file.label))
     return {**kept, **known, "filename": label, "key": file.key, "name": server_name(attempt, int(number), file)}
+
+
+async def remove_outputs(store: FileStore, tenant: str, job_id: str) -> None:
+    """Remove a job's files; what cannot be removed now goes with the next cleaning."""
+    try:
+        await store.delete_everywhere(job_folder(tenant, job_id))
+    except EmqError as error:
+        log.warning("the files of the deleted job %s are still there: %s", job_id, error.message)
 
 
 def delivered_result(signer: UrlSigner, tenant: str, job_id: str, result: Mapping[str, Any]) -> dict[str, Any]:

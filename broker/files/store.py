@@ -221,6 +221,10 @@ class FileStore:
             removed += len(batch)
         return removed
 
+    async def delete_everywhere(self, folder: str) -> None:
+        """Remove a folder wherever its files lie."""
+        await self.delete_folder(folder)
+
     async def folders(self, parent: str = "") -> list[str]:
         """The keys of the folders directly below ``parent`` (empty: the root), in order."""
         return await self._objects.folders(parent)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -19,6 +19,8 @@ from broker.protocol.base import WAITING, JobStatus
 from broker.protocol.messages import Ack, GroupStatus, ListJobs
 from broker.queue.queue import Answer, Queue, require
 
+RemoveFiles = Callable[[str, str], Awaitable[None]]
+"""Removes the files of a tenant's job."""
 _CANCEL_CHUNK = 200
 _LIST_CALLS = 8
 """Calls for one page at most: each looks at a bounded number of jobs, whether they match or not."""
@@ -27,11 +29,14 @@ _LIST_CALLS = 8
 class Operations:
     """The requests of clients, each for one tenant (``""``: any, for administrators' figures)."""
 
-    def __init__(self, queue: Queue, fleet: Fleet, submitter: Submitter, deliver: records.Deliver) -> None:
+    def __init__(
+        self, queue: Queue, fleet: Fleet, submitter: Submitter, deliver: records.Deliver, remove_files: RemoveFiles
+    ) -> None:
         self.queue = queue
         self.fleet = fleet
         self.submitter = submitter
         self.deliver = deliver
+        self.remove_files = remove_files
 
     # -- jobs ---------------------------------------------------------------------------------------------------------
 
@@ -114,6 +119,12 @@ class Operations:
         """Cancel a job; raises ``Conflict`` when it has ended otherwise."""
         answer = await self.queue.cancel(job_id, tenant, reason)
         return Ack(job_id=job_id, status=answer.text("status") or None)
+
+    async def delete(self, job_id: str, tenant: str) -> Ack:
+        """Forget a job that has ended, and remove its files; raises ``Conflict`` when it has not."""
+        answer = await self.queue.delete(job_id, tenant)
+        await self.remove_files(answer.text("tenant"), job_id)
+        return Ack.model_validate({"job_id": job_id, "deleted": True})
 
     async def retry(self, job_id: str, tenant: str, *, elsewhere: bool = False) -> Ack:
         """Start a new round of a job that has ended; raises ``Conflict`` when it has not."""

@@ -224,6 +224,10 @@ class Queue:
         """Start a new round of a finished job; ``elsewhere``: not by its last worker, while another can run it."""
         return await self._must("retry", f"job {job_id}", job=job_id, tenant=tenant, elsewhere=elsewhere or None)
 
+    async def delete(self, job_id: str, tenant: str = "") -> Answer:
+        """Forget a job that has ended; answers its tenant."""
+        return await self._must("delete", f"job {job_id}", job=job_id, tenant=tenant)
+
     async def set_priority(
         self, job_id: str, tenant: str = "", *, priority: int | None = None, front: bool = False
     ) -> Answer:

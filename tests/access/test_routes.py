@@ -25,6 +25,7 @@ NEEDS = {
     ("POST", "/api/jobs"): "submit",
     ("GET", "/api/jobs"): "read",
     ("GET", "/api/jobs/{job_id}"): "read",
+    ("DELETE", "/api/jobs/{job_id}"): "submit",
     ("POST", "/api/jobs/{job_id}/cancel"): "submit",
     ("POST", "/api/jobs/{job_id}/retry"): "submit",
     ("POST", "/api/jobs/{job_id}/priority"): "submit",

@@ -41,11 +41,11 @@ async def test_a_file_comes_back(cloud: FileStore, bucket: Bucket, stream: Strea
     assert await cloud.stat("t/j/1/0") == file
     assert await content(cloud, "t/j/1/0") == PNG
     assert await content(cloud, "t/j/1/0", 2, 6) == PNG[2:6]
-    assert sorted(bucket.keys()) == sorted(f"pre/fix/pool/outputs/{key}" for key in (file.key, file.data))
+    assert sorted(bucket.listed()) == sorted(f"pre/fix/pool/outputs/{key}" for key in (file.key, file.data))
     assert (await cloud.put("t/j/1", "0", stream(PNG), label="cat.png", expected=ANY)) == (file, False)
     await cloud.put("t/j/1", "0", stream(b"other"), label="cat.png", expected=ANY)
     assert await content(cloud, "t/j/1/0") == b"other"
-    assert len(bucket.keys()) == 2
+    assert len(bucket.listed()) == 2
     with pytest.raises(NotFound):
         await cloud.stat("t/j/1/1")
 
@@ -80,7 +80,7 @@ async def test_an_upload_that_is_refused_or_given_up_leaves_no_parts(
     with pytest.raises(asyncio.CancelledError):
         await upload
     await wait_until(lambda: not bucket.unfinished(), what="the parts are taken back")
-    assert bucket.keys() == []
+    assert bucket.listed() == []
 
 
 async def test_a_deleted_folder_is_gone_from_the_bucket(cloud: FileStore, bucket: Bucket, stream: Stream) -> None:
@@ -91,7 +91,7 @@ async def test_a_deleted_folder_is_gone_from_the_bucket(cloud: FileStore, bucket
     assert await cloud.delete_folder("t/j1") == 2
     assert await cloud.folders("t") == ["t/j12"]
     await cloud.delete("t/j12/1/0")
-    assert bucket.keys() == []
+    assert bucket.listed() == []
 
 
 async def test_a_reader_may_be_sent_to_the_bucket(cloud: FileStore, stream: Stream) -> None:
@@ -136,7 +136,7 @@ async def test_a_sender_may_be_sent_to_the_bucket(cloud: FileStore, bucket: Buck
     assert await cloud.stat(file.key) == seen
     assert await content(cloud, file.key, 0, 12) == video[:12]
     await cloud.put("t/j/1", "0", stream(b"other"), label="x", expected=ANY)
-    assert len(bucket.keys()) == 2
+    assert len(bucket.listed()) == 2
 
 
 async def test_a_download_goes_on_when_the_bucket_s_connection_breaks(

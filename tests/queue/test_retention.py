@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import redis
 
-from broker.errors import NotFound
+from broker.errors import Conflict, NotFound
 from broker.queue.queue import Queue
 from broker.queue.startup import pool_config
 from broker.settings import Settings
@@ -111,3 +111,35 @@ async def test_a_dead_letter_that_is_forgotten_is_no_dead_letter(queue: Queue, c
     await queue.sweep()
     assert (await queue.stats()).number("dead") == 0
     assert (await queue.list_jobs("ann", filters={"dead": 1})).rows == []
+
+
+async def test_a_job_that_has_ended_may_be_deleted(queue: Queue, redis_client: redis.Redis) -> None:
+    await three_ends(queue, group="g")
+    await queue.submit("ann", [new_job("waits")])
+    with pytest.raises(Conflict):
+        await queue.delete("waits", "ann")
+    with pytest.raises(NotFound):
+        await queue.delete("completed", "bob")
+    for name in ("completed", "failed", "cancelled"):
+        assert (await queue.delete(name, "ann" if name == "failed" else "")).text("tenant") == "ann"
+        with pytest.raises(NotFound):
+            await queue.delete(name, "ann")
+    assert await kept(queue) == {"waits"}
+    stats = await queue.stats("ann")
+    assert [stats.number(name) for name in ("completed", "failed", "cancelled", "pending")] == [0, 0, 0, 1]
+    left = [key for key in redis_client.scan_iter(f"{queue.prefix}*") if key.rpartition(b":")[2] in (b"completed",)]
+    assert left == []
+
+
+async def test_a_job_whose_dependants_wait_to_hear_of_its_end_is_not_deleted(
+    queue: Queue, redis_client: redis.Redis
+) -> None:
+    await queue.submit("ann", [new_job("parent"), *(new_job(f"kid{n}", depends_on=["parent"]) for n in range(150))])
+    await queue.cancel("parent")
+    assert redis_client.exists(f"{queue.prefix}kids:parent")
+    with pytest.raises(Conflict) as caught:
+        await queue.delete("parent")
+    assert caught.value.details["reason"] == "dependants"
+    while (await queue.sweep()).flag("more"):
+        pass
+    await queue.delete("parent")

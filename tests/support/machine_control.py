@@ -35,6 +35,14 @@ class Controlling(Driven):
             need(self.state.jobs[job]["status"] == "pending", "state", f"retry: {self.state.jobs[job]}")
             need(self.state.jobs[job]["attempt" if "attempt" in before else "round"], "I6", "retry forgot attempts")
 
+    def delete(self, pick: int, twice: bool) -> None:
+        job = self._pick(sorted(self.state.jobs), pick)
+        before = self.state.jobs[job]["status"]
+        answer = self.call("delete", {job}, twice, job=job, tenant="")
+        gone = job not in self.state.jobs
+        need(gone == (answer.outcome == "ok"), "state", f"delete of {before}: {answer}, gone: {gone}")
+        need(not gone or before in TERMINAL, "I1", f"a job that was {before} was deleted")
+
     def move(self, pick: int, priority: int | None) -> None:
         job = self._pick(self.jobs(WAITING), pick)
         front = 1 if priority is None else None

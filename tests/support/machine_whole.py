@@ -128,11 +128,13 @@ class QueueMachine(Submitting, Working, Controlling):
             self.keeper(pick, what, twice)
 
     def do_meddle(self, pick: int, choose: Choices, flag: bool, twice: bool) -> None:
-        what = choose(["cancel", "priority", "retry", "group"])
+        what = choose(["cancel", "priority", "retry", "group", "delete"])
         if what == "group":
             self.cancel_group(choose(SOMEBODY))
         elif what == "cancel" and self.state.jobs:
             self.cancel(pick, choose(["", "", "", "ann"]), twice)
+        elif what == "delete" and self.state.jobs:
+            self.delete(pick, twice)
         elif what == "retry" and self.jobs(TERMINAL):
             self.retry(pick, twice)
         elif what == "priority" and self.jobs(WAITING):

@@ -70,7 +70,7 @@ class Bucket:
         """What ``EMQ_STORE_URL`` says of it."""
         return f"s3://{self.name}/pre/fix?endpoint={self.server.url}"
 
-    def keys(self) -> list[str]:
+    def listed(self) -> list[str]:
         listed = self.server.client.list_objects_v2(Bucket=self.name)
         return [entry["Key"] for entry in listed.get("Contents", [])]
 

@@ -3,7 +3,7 @@
 local CLASS_LIFE_MS, VARIANT_LIFE_MS, WORKER_LIFE_MS = 30 * 86400000, 3600000, 3600000
 
 -- Forgets a finished job: record, log, index entries, counters.
-local function forget(u, id, status)
+function Q.forget(u, id, status)
   local P = u.P
   local r = Q.job(u, id)
   redis.call('UNLINK', P .. 'j:' .. id, P .. 'b:' .. id, P .. 'e:' .. id, P .. 'pr:' .. id, P .. 'kids:' .. id)
@@ -33,7 +33,7 @@ local function trim(u, status, limit)
   local old = redis.call('ZRANGEBYSCORE', key, '-inf', before, 'LIMIT', 0, limit)
   local over = most > 0 and redis.call('ZCARD', key) - most or 0
   if over > #old then old = redis.call('ZRANGE', key, 0, math.min(over, limit) - 1) end
-  for _, id in ipairs(old) do forget(u, id, status) end
+  for _, id in ipairs(old) do Q.forget(u, id, status) end
   return #old
 end
 
