@@ -38,7 +38,7 @@ format: $(STAMP) ## Format the code and apply safe fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(STAMP) ## Measure EMQ: all benchmarks, or ARGS="main-job", queue, scale or fleet with its options
+bench: $(STAMP) ## Measure EMQ: all benchmarks, or ARGS="main-job", queue, scale, fleet or files with its options
 	$(BIN)/python -m bench $(ARGS)
 
 lock: $(STAMP) ## Write the installed versions to .ci/constraints.txt

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from bench import fleet, inputs, main_job, queue, scale
+from bench import files, fleet, inputs, main_job, queue, scale
 
 BENCHES = {
     "main-job": main_job.main,
@@ -12,6 +12,7 @@ BENCHES = {
     "scale": scale.main,
     "fleet": fleet.main,
     "inputs": inputs.main,
+    "files": files.main,
 }
 
 

@@ -7,14 +7,46 @@ prompt handler, with no client in between.
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 from typing import Any
 
+import folder_paths
 from aiohttp import web
 from server import PromptServer
 
-NODE_CLASS_MAPPINGS: dict[str, Any] = {}
+
+class File:
+    """Takes its time, as a GPU would, and leaves a file of a size."""
+
+    CATEGORY = "emq/bench"
+    FUNCTION = "make"
+    OUTPUT_NODE = True
+    RETURN_TYPES = ()
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "megabytes": ("INT", {"default": 1, "max": 10000}),
+                "seconds": ("FLOAT", {"default": 0.0, "max": 100.0}),
+                "seed": ("INT", {"default": 0, "max": 1000000}),
+            }
+        }
+
+    def make(self, megabytes: int, seconds: float, seed: int) -> dict[str, Any]:
+        time.sleep(seconds)
+        if not megabytes:
+            return {"ui": {}}
+        name, chunk = f"bench_{seed}.bin", os.urandom(1 << 20)
+        with open(os.path.join(folder_paths.get_output_directory(), name), "wb") as file:
+            for _ in range(megabytes):
+                file.write(chunk)
+        return {"ui": {"files": [{"filename": name, "subfolder": "", "type": "output"}]}}
+
+
+NODE_CLASS_MAPPINGS: dict[str, Any] = {"EMQBenchFile": File}
 SERVER = PromptServer.instance
 STAMPS: dict[str, list[float]] = {"execution_start": [], "execution_success": []}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,13 @@ async def test_every_kind_of_file_arrives_as_what_it_is(client: Client, comfy: C
 
 
 async def test_a_worker_that_cleans_up_delivers_the_same_job_twice(
-    make_comfy: MakeComfy, broker: BrokerProcess, client: Client
+    make_comfy: MakeComfy, broker: BrokerProcess, client: Client, small_disk: Path
 ) -> None:
-    """ComfyUI remembers what it saved; files that are gone by then must not be what a job gets."""
-    worker = make_comfy(broker, EMQ_CLEAN_OUTPUTS="1", EMQ_STRIP_METADATA="1").start().wait_ready()
+    """ComfyUI remembers what it saved; files that are gone by then must not be what a job gets. A full disk passes."""
+    worker = make_comfy(broker, EMQ_CLEAN_OUTPUTS="1", EMQ_STRIP_METADATA="1")
+    (worker.base / "output").rmdir()
+    (worker.base / "output").symlink_to(small_disk)
+    worker.start().wait_ready()
     graph = plain_image(0x00FF80, 32)
     graph["9"] = node("PreviewImage", images=["1", 0])
     for _ in range(2):
@@ -67,8 +71,22 @@ async def test_a_worker_that_cleans_up_delivers_the_same_job_twice(
     graph["99"] = node("EMQTestFail", kind="ValueError", message="after the picture")
     assert (await client.run(graph, worker=worker, max_attempts=1))["status"] == "failed"
     await wait_until(lambda: not saved(worker), 30, "the files of a failed job are removed")
+    fill(small_disk / "fill")
+    failed = await client.run(plain_image(0x112233, 64), worker=worker, max_attempts=1)
+    assert (failed["status"], failed["error"]["code"]) == ("failed", "worker_disk_full")
+    (small_disk / "fill").unlink()
+    assert (await client.run(plain_image(0x112233, 64), worker=worker))["status"] == "completed"
+
+
+def fill(path: Path) -> None:
+    """Leave no room on a disk."""
+    with path.open("wb", buffering=0) as file:
+        for size in (1 << 16, 1):
+            with suppress(OSError):
+                while file.write(bytes(size)):
+                    pass
 
 
 def saved(worker: ComfyProcess) -> list[Path]:
     folders = (worker.base / "output", worker.base / "temp")
-    return [path for folder in folders for path in folder.rglob("*.png")]
+    return [path for folder in folders for path in folder.resolve().rglob("*.png")]
