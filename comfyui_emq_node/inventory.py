@@ -8,8 +8,11 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import re
 import sys
 from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from .ranges import Document, judges_combos
@@ -57,10 +60,24 @@ class Inventory:
             return "unknown"
         return str(__version__)
 
+    def manager_version(self) -> str:
+        """ComfyUI-Manager's version, from its package or its folder's ``pyproject.toml``; empty without one."""
+        try:
+            return metadata.version("comfyui-manager")
+        except metadata.PackageNotFoundError:
+            pass
+        for folder in self._folders.get_folder_paths("custom_nodes"):
+            for path in Path(folder).glob("*[Mm]anager*/pyproject.toml"):
+                text = path.read_text("utf-8", "replace")
+                if "comfyui-manager" in text.lower() and (found := re.search(r'^version\s*=\s*"([^"]+)"', text, re.M)):
+                    return found[1]
+        return ""
+
     def versions(self) -> dict[str, str]:
         """Versions of what runs here."""
         return {
             "comfyui_version": self.comfyui_version(),
+            "manager_version": self.manager_version(),
             "python_version": platform.python_version(),
             "torch_version": str(getattr(self._management, "torch_version", "")),
             "os": sys.platform,

@@ -205,6 +205,7 @@ class Worker(Outgoing):
     loaded_models: list[str] = Field(default_factory=list)
     version: str | None = None
     comfyui_version: str | None = None
+    manager_version: str | None = None
     tags: list[str] = Field(default_factory=list)
     simulated: bool = Field(False, description="It only behaves like a ComfyUI, for load and for looking.")
     slots: int | None = None
