@@ -1,6 +1,6 @@
 # EMQ's tasks. Everything lives in .venv; nothing is installed system-wide but the Debian packages that tests need.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench lock packages clean
+.PHONY: help install demo test lint format bench audit lock packages clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -41,8 +41,13 @@ format: $(STAMP) ## Format the code and apply safe fixes
 bench: $(STAMP) ## Measure EMQ: all benchmarks, or ARGS="main-job", queue, scale, fleet or files with its options
 	$(BIN)/python -m bench $(ARGS)
 
-lock: $(STAMP) ## Write the installed versions to .ci/constraints.txt
+audit: $(STAMP) ## Look for known faults in the code (bandit) and in the locked packages (pip-audit)
+	@.ci/audit $(BIN)/python $(VENV)
+
+lock: $(STAMP) audit ## Write the installed versions to .ci/constraints.txt, a broker's with their hashes to .ci/requirements.lock
 	$(BIN)/python -m pip freeze --exclude-editable > .ci/constraints.txt
+	$(VENV)/audit/bin/pip-compile --quiet --generate-hashes --strip-extras --no-header --no-annotate --no-emit-index-url \
+		--no-emit-find-links --constraint .ci/constraints.txt --output-file .ci/requirements.lock pyproject.toml
 
 packages: ## Install the Debian packages that tests need (as root), or name the missing ones
 	@.ci/packages $(PACKAGES)

@@ -126,7 +126,7 @@ def replica_url(settings: Settings) -> str | None:
     """Where other replicas reach this one; ``None`` where they need not, since all have the same store."""
     if settings.store_url or not settings.port:
         return None
-    anywhere = settings.host in ("", "0.0.0.0", "::")  # noqa: S104 - compared, not bound
+    anywhere = settings.host in ("", "0.0.0.0", "::")  # noqa: S104 # nosec B104 - compared, not bound
     host = socket.gethostname() if anywhere else settings.host
     return settings.replica_url or f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
 

@@ -31,7 +31,7 @@ class Parts:
             raise ValueError(f"{name!r} cannot name a part: it is no id, or there are two of it.")
         self.bodies[name] = ""  # keeps the order: this one comes before those in it
         self.bodies[name] = caller()
-        return Markup(f"{self._mark}{name}\0")  # noqa: S704 - the name was checked above
+        return Markup(f"{self._mark}{name}\0")  # noqa: S704 # nosec B704 - the name was checked above
 
     def whole(self, text: str) -> str:
         """A text with its parts in their places."""
