@@ -12,16 +12,19 @@ import json
 import os
 import statistics
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 from blake3 import blake3
+from PIL import Image
 
 from bench.main_job import cpu_s, registered
 from bench.stack import broker, comfyui, until
 from broker.trial.checkpoint import write_checkpoint
 from broker.trial.workflows import CHECKPOINT, text_to_image
+from comfyui_emq_node.previews import Preview, encode
 
 MB = 1_000_000
 
@@ -89,11 +92,23 @@ async def previews(fleet: Fleet, pid: int, args: argparse.Namespace) -> None:
         print(f"  {name:17} {took:7.0f} ms   CPU {cpu:7.0f} ms   {frames:4.0f} previews   {size / 1000:6.1f} kB")
 
 
+def encoding(count: int) -> None:
+    """What one picture costs, in CPU time: the figure that another load on the machine changes least."""
+    picture = Image.effect_noise((128, 128), 60).resize((1024, 1024)).convert("RGB")
+    for side in (256, 512, 1024):
+        began = time.process_time()
+        for _ in range(count):
+            frame = encode(Preview(picture, "1"), "job", side)
+        each = (time.process_time() - began) / count * 1000
+        print(f"  encoding 1024 pixels to {side:4}: {each:6.2f} ms CPU, {len(frame or b'') / 1000:6.1f} kB")
+
+
 async def cache(fleet: Fleet, sizes: list[int], rounds: int) -> None:
     """Use files for the first time, and again."""
     print(f"\ninput files: LoadLatent from an asset, input_ms; medians of {rounds}")
     for size in sizes:
-        first, again = [], []
+        first: list[int] = []
+        again: list[int] = []
         for _ in range(rounds):
             source = {"asset": await fleet.upload(latent(size * MB)), "filename": "x.latent"}
             for times in (first, again, again):
@@ -124,6 +139,7 @@ async def measure(args: argparse.Namespace) -> None:
             async with broker(folder, http) as url, comfyui(folder, http, worker=True) as (_, child):
                 await until(lambda: registered(http, url), "the worker registers")
                 await previews(Fleet(http, url), child.pid, args)
+                encoding(100)
                 await cache(Fleet(http, url), args.sizes, args.rounds)
 
 
