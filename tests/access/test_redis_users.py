@@ -159,9 +159,24 @@ async def test_all_that_a_broker_and_a_worker_do_is_allowed(guarded_server: Redi
         watcher.execute_command("ACL", "LOG", "RESET")
         broker = await start_broker(redis_url=url(guarded_server, "broker"), pool="default", tenant_max_sockets=50)
         await work(broker, guarded_server)
+        await use_templates(broker)
         await administrate(broker, guarded_server)
         log = watcher.execute_command("ACL", "LOG")
         assert log == [], log
+
+
+async def use_templates(broker: Broker) -> None:
+    """A template's whole life, under the broker's own user."""
+    params = {"size": {"bind": ["1.width"], "type": "integer", "default": 8}}
+    template = {"workflow": submit()["payload"]["workflow"], "params": params}
+    for method, path, body, status in (
+        ("PUT", "/api/templates/x", template, 201),
+        ("GET", "/api/templates", None, 200),
+        ("GET", "/api/templates/x@1", None, 200),
+        ("POST", "/api/jobs", {"payload": {"template": "x"}}, 201),
+        ("DELETE", "/api/templates/x", None, 200),
+    ):
+        assert (await broker.json(method, path, json=body))[0] == status, path
 
 
 async def work(broker: Broker, server: RedisServer) -> None:
