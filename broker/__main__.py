@@ -13,7 +13,7 @@ from broker.errors import ConfigurationError, EmqError
 
 MODULES = (
     "serve", "submit", "jobs", "templates", "workers", "functions", "transfer", "keys", "users", "tenants", "fsck",
-    "doctor", "demo",
+    "doctor", "demo", "simulate",
 )  # fmt: skip
 """Modules of ``broker/cli``; each has a ``COMMANDS`` dictionary of sub-commands."""
 

@@ -14,7 +14,7 @@ document.addEventListener('DOMContentLoaded', () => {
     if (connection && !lost && !document.hidden && now - heard > 12000) { lost = heard; connection.reader?.cancel(); }
     if (pill && (connection || lost || now - heard > 3000)) {
       pill.dataset.state = lost || !connection ? 'lost' : 'live';
-      pill.textContent = lost || !connection ? `reconnecting since ${span((now - (lost || heard)) / 1000)}` : 'live';
+      pill.textContent = lost ? `reconnecting since ${span((now - lost) / 1000)}` : connection ? 'live' : 'connecting';
     }
     for (const time of document.querySelectorAll('time[data-at]')) {
       const seconds = (now - skew - time.dataset.at) / 1000, text = seconds < 0 ? `in ${span(-seconds)}` : span(seconds);

@@ -139,4 +139,5 @@ def _info(message: g.RegisterWorker) -> dict[str, Any]:
         "comfyui_version": caps.comfyui_version,
         "gpus": [gpu.model_dump() for gpu in caps.gpus],
         "tags": caps.tags,
+        **({"simulated": True} if caps.simulated else {}),
     }

@@ -48,6 +48,7 @@ async def read(app: web.Application, parts: Services, view: View) -> dict[str, A
     text = json.dumps(payload, indent=1, ensure_ascii=False) if payload is not None else ""
     return {
         "job": job,
+        "now": now_ms() // 5000 * 5000,
         "steps": timeline(job, now_ms()),
         "nodes": nodes(job, payload),
         "events": [told(event) for event in reversed(log.events[-MOST_EVENTS:])],

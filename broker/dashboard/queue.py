@@ -72,5 +72,5 @@ async def read(starts: Starts, parts: Services, view: View) -> dict[str, Any]:
         "priority": priority,
         "first": not after,
         "more": f"/queue?{urlencode(more)}" if found["next"] else "",
-        "now": now_ms() // 60_000 * 60_000,
+        "now": now_ms() // 5000 * 5000,
     }

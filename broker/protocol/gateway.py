@@ -43,6 +43,7 @@ class Capabilities(Incoming):
     gpus: list[Gpu] = Field(default_factory=list, max_length=64)
     tags: list[Name] = Field(default_factory=list, max_length=64)
     slots: int = Field(1, ge=1, le=64, description="Prompts executing at once.")
+    simulated: bool = Field(False, description="It only behaves like a ComfyUI; pages say so.")
 
 
 class ClaimFields(Incoming):
