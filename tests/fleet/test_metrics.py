@@ -182,6 +182,15 @@ def test_promtool_accepts_the_rules_and_they_fire() -> None:
     promtool("test", "rules", "deploy/prometheus/alerts_test.yml")
 
 
+def test_each_alert_leads_to_a_part_of_the_runbook() -> None:
+    page = (ROOT / "docs/operations.md").read_text()
+    heads = {re.sub(r"[^a-z0-9 ]", "", head.lower()).replace(" ", "-") for head in re.findall(r"^#+ (.+)$", page, re.M)}
+    rules = (ROOT / "deploy/prometheus/alerts.yml").read_text()
+    named = re.findall(r"runbook: docs/operations\.md#(\S+)", rules)
+    assert len(named) == rules.count("- alert:")
+    assert set(named) <= heads
+
+
 async def test_rules_dashboard_and_page_name_what_there_is(broker: Broker) -> None:
     """Each metric in the files exists, and the page describes every one."""
     await broker.worker(models=("sd15.safetensors",)).register()
