@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
 from urllib.parse import urlsplit
 
 from .queue import Refused
+from .redis_wire import Wire
 
 
 def open_client(url: str, timeout_s: float, retries: int) -> Any:
@@ -29,12 +31,15 @@ def open_client(url: str, timeout_s: float, retries: int) -> Any:
         "socket_keepalive": True,
         "retry": Retry(ExponentialBackoff(0.5, 0.05), retries),
         "client_name": "emq-worker",
+        "protocol": 2,
     }
     if find_spec("redis.driver_info"):
         options["driver_info"] = None  # no CLIENT SETINFO: the worker's user need not be allowed it
     scheme, _, rest = url.partition("://")
     tls, _, kind = scheme.partition("+")
     try:
+        if scheme == "unix":
+            del options["socket_keepalive"]  # refused there
         if not kind:
             return Redis.from_url(url, **options)
         login, _, place = rest.rpartition("@")
@@ -50,6 +55,22 @@ def open_client(url: str, timeout_s: float, retries: int) -> Any:
         return sentinel.master_for(service, db=int(database or 0), **options)
     except (TypeError, ValueError) as error:
         raise Refused(f"EMQ_REDIS_URL cannot be used: {error}") from None
+
+
+async def open_wire(client: Any, key: str) -> Wire:
+    """A connection of its own to the server that has ``key``; raises what redis-py raises."""
+    if not hasattr(client, "get_node_from_key"):
+        return await Wire.over(client.connection_pool.make_connection())
+    await client.initialize()
+    node = client.get_node_from_key(key)
+    return await Wire.over(node.connection_class(**node.connection_kwargs))
+
+
+async def forget_nodes(client: Any) -> None:
+    """Have a cluster's client look again which node has what; sentinels are asked for each connection anyway."""
+    if hasattr(client, "get_node_from_key"):
+        with contextlib.suppress(Exception):
+            await client.aclose()
 
 
 def server_of(client: Any, key: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -26,7 +27,11 @@ from .queue import (
     Terms,
     Unregistered,
 )
-from .redis_client import open_client, server_of
+from .redis_client import forget_nodes, open_client, open_wire, server_of
+from .redis_wire import Wire
+from .resp import ReplyError, pack
+
+log = logging.getLogger("emq")
 
 HINT_S = 5
 COMMAND_S = 5.0
@@ -40,45 +45,32 @@ class Answer:
 
     def __init__(self, raw: Sequence[Any]) -> None:
         self.outcome = raw[0].decode()
-        self.pairs: dict[str, bytes] = {}
-        self.next: Answer | None = None
-        for name, value in zip(raw[1::2], raw[2::2], strict=False):
-            if not isinstance(value, list):
-                self.pairs[name.decode()] = value
-            elif name == b"next":
-                self.next = Answer(value)
+        self._pairs: dict[bytes, Any] = dict(zip(raw[1::2], raw[2::2], strict=False))
+        following = self._pairs.pop(b"next", None)
+        self.next = Answer(following) if following else None
+
+    def raw(self, name: str) -> bytes:
+        """A pair as it is; an absent one is empty."""
+        value = self._pairs.get(name.encode(), b"")
+        return value if isinstance(value, bytes) else b""
 
     def text(self, name: str) -> str:
-        """A pair as text; an absent one is empty."""
-        return self.pairs.get(name, b"").decode()
+        """A pair as text."""
+        return self.raw(name).decode()
 
     def number(self, name: str, default: float) -> float:
         """A pair as a number."""
-        value = self.pairs.get(name)
+        value = self.raw(name)
         return float(value) if value else default
 
     def flag(self, name: str) -> bool:
         """A pair as a boolean."""
-        return self.pairs.get(name, b"") not in (b"", b"0")
+        return self.raw(name) not in (b"", b"0")
 
     def lines(self, name: str) -> tuple[str, ...]:
         """A pair as a list."""
         text = self.text(name)
         return tuple(text.split("\n")) if text else ()
-
-
-class _Trip:
-    """Calls that go to the server together."""
-
-    def __init__(self) -> None:
-        self.commands: list[tuple[Any, ...]] = []
-        self.answers: list[asyncio.Future[Any]] = []
-
-    def add(self, command: tuple[Any, ...]) -> asyncio.Future[Any]:
-        """Take a call along; its answer, or the error that it met."""
-        self.commands.append(command)
-        self.answers.append(asyncio.get_running_loop().create_future())
-        return self.answers[-1]
 
 
 class RedisQueue:
@@ -91,14 +83,14 @@ class RedisQueue:
 
     def __init__(self, url: Callable[[], str | None], pool: str, worker: str, instance: str) -> None:
         self.pool = pool
-        self._url, self._used, self._ask = url, "", True
+        self._url, self._used, self._ask_again = url, "", True
         self._prefix = f"emq:{{{pool}}}:"
         self._who = {"worker": worker, "instance": instance}
         self._inbox = f"{self._prefix}in:{instance}"
         self._commands: Any = None
-        self._trip: _Trip | None = None
-        self._sending: set[asyncio.Future[None]] = set()
         self._blocking: Any = None
+        self._wire: Wire | None = None
+        self._opening = asyncio.Lock()
 
     # -- the worker -----------------------------------------------------------------------------------------------
 
@@ -241,19 +233,13 @@ class RedisQueue:
         return (await self._calls([(function, {**(given[0] if given else {}), **pairs})]))[0]
 
     async def _calls(self, calls: Sequence[Call]) -> list[Answer]:
-        """Run functions, one after the other; what is asked in one turn of the loop goes in one trip."""
-        trip = self._trip
-        if trip is None:
-            self._connect()
-            trip = self._trip = _Trip()
-            sending = asyncio.ensure_future(self._send(trip))
-            self._sending.add(sending)
-            sending.add_done_callback(self._sending.discard)
-        asked = [trip.add((f"emq_{function}", 1, self._prefix, *_flat(pairs))) for function, pairs in calls]
-        raw = [await answer for answer in asked]
+        """Run functions in one trip, one after the other."""
+        packed = [self._packed(function, pairs) for function, pairs in calls]
+        raw = await self._ask(packed)
         for answer in raw:
-            if isinstance(answer, Exception):
-                raise answer
+            if isinstance(answer, ReplyError):
+                await self._start_anew()
+                raise _meaning(answer)
         parsed = [Answer(answer) for answer in raw]
         if error := RAISED.get(parsed[-1].outcome):
             raise error(calls[-1][0])
@@ -261,30 +247,49 @@ class RedisQueue:
             raise Refused(f"{calls[-1][0]}: {parsed[-1].text('argument')}")
         return parsed
 
-    async def _send(self, trip: _Trip) -> None:
-        """Send a trip's commands, in the turn of the loop after the one that asked first."""
-        self._trip = None
-        pipe = self._commands.pipeline(transaction=False)
-        for command in trip.commands:
-            pipe.fcall(*command)
-        try:
-            answers = await self._guarded(pipe.execute(raise_on_error=False))
-        except QueueAway as error:
-            answers = [error] * len(trip.commands)
-        for future, answer in zip(trip.answers, answers, strict=False):
-            if not future.done():
-                future.set_result(self._judged(answer))
+    def _packed(self, function: str, pairs: Pairs) -> bytes:
+        flat: list[bytes | str | int] = ["FCALL", f"emq_{function}", 1, self._prefix]
+        for name, value in pairs.items():
+            flat += (name, int(value) if isinstance(value, bool) else value)
+        return pack(flat)
 
-    def _judged(self, answer: Any) -> Any:
-        """An answer, or the error that it means."""
-        if not isinstance(answer, Exception) or isinstance(answer, QueueAway):
-            return answer
-        self._ask = True
-        return _meaning(answer)
+    async def _ask(self, commands: Sequence[bytes]) -> list[Any]:
+        """Send commands. On a connection that was idle they are sent again over a new one: repeating is safe."""
+        wire = self._wire
+        if wire is not None and not wire.is_closed:
+            try:
+                return await wire.ask(commands)
+            except ConnectionError as error:
+                log.debug("the connection to Redis has ended: %s", error)
+        try:
+            return await (await self._opened()).ask(commands)
+        except OSError as error:
+            await self._start_anew()
+            raise _meaning(error) from None
+
+    async def _opened(self) -> Wire:
+        """The connection, opened where there is none."""
+        async with self._opening:
+            if self._wire is None or self._wire.is_closed:
+                await self._drop_wire()
+                self._connect()
+                self._wire = await self._guarded(open_wire(self._commands, self._prefix))
+            return self._wire
+
+    async def _drop_wire(self) -> None:
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            await wire.close()
+
+    async def _start_anew(self) -> None:
+        """Find the server again for the next call: it has moved, has no functions, or does not answer."""
+        self._ask_again = True
+        await self._drop_wire()
+        await forget_nodes(self._commands)
 
     def _connect(self) -> None:
         """Build the clients, for the first time or where the server may have moved."""
-        if not self._ask:
+        if not self._ask_again:
             return
         url = self._url()
         if not url:
@@ -292,17 +297,18 @@ class RedisQueue:
         if url != self._used:
             self._commands, self._blocking = open_client(url, COMMAND_S, 2), open_client(url, HINT_S + 5, 0)
             self._used = url
-        self._ask = False
+        self._ask_again = False
 
     async def _guarded(self, command: Any) -> Any:
         try:
             return await _translated(command)
         except QueueAway:
-            self._ask = True
+            self._ask_again = True
             raise
 
     async def close(self) -> None:
         """Close connections; never raises."""
+        await self._drop_wire()
         for client in (self._commands, self._blocking):
             if client is not None:
                 with contextlib.suppress(Exception):
@@ -333,15 +339,6 @@ def _json(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
 
 
-def _flat(pairs: Mapping[str, Any]) -> list[bytes | str]:
-    """Name/value pairs as flat arguments."""
-    out: list[bytes | str] = []
-    for name, value in pairs.items():
-        text = ("1" if value else "0") if isinstance(value, bool) else value
-        out += [name, text if isinstance(text, bytes) else str(text)]
-    return out
-
-
 def _about(job: Claimed) -> Pairs:
     return {"job": job.job_id, "token": job.lease}
 
@@ -369,7 +366,7 @@ def _claimed(pool: str, answer: Answer) -> Claimed | None:
         job_id=answer.text("job_id"),
         attempt=int(answer.number("attempt", 1)),
         lease=answer.text("lease"),
-        payload=answer.pairs["payload"],
+        payload=answer.raw("payload"),
         job_type=answer.text("job_type") or "comfyui",
         priority=int(answer.number("priority", 0)),
         timeout_s=answer.number("timeout_s", 0) or None,

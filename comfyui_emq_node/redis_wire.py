@@ -1,0 +1,98 @@
+"""A connection to Redis for the calls of every job: redis-py opens it, the calls then go over its bare transport.
+
+Login, TLS, sentinels and the nodes of a cluster are redis-py's business. Its reading of replies, a task and a stream a
+call, took a third of all that a job costs ComfyUI's interpreter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from .resp import Incomplete, parse
+
+LIMIT_S = 5.0
+
+
+class Wire(asyncio.Protocol):
+    """Sends commands and gives their replies, in order."""
+
+    def __init__(self, connection: Any, transport: Any) -> None:
+        self._connection, self._transport = connection, transport
+        self._rest = bytearray()
+        self._trips: deque[tuple[int, asyncio.Future[list[Any]]]] = deque()
+        self._replies: list[Any] = []
+        self.is_closed = False
+
+    @classmethod
+    async def over(cls, connection: Any) -> Wire:
+        """Open one of redis-py's connections, and take it over. Raises what redis-py raises."""
+        await connection.connect()
+        writer = getattr(connection, "_writer", None)
+        if writer is None:
+            raise ConnectionError("this redis-py is not known to the worker: install one that requirements.txt allows")
+        wire = cls(connection, writer.transport)
+        wire._transport.set_protocol(wire)
+        return wire
+
+    async def ask(self, commands: Sequence[bytes]) -> list[Any]:
+        """Send packed commands in one piece; an error reply is among the replies, not raised.
+
+        Raises:
+            ConnectionError: it is closed; whether the commands were run is not known.
+        """
+        if self.is_closed:
+            raise ConnectionError("the connection to Redis is closed")
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[list[Any]] = loop.create_future()
+        self._trips.append((len(commands), future))
+        self._transport.write(b"".join(commands))
+        limit = loop.call_later(LIMIT_S, self._end, ConnectionError(f"Redis does not answer within {LIMIT_S:g} s"))
+        try:
+            return await future
+        finally:
+            limit.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        """Replies; a part of one waits for the rest."""
+        self._rest += data
+        at = 0
+        try:
+            while self._trips:
+                reply, at = parse(self._rest, at)
+                self._take(reply)
+        except Incomplete:
+            pass
+        except ValueError as error:
+            self._end(ConnectionError(str(error)))
+        del self._rest[:at]
+
+    def _take(self, reply: Any) -> None:
+        self._replies.append(reply)
+        count, future = self._trips[0]
+        if len(self._replies) == count:
+            self._trips.popleft()
+            replies, self._replies = self._replies, []
+            if not future.done():
+                future.set_result(replies)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The server has gone."""
+        self._end(ConnectionError(str(exc) if exc else "Redis has closed the connection"))
+
+    def _end(self, error: Exception) -> None:
+        self.is_closed = True
+        self._transport.close()
+        while self._trips:
+            _, future = self._trips.popleft()
+            if not future.done():
+                future.set_exception(error)
+
+    async def close(self) -> None:
+        """Close it; never raises."""
+        self._end(ConnectionError("the connection to Redis is closed"))
+        with contextlib.suppress(Exception):
+            await self._connection.disconnect(nowait=True)
