@@ -66,6 +66,14 @@ async def open_wire(client: Any, key: str) -> Wire:
     return await Wire.over(node.connection_class(**node.connection_kwargs))
 
 
+async def close_client(client: Any) -> None:
+    """Close a client, and those of the sentinels that it asked; never raises."""
+    manager = getattr(getattr(client, "connection_pool", None), "sentinel_manager", None)
+    for each in (client, *getattr(manager, "sentinels", ())):
+        with contextlib.suppress(Exception):
+            await each.aclose()
+
+
 async def forget_nodes(client: Any) -> None:
     """Have a cluster's client look again which node has what; sentinels are asked for each connection anyway."""
     if hasattr(client, "get_node_from_key"):

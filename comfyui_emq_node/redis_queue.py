@@ -6,7 +6,6 @@ redis-py is imported by the class, not by the module: ComfyUI's start is not to 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,7 +26,7 @@ from .queue import (
     Terms,
     Unregistered,
 )
-from .redis_client import forget_nodes, open_client, open_wire, server_of
+from .redis_client import close_client, forget_nodes, open_client, open_wire, server_of
 from .redis_wire import Wire
 from .resp import ReplyError, pack
 
@@ -311,8 +310,7 @@ class RedisQueue:
         await self._drop_wire()
         for client in (self._commands, self._blocking):
             if client is not None:
-                with contextlib.suppress(Exception):
-                    await client.aclose()
+                await close_client(client)
 
 
 async def _translated(command: Any) -> Any:

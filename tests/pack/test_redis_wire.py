@@ -15,7 +15,7 @@ import redis
 
 from comfyui_emq_node.keeper import Server
 from comfyui_emq_node.queue import QueueAway
-from comfyui_emq_node.redis_client import open_client, open_wire, server_of
+from comfyui_emq_node.redis_client import close_client, open_client, open_wire, server_of
 from comfyui_emq_node.redis_queue import RedisQueue
 from comfyui_emq_node.redis_wire import Wire
 from comfyui_emq_node.resp import Incomplete, ReplyError, pack, parse
@@ -119,7 +119,7 @@ async def test_every_address_is_reached(url: str) -> None:
         side.close()
     finally:
         await wire.close()
-        await client.aclose()
+        await close_client(client)
 
 
 async def test_an_unknown_certificate_is_refused(server: RedisServer, folder: Path) -> None:
@@ -134,8 +134,8 @@ async def test_an_unknown_certificate_is_refused(server: RedisServer, folder: Pa
     side = Server(server_of(unchecked, KEY))
     assert await asyncio.to_thread(side.call, "PING") == b"PONG"
     side.close()
-    await client.aclose()
-    await unchecked.aclose()
+    await close_client(client)
+    await close_client(unchecked)
 
 
 async def test_a_queue_outlives_its_server(server: RedisServer) -> None:
@@ -168,7 +168,7 @@ async def test_no_answer_ends_a_connection(server: RedisServer, monkeypatch: pyt
     with pytest.raises(ConnectionError):
         await wire.ask([pack(["PING"])])
     await wire.close()
-    await client.aclose()
+    await close_client(client)
 
 
 def test_replies_are_read_piece_by_piece() -> None:
