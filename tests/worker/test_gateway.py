@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 
+import aiohttp
 import pytest
+import redis
 
 from broker.trial.runtime import TrialRuntime
 from broker.trial.workflows import plain_image
@@ -19,7 +23,8 @@ def away(
     """A broker, and a ComfyUI that knows its URL alone."""
     folder = tmp_path_factory.mktemp("gateway")
     # Longer than a broker takes to start on a busy machine: its worker keeps the job.
-    settings = {"EMQ_LEASE_S": "20", "EMQ_BACKOFF_S": "0.1"}
+    settings = {"EMQ_LEASE_S": "20", "EMQ_BACKOFF_S": "0.1", "LOG_LEVEL": "DEBUG"}
+    settings |= {"EMQ_PAYLOAD_KEY": "a secret of the tests", "EMQ_PARTNER_KEYS_S": "600"}
     broker = BrokerProcess(folder / "broker.log", data=folder / "data", settings=settings).start()
     names = {"WORKER_ID": "far", "EMQ_BROKER_URL": broker.url, "LOG_LEVEL": "DEBUG"}
     comfy = ComfyProcess(folder / "comfy.log", runtime=runtime, base=folder / "base", settings=names)
@@ -44,6 +49,35 @@ async def test_a_picture_comes_back_through_the_gateway(away: tuple[BrokerProces
         assert (await client.fetch(record["result"]["outputs"][0])).startswith(b"\x89PNG")
         jobs = [await client.submit(plain_image(100 + index, 8)) for index in range(20)]
         assert {(await client.until(job))["attempt"] for job in jobs} == {1}
+
+
+async def test_partner_keys_and_payloads_rest_nowhere(away: tuple[BrokerProcess, ComfyProcess]) -> None:
+    """The keys reach the node; neither they nor the payload are in Redis, in a log, or in ComfyUI's history."""
+    broker, comfy = away
+    canary, text = "canary-5fe2", "canary-text-77ab"
+    keys = {"api_key_comfy_org": canary, "auth_token_comfy_org": f"{canary}-token"}
+    graph = {"1": node("EMQTestPartnerKey"), "2": node("EMQTestText", text=text)}
+    async with broker.client() as client:
+        record = await client.run(graph, payload={"extra_data": keys})
+    assert record["status"] == "completed", record
+    shown = json.dumps(record)
+    assert hashlib.sha256(f"{canary} {canary}-token".encode()).hexdigest() in shown, "they reached the node"
+    assert text in shown
+    async with aiohttp.ClientSession(comfy.url) as session, session.get("/history") as answer:
+        history = await answer.text()
+    at_rest = b"".join(file.read_bytes() for file in broker.data.rglob("*") if file.is_file())
+    for where, found in (
+        ("record", shown),
+        ("history", history),
+        ("log", broker.said()),
+        ("ComfyUI's log", comfy.said()),
+    ):
+        assert canary not in found, where
+    assert canary.encode() not in at_rest, "Redis' file and the broker's folder"
+    with redis.Redis.from_url(broker.redis_url) as server:
+        memory = b"".join(name + (server.dump(name) or b"") for name in server.scan_iter("*", count=1000))
+    assert canary.encode() not in memory
+    assert text.encode() not in memory
 
 
 async def test_failures_and_cancels_pass_the_gateway(away: tuple[BrokerProcess, ComfyProcess]) -> None:

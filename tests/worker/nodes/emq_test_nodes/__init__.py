@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import signal
 import sys
@@ -152,7 +153,23 @@ class File:
         return {"ui": {key: [item], "animated": (True,)}}
 
 
+class PartnerKey:
+    """Says by a digest which partner key reached it."""
+
+    CATEGORY, FUNCTION, OUTPUT_NODE = "emq/test", "go", True
+    RETURN_TYPES = ()
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {}, "hidden": {"key": "API_KEY_COMFY_ORG", "token": "AUTH_TOKEN_COMFY_ORG"}}
+
+    def go(self, key: str | None = None, token: str | None = None) -> dict[str, Any]:
+        said = hashlib.sha256(f"{key} {token}".encode()).hexdigest()
+        return {"ui": {"text": [said]}}
+
+
 NODE_CLASS_MAPPINGS = {
+    "EMQTestPartnerKey": PartnerKey,
     "EMQTestProgress": Progress,
     "EMQTestSleep": Sleep,
     "EMQTestHold": Hold,
