@@ -6,7 +6,6 @@ import asyncio
 import os
 import shutil
 import signal
-import subprocess
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -21,9 +20,10 @@ from broker.queue.connection import Connection
 from broker.queue.events import EventHub
 from broker.queue.queue import Queue
 from broker.queue.server import check_server
+from tests.support.groups_of_servers import joined, watching
 from tests.support.jobs import new_job
 from tests.support.proxy import proxy
-from tests.support.servers import RedisServer, free_port, redis7_binary, valkey_binary
+from tests.support.servers import RedisServer, redis7_binary, valkey_binary
 from tests.support.waiting import wait_until
 
 PREFIX = "emq:{default}:"
@@ -323,14 +323,7 @@ async def test_sentinel_failover(serve: Callable[..., RedisServer], connect: Cal
     first, second = serve(), serve()
     with redis.Redis.from_url(second.url) as admin:
         admin.replicaof("127.0.0.1", first.port)
-    folder = Path(tempfile.mkdtemp(prefix="emq-sentinel-"))
-    config = folder / "sentinel.conf"
-    config.write_text(
-        f"sentinel monitor main 127.0.0.1 {first.port} 1\nsentinel down-after-milliseconds main 500\n"
-        "sentinel failover-timeout main 2000\n"
-    )
-    sentinel = SentinelServer(config)
-    await sentinel.start()
+    sentinel = await watching(first)
     try:
         connection = connect(f"redis+sentinel://127.0.0.1:1,127.0.0.1:{sentinel.port}/main/0")
         queue = Queue(connection)
@@ -356,54 +349,12 @@ async def test_sentinel_failover(serve: Callable[..., RedisServer], connect: Cal
         assert await line.read(5) == ("subscribed", f"{PREFIX}x", b"")
         await line.close()
     finally:
-        sentinel.kill()
-        shutil.rmtree(folder)
-
-
-class SentinelServer(RedisServer):
-    """A sentinel."""
-
-    def __init__(self, config: Path) -> None:
-        super().__init__("sentinel", redis7_binary(), config.parent)
-        self._config = config
-
-    async def start(self) -> None:  # type: ignore[override]
-        self.port = free_port()
-        command = [self.binary, str(self._config), "--sentinel", "--port", str(self.port), "--bind", "127.0.0.1"]
-        self.process = subprocess.Popen(command, cwd=self.folder, stdout=subprocess.DEVNULL)  # noqa: ASYNC220
-        await wait_until(self._up, 10, "the sentinel answers")
-
-    def _up(self) -> bool:
-        try:
-            with redis.Redis(port=self.port) as client:
-                return bool(client.ping())
-        except redis.RedisError:
-            return False
-
-    def knows_replica(self) -> bool:
-        with redis.Redis(port=self.port) as client:
-            return len(client.sentinel_slaves("main")) == 1
+        sentinel.end()
 
 
 async def test_cluster(serve: Callable[..., RedisServer], connect: Callable[[str], Connection]) -> None:
     nodes = [serve("--cluster-enabled", "yes", "--cluster-node-timeout", "2000") for _ in range(3)]
-    for i, node in enumerate(nodes):
-        with redis.Redis(port=node.port) as admin:
-            admin.execute_command("CLUSTER ADDSLOTSRANGE", i * 5462, min(i * 5462 + 5461, 16383))
-            admin.execute_command("CLUSTER SET-CONFIG-EPOCH", i + 1)
-    with redis.Redis(port=nodes[0].port) as admin:
-        for other in nodes[1:]:
-            admin.execute_command("CLUSTER MEET", "127.0.0.1", other.port)
-
-    def whole() -> bool:
-        states = []
-        for node in nodes:
-            with redis.Redis(port=node.port) as admin:
-                state = admin.execute_command("CLUSTER INFO")["cluster_state"]
-                states.append(state == "ok" and len(admin.execute_command("CLUSTER NODES")) == 3)
-        return all(states)
-
-    await wait_until(whole, 20, "the cluster is whole")
+    whole = await joined(nodes)
     connection = connect(f"redis+cluster://127.0.0.1:1,127.0.0.1:{nodes[0].port}")
     assert await check_server(connection)
     for pool in ("a", "b", "c", "d"):

@@ -1,0 +1,82 @@
+"""Several real servers together: a cluster, and a primary that a sentinel watches."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import redis
+
+from tests.support.servers import RedisServer, free_port, redis7_binary
+from tests.support.waiting import wait_until
+
+CLUSTER = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000")
+"""What each of three servers is started with."""
+
+
+async def joined(nodes: Sequence[RedisServer]) -> Callable[[], bool]:
+    """Make a cluster of three fresh servers; answers what tells whether it is whole."""
+    for i, node in enumerate(nodes):
+        with redis.Redis(port=node.port) as admin:
+            admin.execute_command("CLUSTER ADDSLOTSRANGE", i * 5462, min(i * 5462 + 5461, 16383))
+            admin.execute_command("CLUSTER SET-CONFIG-EPOCH", i + 1)
+    with redis.Redis(port=nodes[0].port) as admin:
+        for other in nodes[1:]:
+            admin.execute_command("CLUSTER MEET", "127.0.0.1", other.port)
+
+    def whole() -> bool:
+        states = []
+        for node in nodes:
+            with redis.Redis(port=node.port) as admin:
+                state = admin.execute_command("CLUSTER INFO")["cluster_state"]
+                states.append(state == "ok" and len(admin.execute_command("CLUSTER NODES")) == 3)
+        return all(states)
+
+    await wait_until(whole, 20, "the cluster is whole")
+    return whole
+
+
+async def watching(primary: RedisServer) -> SentinelServer:
+    """A sentinel that watches a primary as the service ``main``."""
+    folder = Path(tempfile.mkdtemp(prefix="emq-sentinel-"))
+    config = folder / "sentinel.conf"
+    config.write_text(
+        f"sentinel monitor main 127.0.0.1 {primary.port} 1\nsentinel down-after-milliseconds main 500\n"
+        "sentinel failover-timeout main 2000\n"
+    )
+    sentinel = SentinelServer(config)
+    await sentinel.start()
+    return sentinel
+
+
+class SentinelServer(RedisServer):
+    """A sentinel."""
+
+    def __init__(self, config: Path) -> None:
+        super().__init__("sentinel", redis7_binary(), config.parent)
+        self._config = config
+
+    async def start(self) -> None:  # type: ignore[override]
+        self.port = free_port()
+        command = [self.binary, str(self._config), "--sentinel", "--port", str(self.port), "--bind", "127.0.0.1"]
+        self.process = subprocess.Popen(command, cwd=self.folder, stdout=subprocess.DEVNULL)  # noqa: ASYNC220
+        await wait_until(self._up, 10, "the sentinel answers")
+
+    def _up(self) -> bool:
+        try:
+            with redis.Redis(port=self.port) as client:
+                return bool(client.ping())
+        except redis.RedisError:
+            return False
+
+    def knows_replica(self) -> bool:
+        with redis.Redis(port=self.port) as client:
+            return len(client.sentinel_slaves("main")) == 1
+
+    def end(self) -> None:
+        """End it, and remove its folder."""
+        self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
