@@ -24,7 +24,7 @@ end
 
 -- Counts the bytes that a tenant's waiting jobs take.
 local function weigh(u, r, sign)
-  Q.count(u, r.tenant .. ':bytes', sign * redis.call('STRLEN', u.P .. 'b:' .. r._id))
+  Q.count(u, r.tenant .. ':bytes', sign * (r._bytes or redis.call('STRLEN', u.P .. 'b:' .. r._id)))
 end
 
 -- Adds a new job in its first status.

@@ -21,7 +21,9 @@ function Q.new_record(u, tenant, j, arrival)
     if value and value ~= default and value ~= '' then r[name] = value end
   end
   if j.expires_ms then r.expires_at = Q.int(u.now + j.expires_ms) end
-  redis.call('SET', u.P .. 'b:' .. j.id, j.spec_len and j.payload or (j.spec or '') .. (j.payload or ''))
+  local body = j.spec_len and j.payload or (j.spec or '') .. (j.payload or '')
+  r._bytes = #body
+  redis.call('SET', u.P .. 'b:' .. j.id, body)
   return r
 end
 
