@@ -1,6 +1,6 @@
 # EMQ's tasks. Everything lives in .venv; nothing is installed system-wide but the Debian packages that tests need.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench audit lock packages clean
+.PHONY: help install demo test lint format bench audit lock packages clean chaos chaos-long
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,7 +11,7 @@ PACKAGES := redis-server nginx chromium lua-check prometheus
 ARGS ?=
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## Make .venv with the broker and the development tools
 
@@ -39,6 +39,13 @@ format: $(STAMP) ## Format the code and apply safe fixes
 	$(BIN)/ruff check --fix .
 
 bench: $(STAMP) ## Measure EMQ: all benchmarks, or ARGS="main-job", queue, scale, fleet or files with its options
+chaos: $(STAMP) packages ## Three minutes of faults under load; what became of every job
+	$(BIN)/python -m tests.chaos.mix --seconds 180 $(ARGS)
+
+chaos-long: $(STAMP) packages ## An hour of them; the verdict is kept in artifacts/
+	$(BIN)/python -m tests.chaos.mix --seconds 3600 --keep artifacts/chaos.json $(ARGS)
+
+bench: $(STAMP) ## Measure EMQ: all benchmarks, or ARGS="main-job", queue, scale or fleet with its options
 	$(BIN)/python -m bench $(ARGS)
 
 audit: $(STAMP) ## Look for known faults in the code (bandit) and in the locked packages (pip-audit)
