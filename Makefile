@@ -38,14 +38,13 @@ format: $(STAMP) ## Format the code and apply safe fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(STAMP) ## Measure EMQ: all benchmarks, or ARGS="main-job", queue, scale, fleet or files with its options
 chaos: $(STAMP) packages ## Three minutes of faults under load; what became of every job
 	$(BIN)/python -m tests.chaos.mix --seconds 180 $(ARGS)
 
 chaos-long: $(STAMP) packages ## An hour of them; the verdict is kept in artifacts/
 	$(BIN)/python -m tests.chaos.mix --seconds 3600 --keep artifacts/chaos.json $(ARGS)
 
-bench: $(STAMP) ## Measure EMQ: all benchmarks, or ARGS="main-job", queue, scale or fleet with its options
+bench: $(STAMP) ## Measure EMQ: all benchmarks, or one with its options (ARGS="main-job", "queue" …)
 	$(BIN)/python -m bench $(ARGS)
 
 audit: $(STAMP) ## Look for known faults in the code (bandit) and in the locked packages (pip-audit)
