@@ -1,10 +1,10 @@
 -- emq_metrics: what emq_stats does not tell and a monitoring system wants: histograms, and what waits by class.
--- Guarantee: reads only; bounded: at most 20 classes, 64 tenants of each, 400 steps through lanes.
+-- Guarantee: reads only; bounded: at most 20 classes, 32 tenants of each, 200 steps through lanes.
 -- Arguments: `classes` (lines: told first, the rest are those whose turn comes next).
 -- Answer: `ok` `buckets` (lines: upper bounds in ms) `wait` `run` `upload` (lines: jobs in each bucket, one more for
 -- those above the last; empty ones are 0) `wait_ms` `run_ms` `upload_ms` (sums) then `class` <nested `ok` with `class`
 -- `kind` `levels` (lines `<priority> <waiting> <age of the oldest in ms>`)> for each.
-local CLASSES, TENANTS, STEPS = 20, 64, 400
+local CLASSES, TENANTS, STEPS = 20, 32, 200
 
 local function histograms(u, out)
   for _, what in ipairs({ 'wait', 'run', 'upload' }) do
