@@ -145,10 +145,11 @@ class KeyRing:
             self._open = False
             if self._stamp[0] >= 0:
                 log.info("There is a key or a user now: from here on everything needs a credential")
-        self._stamp, self._keys, self._users = stamp, found, users
+        self._keys, self._users = found, users
         self.policies.update(tenants, found)
         if self.on_change is not None:
             await self.on_change()
+        self._stamp = stamp  # last: what failed is done again at the next look
 
     def _close_where(self, ended: Callable[[Identity], bool]) -> None:
         for token, (who, close) in list(self._watched.items()):
