@@ -171,3 +171,12 @@ def test_own_files_are_small() -> None:
     assert (ROOT / "static" / "htmx.LICENSE").exists()
     assert (ROOT / "static" / "emq.css").stat().st_size <= 20_000
     assert len((ROOT / "static" / "emq.js").read_text().splitlines()) <= 40
+
+
+async def test_a_form_of_our_own_page_may_come_without_an_origin(broker: Broker) -> None:
+    """Browsers post it with ``Origin: null``, because pages send no referrer; what another site sends says so."""
+    own = {"Origin": "null", "Sec-Fetch-Site": "same-origin"}
+    assert (await post(broker, "/ui/pause", **own))[0] == 303
+    for site in ("cross-site", "same-site", "none"):
+        assert (await post(broker, "/ui/pause", **{**own, "Sec-Fetch-Site": site}))[0] == 403
+    assert (await post(broker, "/ui/pause", Origin="null"))[0] == 403
