@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import statistics
 import tempfile
 import time
 import uuid
+from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,17 @@ def prompts(count: int, start: int = 0) -> list[Prompt]:
         {
             "1": {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": start + n}},
             "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
+        }
+        for n in range(count)
+    ]
+
+
+def texts(count: int) -> list[Prompt]:
+    """Trivial prompts that make a text and no picture."""
+    return [
+        {
+            "1": {"class_type": "PrimitiveString", "inputs": {"value": f"text {n}"}},
+            "2": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}},
         }
         for n in range(count)
     ]
@@ -66,20 +80,31 @@ def gap_ms(seen: dict[str, list[float]]) -> float:
     return statistics.median((start - end) * 1000 for end, start in pairs)
 
 
-async def through_comfyui(http: aiohttp.ClientSession, url: str, work: list[Prompt]) -> dict[str, list[float]]:
-    """One prompt after another over ComfyUI's own HTTP and WebSocket: the next is posted when one has ended."""
+async def through_comfyui(
+    http: aiohttp.ClientSession, url: str, work: list[Prompt], fetch: bool = False
+) -> dict[str, list[float]]:
+    """One prompt after another over ComfyUI's own HTTP and WebSocket: the next is posted when one has ended.
+
+    With ``fetch`` the client also gets each picture before it goes on: then it has what EMQ delivers.
+    """
     client = uuid.uuid4().hex
     async with http.ws_connect(f"{url}/ws?clientId={client}") as socket:
         for prompt in work:
             async with http.post(url + "/prompt", json={"prompt": prompt, "client_id": client}) as answer:
                 prompt_id = (await answer.json())["prompt_id"]
+            pictures: list[dict[str, str]] = []
             async for message in socket:
                 if message.type is not aiohttp.WSMsgType.TEXT:
                     continue
                 event = json.loads(message.data)
                 data = event["data"]
+                if event["type"] == "executed":
+                    pictures += (data.get("output") or {}).get("images") or ()
                 if event["type"] == "executing" and data["node"] is None and data["prompt_id"] == prompt_id:
                     break
+            for picture in pictures if fetch else ():
+                async with http.get(url + "/view", params=picture) as answer:
+                    assert await answer.read()
     return await drained(http, url, len(work))
 
 
@@ -100,6 +125,26 @@ async def through_emq(
         answer = await socket.receive_json()
         assert answer["type"] == "jobs_accepted", answer
         return await drained(http, url, len(work))
+
+
+async def completed(http: aiohttp.ClientSession, broker_url: str) -> int:
+    """Jobs whose result has been delivered."""
+    async with http.get(broker_url + "/stats") as answer:
+        return int((await answer.json())["jobs"]["completed"])
+
+
+async def emq_rates(
+    http: aiohttp.ClientSession, broker_url: str, url: str, work: list[Prompt]
+) -> tuple[dict[str, list[float]], float]:
+    """The stamps of the executions, and jobs a second from the first start to the last result."""
+    before = await completed(http, broker_url)
+    seen = await through_emq(http, broker_url, url, work)
+
+    async def all_delivered() -> bool:
+        return await completed(http, broker_url) >= before + len(work)
+
+    await until(all_delivered, "every result", 60)
+    return seen, len(work) / (time.time() - seen["starts"][0])
 
 
 async def latencies_ms(http: aiohttp.ClientSession, broker_url: str, url: str, count: int) -> list[float]:
@@ -130,6 +175,17 @@ def pss_mb(pid: int) -> float:
     raise LookupError("no Pss line")
 
 
+def side_process(pid: int) -> int:
+    """The worker's side process, a child of ComfyUI's."""
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with contextlib.suppress(OSError):
+                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                if parent == pid and b"emq.keeper" in (folder / "cmdline").read_bytes():
+                    return int(folder.name)
+    raise LookupError("the worker has no side process")
+
+
 async def idle(pid: int, seconds: float) -> tuple[float, float]:
     """Idle CPU in percent of a core, and memory in MB."""
     await asyncio.sleep(3)
@@ -150,16 +206,21 @@ async def one_round(args: argparse.Namespace, results: dict[str, list[float]]) -
     work = prompts(args.count)
     timeout = aiohttp.ClientTimeout(total=None)
     async with aiohttp.ClientSession(timeout=timeout) as http:
-        for name, way in (("native", through_comfyui), ("in process", in_process)):
+        fetching = partial(through_comfyui, fetch=True)
+        for name, way in (("native", through_comfyui), ("native, fetching", fetching), ("in process", in_process)):
             with tempfile.TemporaryDirectory() as tmp:
                 async with comfyui(Path(tmp), http, worker=False) as (url, child):
                     if name == "native":
                         cpu, memory = await idle(child.pid, args.idle)
                         results["idle cpu, alone"].append(cpu)
                         results["memory, alone"].append(memory)
+                    before = cpu_s(child.pid)
                     seen = await way(http, url, work)
+                    results[f"cpu, {name}"].append((cpu_s(child.pid) - before) * 1000 / len(work))
                     results[f"rate, {name}"].append(rate(seen))
                     results[f"gap, {name}"].append(gap_ms(seen))
+                    if name == "native":
+                        results["rate, native, text"].append(rate(await way(http, url, texts(args.count))))
         with tempfile.TemporaryDirectory() as tmp:
             folder = Path(tmp)
             async with broker(folder, http) as broker_url, comfyui(folder, http, worker=True) as (url, child):
@@ -167,9 +228,18 @@ async def one_round(args: argparse.Namespace, results: dict[str, list[float]]) -
                 cpu, memory = await idle(child.pid, args.idle)
                 results["idle cpu, EMQ"].append(cpu)
                 results["memory, EMQ"].append(memory)
-                seen = await through_emq(http, broker_url, url, work)
-                results["rate, EMQ"].append(rate(seen))
-                results["gap, EMQ"].append(gap_ms(seen))
+                side, before = side_process(child.pid), cpu_s(side_process(child.pid))
+                await asyncio.sleep(args.idle)
+                results["idle cpu, side process"].append((cpu_s(side) - before) / args.idle * 100)
+                before = cpu_s(child.pid)
+                for kind, some in (("", work), (", text", texts(args.count))):
+                    seen, delivered = await emq_rates(http, broker_url, url, some)
+                    results[f"rate, EMQ{kind}"].append(rate(seen))
+                    results[f"rate, EMQ{kind}, delivered"].append(delivered)
+                    results[f"gap, EMQ{kind}"].append(gap_ms(seen))
+                    if not kind:
+                        results["cpu, EMQ"].append((cpu_s(child.pid) - before) * 1000 / len(some))
+                results["memory, side process"].append(pss_mb(side))
                 await asyncio.sleep(2)
                 results["latency"] += await latencies_ms(http, broker_url, url, args.latency)
 
@@ -179,14 +249,27 @@ def report(results: dict[str, list[float]]) -> None:
     mid = {name: statistics.median(values) for name, values in results.items()}
     for name in sorted(results):
         if name != "latency":
-            print(f"  {name:20} {mid[name]:9.2f}   rounds: {', '.join(f'{v:.2f}' for v in results[name])}")
+            print(f"  {name:26} {mid[name]:9.2f}   rounds: {', '.join(f'{v:.2f}' for v in results[name])}")
     latency = sorted(results["latency"])
     p99 = latency[min(len(latency) - 1, int(len(latency) * 0.99))]
-    print(f"1 jobs/s, EMQ / ComfyUI's HTTP+WebSocket one by one   {mid['rate, EMQ'] / mid['rate, native']:.2f}")
-    print(f"2 gap, EMQ - in process (ms at the median)           {mid['gap, EMQ'] - mid['gap, in process']:+.2f}")
-    print(f"3 submit to execution start, idle (ms)               p50 {statistics.median(latency):.1f}  p99 {p99:.1f}")
-    print(f"4 idle CPU added (% of a core)                       {mid['idle cpu, EMQ'] - mid['idle cpu, alone']:+.2f}")
-    print(f"4 memory added to ComfyUI (MB, PSS)                  {mid['memory, EMQ'] - mid['memory, alone']:+.1f}")
+    emq, native, text = mid["rate, EMQ"], mid["rate, native"], mid["rate, EMQ, text"] / mid["rate, native, text"]
+    fetching, delivered = mid["rate, native, fetching"], mid["rate, EMQ, delivered"]
+    gap = mid["gap, EMQ"] - mid["gap, in process"]
+    cpu, memory = (mid[f"{what}, EMQ"] - mid[f"{what}, alone"] for what in ("idle cpu", "memory"))
+    side_cpu, side_memory = mid["idle cpu, side process"], mid["memory, side process"]
+    for what, figure in (
+        ("1 jobs/s, EMQ / ComfyUI's HTTP+WebSocket one by one", f"{emq / native:.2f}"),
+        ("1 … / the same, each picture fetched", f"{emq / fetching:.2f}"),
+        ("1 … to EMQ's last result / the same, each picture fetched", f"{delivered / fetching:.2f}"),
+        ("1 … of a text alone, EMQ / ComfyUI's one by one", f"{text:.2f}"),
+        ("1 CPU of ComfyUI's process, ms a job: alone, EMQ", f"{mid['cpu, native']:.2f}  {mid['cpu, EMQ']:.2f}"),
+        ("2 gap, EMQ - in process (ms at the median)", f"{gap:+.2f}"),
+        ("3 submit to execution start, idle (ms)", f"p50 {statistics.median(latency):.1f}  p99 {p99:.1f}"),
+        ("4 idle CPU added to ComfyUI (% of a core)", f"{cpu:+.2f}"),
+        ("4 memory added to ComfyUI (MB, PSS)", f"{memory:+.1f}"),
+        ("4 side process: idle CPU (% of a core), memory (MB, PSS)", f"{side_cpu:.2f}  {side_memory:.1f}"),
+    ):
+        print(f"{what:60} {figure}")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -197,11 +280,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--latency", type=int, default=40, help="single submits a round")
     parser.add_argument("--idle", type=float, default=20, help="seconds of idling a measurement")
     args = parser.parse_args(argv)
-    results: dict[str, list[float]] = {
-        f"{figure}, {way}": [] for figure in ("rate", "gap") for way in ("native", "in process", "EMQ")
-    }
-    results |= {f"{figure}, {way}": [] for figure in ("idle cpu", "memory") for way in ("alone", "EMQ")}
-    results["latency"] = []
+    results: dict[str, list[float]] = defaultdict(list)
     for number in range(args.rounds):
         print(f"round {number + 1} of {args.rounds}", flush=True)
         asyncio.run(one_round(args, results))

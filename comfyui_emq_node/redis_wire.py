@@ -23,7 +23,9 @@ class Wire(asyncio.Protocol):
     def __init__(self, connection: Any, transport: Any) -> None:
         self._connection, self._transport = connection, transport
         self._rest = bytearray()
-        self._trips: deque[tuple[int, asyncio.Future[list[Any]]]] = deque()
+        self._trips: deque[tuple[int, float, asyncio.Future[list[Any]]]] = deque()
+        """Of each trip under way: how many replies it gets, when it began, and who waits."""
+        self._limit: asyncio.TimerHandle | None = None
         self._replies: list[Any] = []
         self.is_closed = False
 
@@ -48,13 +50,22 @@ class Wire(asyncio.Protocol):
             raise ConnectionError("the connection to Redis is closed")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[list[Any]] = loop.create_future()
-        self._trips.append((len(commands), future))
+        self._trips.append((len(commands), loop.time(), future))
         self._transport.write(b"".join(commands))
-        limit = loop.call_later(LIMIT_S, self._end, ConnectionError(f"Redis does not answer within {LIMIT_S:g} s"))
-        try:
-            return await future
-        finally:
-            limit.cancel()
+        if self._limit is None:
+            self._limit = loop.call_later(LIMIT_S, self._look, loop)
+        return await future
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        """End the connection where the oldest trip takes too long: one timer now and then, not one for each trip."""
+        self._limit = None
+        if not self._trips:
+            return
+        left = self._trips[0][1] + LIMIT_S - loop.time()
+        if left <= 0:
+            self._end(ConnectionError(f"Redis does not answer within {LIMIT_S:g} s"))
+        else:
+            self._limit = loop.call_later(left, self._look, loop)
 
     def data_received(self, data: bytes) -> None:
         """Replies; a part of one waits for the rest."""
@@ -72,7 +83,7 @@ class Wire(asyncio.Protocol):
 
     def _take(self, reply: Any) -> None:
         self._replies.append(reply)
-        count, future = self._trips[0]
+        count, _, future = self._trips[0]
         if len(self._replies) == count:
             self._trips.popleft()
             replies, self._replies = self._replies, []
@@ -86,8 +97,10 @@ class Wire(asyncio.Protocol):
     def _end(self, error: Exception) -> None:
         self.is_closed = True
         self._transport.close()
+        if self._limit is not None:
+            self._limit.cancel()
         while self._trips:
-            _, future = self._trips.popleft()
+            *_, future = self._trips.popleft()
             if not future.done():
                 future.set_exception(error)
 
