@@ -329,14 +329,15 @@ class Queue:
         return await self.call("metrics", [("classes", "\n".join(classes))])
 
     async def workers(self, worker: str = "", *, jobs: bool = False) -> Answer:
-        """The fleet's records, one row a worker; read a hundred at a time, so that no call is long.
+        """The fleet's records, one row a worker; read a hundred (with ``jobs``, 40) at a time, so that no call is long.
 
         ``jobs``: each row has rows of its own, what the worker does with each of its jobs.
         """
-        answer = await self.call("workers", [("worker", worker), ("jobs", jobs or None)])
+        how: list[tuple[str, Value | None]] = [("jobs", jobs or None), ("limit", 40 if jobs else None)]
+        answer = await self.call("workers", [("worker", worker), *how])
         more = answer.text("next")
         while more:
-            page = await self.call("workers", [("offset", more), ("jobs", jobs or None)])
+            page = await self.call("workers", [("offset", more), *how])
             answer.rows.extend(page.rows)
             more = page.text("next")
         return answer
