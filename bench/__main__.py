@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from bench import files, fleet, inputs, main_job, queue, scale
+from bench import files, fleet, inputs, load, main_job, queue, scale
 
 BENCHES = {
     "main-job": main_job.main,
@@ -13,6 +13,7 @@ BENCHES = {
     "fleet": fleet.main,
     "inputs": inputs.main,
     "files": files.main,
+    "load": load.main,
 }
 
 
