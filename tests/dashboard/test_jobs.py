@@ -10,7 +10,8 @@ import aiohttp
 import pytest
 
 from tests.access.conftest import Guarded, bearer, guarded, own_valkey
-from tests.api.conftest import Broker, start_broker, submit
+from tests.api.conftest import Broker, submit
+from tests.dashboard.conftest import start_broker
 from tests.dashboard.html import Element, page, post
 
 __all__ = ["guarded", "own_valkey", "start_broker"]

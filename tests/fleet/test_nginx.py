@@ -188,14 +188,18 @@ async def test_listeners_survive_the_end_of_either_replica(site: Site, number: i
 
 async def _submits(site: Site, key: str) -> None:
     """A submit through NGINX, repeated with its key until it is answered."""
-    for _ in range(100):
-        with contextlib.suppress(aiohttp.ClientError):
+    last: object = None
+    for _ in range(400):
+        try:
             status, answer = await site.json("POST", site.url + "/api/jobs", json=submit(idempotency_key=key))
             if status in (200, 201):
                 return
             assert (status, answer["code"]) == (503, "unavailable")
+            last = answer
+        except aiohttp.ClientError as error:
+            last = error
         await asyncio.sleep(0.1)
-    raise AssertionError("no replica took the job")
+    raise AssertionError(f"no replica took the job: {last!r}")
 
 
 async def test_one_replica_takes_a_job_and_the_other_tells_its_events(site: Site) -> None:

@@ -142,7 +142,7 @@ async def test_errands_of_a_killed_side_process_are_to_be_tried_again(tmp_path: 
     assert "has ended" in (await asyncio.wait_for(under_way, 20))["again"]
     await wait_until(lambda: side.is_there and first not in children(os.getpid()), 20, "there is another")
     await side.close()
-    await wait_until(lambda: not children(os.getpid()), 10, "nothing is left")
+    await wait_until(lambda: not children(os.getpid()).keys() - others.keys(), 20, "nothing is left")
     await asyncio.wait_for(hung_up.wait(), 10)
     server.close()
 
