@@ -1,7 +1,7 @@
-"""Runs the tests in two pytest processes at once and adds their counts up in one closing line.
+"""Runs the tests in three pytest processes at once and adds their counts up in one closing line.
 
-Tests that start a real ComfyUI mostly wait for it, the others mostly compute, so the two halves share two cores well.
-With arguments it is plain pytest.
+Tests that start a real ComfyUI mostly wait for it, the others mostly compute, so they share two cores well. With
+arguments it is plain pytest.
 """
 
 from __future__ import annotations
@@ -15,15 +15,20 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-HALVES = {"without ComfyUI": "not comfyui", "with ComfyUI": "comfyui"}
+QUEUE = ("tests/queue", "tests/chaos")
+PARTS: dict[str, list[str]] = {
+    "of the queue": ["-m", "not comfyui", *QUEUE],
+    "of the rest": ["-m", "not comfyui", *(f"--ignore={folder}" for folder in QUEUE)],
+    "with ComfyUI": ["-m", "comfyui"],
+}
 NO_TESTS = 5  # pytest's exit code for an empty selection
 
 
-def run_half(name: str, marker: str, report: Path) -> int:
-    """Run one half, print what it said once it has ended, and give its exit code."""
+def run_part(name: str, chosen: list[str], report: Path) -> int:
+    """Run one part, print what it said once it has ended, and give its exit code."""
     started = time.monotonic()
     print(f"running the tests {name}; their output follows at their end", flush=True)
-    command = [sys.executable, "-m", "pytest", "-m", marker, f"--junit-xml={report}", "--durations=10"]
+    command = [sys.executable, "-m", "pytest", *chosen, f"--junit-xml={report}", "--durations=10"]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     print(f"===== tests {name}, {time.monotonic() - started:.0f} s =====\n{done.stdout}", flush=True)
     return 0 if done.returncode == NO_TESTS else done.returncode
@@ -44,9 +49,9 @@ def main() -> int:
     """Run everything, or the tests named on the command line."""
     if sys.argv[1:]:
         return subprocess.call([sys.executable, "-m", "pytest", *sys.argv[1:]])
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(len(HALVES)) as pool:
-        reports = [Path(folder, f"{number}.xml") for number in range(len(HALVES))]
-        codes = list(pool.map(run_half, HALVES, HALVES.values(), reports))
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(len(PARTS)) as pool:
+        reports = [Path(folder, f"{number}.xml") for number in range(len(PARTS))]
+        codes = list(pool.map(run_part, PARTS, PARTS.values(), reports))
         totals = sum((count(report) for report in reports), Counter[str]())
     skipped = f", {totals['skipped']} skipped" if totals["skipped"] else ""
     print(f"tests: {totals['passed']} passed, {totals['failed']} failed{skipped}")
