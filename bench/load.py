@@ -163,7 +163,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--submits", type=int, default=500, help="submits a second, one a message")
     parser.add_argument("--jobs", type=int, default=1000, help="jobs a second in bulk messages")
     parser.add_argument("--bulk", type=int, default=100, help="jobs in a bulk message")
-    parser.add_argument("--fsync", default="always", choices=("always", "everysec", "off"))
+    parser.add_argument("--fsync", default="always", choices=("always", "everysec"))
     print_targets(asyncio.run(measure(parser.parse_args(argv))))
     return 0
 
