@@ -18,7 +18,7 @@ from broker.errors import ConfigurationError
 _SECRETS = re.compile(
     r"(?i)(authorization[\"']?\s*[:=]\s*[\"']?(?:bearer|lease|basic)?\s*|bearer[ .]|lease +|"
     r"(?:password|token|api_key_comfy_org|auth_token_comfy_org)[\"']?\s*[:=]\s*[\"']?|"
-    r"ticket=|emq_[0-9a-f]{16}_|://[^\s:/@]*:|whsec_|__Host-emq=|\bemq=)[^\s\"'@&,;]+"
+    r"ticket=|emq(?:_|%5f)[0-9a-f]{16}(?:_|%5f)|://[^\s:/@]*:|whsec_|__Host-emq=|\bemq=)[^\s\"'@&,;]+"
 )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+import io
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 
 from broker.access.keys import Key
 from broker.access.store import AccessStore
+from broker.logging import configure
 from broker.queue.connection import Connection
 from tests.api.conftest import Broker, Client, Start, own_valkey, start_broker
 from tests.support.servers import RedisServer
@@ -64,6 +67,21 @@ class Guarded:
     async def client(self, key: str, broker: Broker | None = None, path: str = "/ws") -> AsyncIterator[Client]:
         async with (broker or self.broker).client(path, headers=bearer(key)) as client:
             yield client
+
+
+@pytest.fixture(params=["console", "json"])
+def logged(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
+    """What a broker's log shows at its most talkative, in each of its forms."""
+    root, shown = logging.getLogger(), io.StringIO()
+    handlers, server = root.handlers[:], logging.getLogger("aiohttp.server")
+    levels = {name: logging.getLogger(name).level for name in ("root", "aiohttp.access")}
+    filters = server.filters[:]
+    monkeypatch.setattr("sys.stderr", shown)
+    configure("DEBUG", request.param)
+    yield shown
+    root.handlers[:], server.filters[:] = handlers, filters
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
 
 
 @pytest.fixture

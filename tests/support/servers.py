@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import random
 import re
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import redis
 
@@ -41,12 +46,26 @@ def redis7_binary() -> str:
     return binary
 
 
+_reserved: list[IO[bytes]] = []
+
+
 def free_port() -> int:
-    """A loopback port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A loopback port that stays this process's until it ends, also while nobody listens on it.
+
+    It lies below the range from which the kernel takes ports for others (``ip_local_port_range``), and a lock on a file
+    keeps other test processes from it: a server may die and come back on its port.
+    """
+    folder = Path(tempfile.gettempdir(), "emq-test-ports")
+    folder.mkdir(exist_ok=True)
+    for port in random.SystemRandom().sample(range(15_000, 30_000), 500):
+        lock = (folder / str(port)).open("wb")
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            probe.bind(("127.0.0.1", port))
+            _reserved.append(lock)
+            return port
+        lock.close()
+    raise AssertionError("500 ports were tried, none is free")
 
 
 @dataclass
