@@ -59,12 +59,13 @@ class HeldJobs:
         self._jobs: dict[str, Held] = {}
 
     def get(self, job_id: str, token: str) -> Held:
-        """The job under this token; one that this socket has not heard of is taken note of."""
-        held = self._jobs.get(job_id)
-        if held is None or held.token != token:
-            self.drop(job_id)
-            held = self._jobs[job_id] = Held(job_id, token)
-        return held
+        """The job under this token; one that this socket has not heard of is taken note of.
+
+        Under another token than the claim's it is another attempt, most likely a stale one: what is known of the
+        claim stays.
+        """
+        held = self._jobs.setdefault(job_id, Held(job_id, token))
+        return held if held.token == token else Held(job_id, token)
 
     def find(self, job_id: str) -> Held | None:
         """The job, if the worker has it."""
@@ -72,7 +73,10 @@ class HeldJobs:
 
     def add(self, answer: Answer) -> Held:
         """Take note of a claim's answer."""
-        held = self.get(answer.text("job_id"), answer.text("lease"))
+        job_id, token = answer.text("job_id"), answer.text("lease")
+        if (before := self._jobs.get(job_id)) is not None and before.token != token:
+            self.drop(job_id)
+        held = self.get(job_id, token)
         held.tenant, held.attempt = answer.text("tenant"), answer.number("attempt")
         held.queued_ms = answer.number("queued_ms") if answer.text("queued_ms") else None
         return held
@@ -90,11 +94,12 @@ class HeldJobs:
             self.drop(job_id)
 
     async def complete(self, held: Held) -> Held:
-        """Look up tenant and attempt of a job that was claimed on another socket, if there is such a job."""
+        """Look up what the claim told, where it was made on another socket, if there is such a job."""
         if held.tenant is None:
             with suppress(NotFound):
                 record = await self._queue.job(held.job_id)
                 held.tenant, held.attempt = record.text("tenant"), record.number("attempt")
+                held.queued_ms = max(0, record.number("claimed_at") - record.number("created_at"))
         return held
 
 

@@ -68,6 +68,8 @@ async def test_a_job_s_whole_way_through_the_gateway(broker: Broker) -> None:
         }
         await worker.progress(job, 0, node={"id": "1", "class_type": "EmptyImage"}, nodes_done=0, nodes_total=2)
         await worker.progress(job, 60, message="half")
+        stale = await worker.about("update_job_progress", {**job, "lease": "another"}, progress=70)
+        assert (stale["code"], stale["details"]["reason"]) == ("conflict", "stale_lease")
         url = job["uploads"]["url_prefix"] + "0/cat.png"
         headers = {"Authorization": job["uploads"]["authorization"]}
         picture = b"\x89PNG\r\n\x1a\n" + bytes(64)
