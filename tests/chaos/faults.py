@@ -12,6 +12,7 @@ import redis.asyncio
 
 from tests.chaos.fleet import LEASE_S, Drill
 
+COMFYUI_START_S = 300.0
 Fault = Callable[[Drill, random.Random], Awaitable[None]]
 
 
@@ -20,6 +21,15 @@ async def kill_worker(drill: Drill, rng: random.Random) -> None:
     worker = rng.choice(drill.workers)
     worker.kill()
     worker.start()
+
+
+async def kill_comfyui(drill: Drill, rng: random.Random, number: int) -> None:
+    """A real ComfyUI dies some seconds after it began to serve, and is started again by its supervisor."""
+    comfy = drill.comfyuis[number]
+    await asyncio.to_thread(comfy.wait_for, "serves pool", COMFYUI_START_S)
+    await asyncio.sleep(rng.uniform(1.0, 6.0))
+    comfy.kill()
+    comfy.start()
 
 
 async def freeze_worker(drill: Drill, rng: random.Random) -> None:

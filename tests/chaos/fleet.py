@@ -15,8 +15,10 @@ from typing import Any
 
 from broker.queue.connection import Connection
 from broker.queue.queue import Queue
+from broker.trial.runtime import prepare
+from tests.chaos.judge import REAL
 from tests.chaos.power import Power
-from tests.support.comfyui import ROOT, BrokerProcess
+from tests.support.comfyui import ROOT, BrokerProcess, ComfyProcess
 from tests.support.proxy import Proxy
 from tests.support.servers import RedisServer, valkey_binary
 
@@ -74,6 +76,8 @@ class Drill:
     pool: str = field(default_factory=lambda: f"chaos-{secrets.token_hex(4)}")
     workers: list[WorkerProcess] = field(default_factory=list)
     brokers: list[BrokerProcess] = field(default_factory=list)
+    comfyuis: list[ComfyProcess] = field(default_factory=list)
+    """Real ones; every other reaches the queue through the brokers."""
 
     def __post_init__(self) -> None:
         self.power = Power(self.folder / "power")
@@ -87,7 +91,7 @@ class Drill:
         """Where clients go."""
         return f"http://127.0.0.1:{self.front.port}"
 
-    async def start(self, workers: int = 5, brokers: int = 2) -> Drill:
+    async def start(self, workers: int = 5, brokers: int = 2, comfyuis: int = 0) -> Drill:
         await asyncio.to_thread(self.start_redis)
         self.to_redis = await self._proxy(Proxy(self.redis.port))
         self.from_workers = await self._proxy(Proxy(self.redis.port))
@@ -101,10 +105,12 @@ class Drill:
         for number in range(workers):
             self.workers.append(self._worker(f"w{number}"))
             self.workers[-1].start()
+        for number in range(comfyuis):
+            self.comfyuis.append(self._comfyui(number).furnish().start())
         return self
 
     async def stop(self) -> None:
-        for process in (*self.workers, *self.brokers):
+        for process in (*self.workers, *self.brokers, *self.comfyuis):
             process.send(signal.SIGCONT)
             process.kill()
         await self._stack.aclose()
@@ -132,6 +138,13 @@ class Drill:
             "--name", name, "--ledger", str(self.ledger),
         ]  # fmt: skip
         return WorkerProcess(name, command, self.folder / f"{name}.log")
+
+    def _comfyui(self, number: int) -> ComfyProcess:
+        way = {"EMQ_BROKER_URL": self.url} if number % 2 else {"EMQ_REDIS_URL": self.from_workers.url}
+        settings = {**way, "EMQ_POOLS": self.pool, "WORKER_ID": f"{REAL}{number}", "MACHINE_ID": "chaos"}
+        folder = self.folder / f"{REAL}{number}"
+        folder.mkdir()
+        return ComfyProcess(folder / "log", runtime=prepare(), base=folder / "base", settings=settings)
 
     async def _proxy(self, proxy: Any) -> Any:
         server = await proxy.serve()

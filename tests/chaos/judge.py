@@ -13,6 +13,8 @@ from broker.client.events import ends
 from broker.protocol.events import JobProgress
 
 TERMINAL = ("completed", "failed", "cancelled")
+REAL = "comfyui-"
+"""What the names of real ComfyUIs begin with."""
 
 
 @dataclass
@@ -48,9 +50,19 @@ class Verdict:
     gaps: list[str] = field(default_factory=list)
     """Followers that missed an event, heard one twice, or heard no end."""
     attempts: int = 0
+    crashes: int = 0
+    """Workers that were lost while a job ran, as its record counts them."""
+    real_crashes: int = 0
+    """Those of them that were real ComfyUIs."""
+    by_real: int = 0
+    """Jobs that a real ComfyUI completed."""
     faults: dict[str, int] = field(default_factory=dict)
     findings: list[str] = field(default_factory=list)
     """What ``fsck`` found at the end."""
+
+    def count(self, fault: str) -> None:
+        """Note that there was one."""
+        self.faults[fault] = self.faults.get(fault, 0) + 1
 
     @property
     def good(self) -> bool:
@@ -78,6 +90,9 @@ async def judge(client: Client, promises: list[Promise], ledger: Path, verdict: 
     verdict.completed = sum(job.status == "completed" for job in jobs)
     verdict.failed = sum(job.status == "failed" for job in jobs)
     verdict.attempts = sum(job.attempt for job in jobs)
+    verdict.crashes = sum(job.crashes for job in jobs)
+    verdict.real_crashes = sum(_is_real(crash.worker_id) for job in jobs for crash in job.crash_log)
+    verdict.by_real = sum(job.status == "completed" and _is_real(job.worker_id) for job in jobs)
     for promise in promises:
         found = by_number.get(promise.number, [])
         if len(found) > 1:
@@ -89,6 +104,10 @@ async def judge(client: Client, promises: list[Promise], ledger: Path, verdict: 
         if promise.events is not None:
             verdict.gaps += _gaps(promise)
     verdict.twice += _twice(ledger)
+
+
+def _is_real(worker: str | None) -> bool:
+    return worker is not None and worker.startswith(REAL)
 
 
 def _twice(ledger: Path) -> list[str]:

@@ -9,85 +9,67 @@ import random
 import sys
 import tempfile
 import time
-from dataclasses import asdict
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from broker.client import Client
-from broker.errors import EmqError
 from broker.queue.fsck import Check
-from tests.api.conftest import GRAPH
-from tests.chaos.faults import FAULTS, OFTEN
+from tests.chaos.faults import FAULTS, OFTEN, kill_comfyui, kill_worker
 from tests.chaos.fleet import Drill
-from tests.chaos.judge import Promise, Verdict, judge
+from tests.chaos.judge import Verdict, judge
+from tests.chaos.load import Load, Mixture
 
-HEAL_S = 180.0
+HEAL_S = 300.0
 """How long the queue may take to empty after the last fault: leases, back-off, and a slow machine."""
 
 
-class Load:
-    """Clients that submit, and follow some of their jobs to the end."""
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One run: for ``seconds``, and until there were ``faults``."""
 
-    def __init__(self, client: Client, rng: random.Random, rate: float) -> None:
-        self._client, self._rng, self._rate = client, rng, rate
-        self.promises: list[Promise] = []
-        self._following: set[asyncio.Task[None]] = set()
-
-    async def run(self) -> None:
-        """Submit until cancelled; a submit that fails leaves it open whether there is a job."""
-        while True:
-            promise = Promise(len(self.promises))
-            self.promises.append(promise)
-            self._start(self._submit(promise))
-            await asyncio.sleep(self._rng.expovariate(self._rate))
-
-    async def settle(self) -> None:
-        """Wait for every submit and follower."""
-        while self._following:
-            await asyncio.wait(set(self._following), timeout=HEAL_S)
-
-    def _start(self, work: object) -> None:
-        task = asyncio.ensure_future(work)  # type: ignore[call-overload]
-        self._following.add(task)
-        task.add_done_callback(self._following.discard)
-
-    async def _submit(self, promise: Promise) -> None:
-        try:
-            job = await self._client.submit(
-                GRAPH, max_attempts=20, metadata={"number": promise.number}, priority=self._rng.choice([0, 0, 0, 5]),
-                idempotency_key=f"n{promise.number}", follow=False,
-            )  # fmt: skip
-        except EmqError:
-            return
-        promise.job_id = job.id
-        if self._rng.random() < 0.3:
-            promise.events = []
-            try:
-                async for event in job.events():
-                    promise.events.append(event)
-            except EmqError as error:
-                promise.trouble = str(error)
+    seconds: float
+    seed: int
+    faults: int = 0
+    mixture: Mixture = field(default_factory=Mixture)
+    comfyuis: int = 0
+    """Real ComfyUIs beside the simulated workers; each is killed again and again, in mid-job mostly."""
+    kill_every_s: float = 0.0
+    """Beside the mix a simulated worker is killed so often; 0: not."""
+    wanted: Mapping[str, int] = field(default_factory=dict)
+    """How often each kind is wanted: those that miss most are drawn most."""
 
 
-async def drill(folder: Path, seconds: float, seed: int, rate: float = 12.0, faults: int = 0) -> Verdict:
-    """Run a mix for ``seconds`` (or until there were ``faults``), heal, and judge."""
-    rng, verdict, started = random.Random(seed), Verdict(), time.monotonic()
-    names = [name for name in FAULTS for _ in range(OFTEN.get(name, 1))]
-    first = rng.sample(sorted(FAULTS), len(FAULTS))  # each once, then as often as it is drawn
+class Draw:
+    """Which fault comes next: each once, then those that are missing, else as often as it is drawn."""
+
+    def __init__(self, rng: random.Random, wanted: Mapping[str, int]) -> None:
+        self._rng, self._wanted = rng, wanted
+        self._first = rng.sample(sorted(FAULTS), len(FAULTS))
+        self._names = [name for name in FAULTS for _ in range(OFTEN.get(name, 1))]
+
+    def next(self, done: Mapping[str, int]) -> str:
+        missing = {
+            name: left for name, n in self._wanted.items() if name in FAULTS and (left := n - done.get(name, 0)) > 0
+        }
+        if self._first:
+            return self._first.pop()
+        if missing and self._rng.random() < 0.6:
+            return self._rng.choices(list(missing), list(missing.values()))[0]
+        return self._rng.choice(self._names)
+
+
+async def drill(folder: Path, plan: Plan) -> Verdict:
+    """Run a mix, heal, and judge."""
+    rng, verdict, started = random.Random(plan.seed), Verdict(), time.monotonic()
     scene = Drill(folder)
     try:
-        await scene.start()
+        await scene.start(comfyuis=plan.comfyuis)
         async with Client(scene.url, patience_s=60) as client:
-            load = Load(client, rng, rate)
-            loading = asyncio.create_task(load.run())
-            while time.monotonic() - started < seconds or sum(verdict.faults.values()) < faults:
-                await asyncio.sleep(rng.uniform(0.1, 1.0))
-                name = first.pop() if first else rng.choice(names)
-                if name == "cut_power" and not scene.power.possible:
-                    name = "kill_redis"
-                await FAULTS[name](scene, rng)
-                verdict.faults[name] = verdict.faults.get(name, 0) + 1
-            loading.cancel()
-            await asyncio.gather(loading, return_exceptions=True)
+            load = Load(client, rng, plan.mixture)
+            async with _beside(scene, load, plan, verdict):
+                await _break(scene, plan, rng, verdict, started)
             await _heal(scene, load)
             await judge(client, load.promises, scene.ledger, verdict)
         connection, queue = scene.new_client()
@@ -97,6 +79,50 @@ async def drill(folder: Path, seconds: float, seed: int, rate: float = 12.0, fau
         await scene.stop()
     verdict.seconds = round(time.monotonic() - started, 1)
     return verdict
+
+
+async def _break(scene: Drill, plan: Plan, rng: random.Random, verdict: Verdict, started: float) -> None:
+    draw = Draw(rng, plan.wanted)
+    while time.monotonic() - started < plan.seconds or sum(verdict.faults.values()) < plan.faults:
+        await asyncio.sleep(rng.uniform(0.1, 1.0))
+        name = draw.next(verdict.faults)
+        if name == "cut_power" and not scene.power.possible:
+            name = "kill_redis"
+        await FAULTS[name](scene, rng)
+        verdict.count(name)
+
+
+@asynccontextmanager
+async def _beside(scene: Drill, load: Load, plan: Plan, verdict: Verdict) -> AsyncIterator[None]:
+    """What goes on beside the mix: the load, and the killing of workers."""
+    tasks = [asyncio.create_task(load.run())]
+    tasks += [asyncio.create_task(_kill_comfyuis(scene, n, plan.seed, verdict)) for n in range(len(scene.comfyuis))]
+    if plan.kill_every_s:
+        tasks.append(asyncio.create_task(_kill_workers(scene, plan, verdict)))
+    try:
+        yield
+    finally:
+        early = [task for task in tasks if task.done()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for task in early:
+            task.result()
+
+
+async def _kill_workers(scene: Drill, plan: Plan, verdict: Verdict) -> None:
+    rng = random.Random(plan.seed + 1)
+    while True:
+        await asyncio.sleep(plan.kill_every_s * rng.uniform(0.5, 1.5))
+        await kill_worker(scene, rng)
+        verdict.count("kill_worker")
+
+
+async def _kill_comfyuis(scene: Drill, number: int, seed: int, verdict: Verdict) -> None:
+    rng = random.Random(seed + 2 + number)
+    while True:
+        await kill_comfyui(scene, rng, number)
+        verdict.count("kill_comfyui")
 
 
 async def _heal(scene: Drill, load: Load) -> None:
@@ -125,8 +151,9 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=12, help="submits a second")
     parser.add_argument("--keep", type=Path, help="a file for the verdict, as JSON")
     args = parser.parse_args()
+    plan = Plan(args.seconds, args.seed, args.faults, Mixture(args.rate))
     with tempfile.TemporaryDirectory(prefix="emq-chaos-") as folder:
-        verdict = asyncio.run(drill(Path(folder), args.seconds, args.seed, args.rate, args.faults))
+        verdict = asyncio.run(drill(Path(folder), plan))
     print(f"seed {args.seed}: {'good' if verdict.good else 'BROKEN'}\n{verdict.text()}")
     if args.keep:
         args.keep.parent.mkdir(parents=True, exist_ok=True)

@@ -11,8 +11,10 @@ import json
 import os
 import random
 import secrets
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from broker.errors import EmqError
 from broker.queue.connection import Connection
@@ -21,6 +23,7 @@ from tests.support.jobs import profile
 from tests.support.simulated import Held, SimulatedWorker
 
 NODES = ("EmptyImage", "SaveImage")
+T = TypeVar("T")
 
 
 class Note:
@@ -34,28 +37,30 @@ class Note:
 
 
 async def run(worker: SimulatedWorker, held: Held, note: Note) -> None:
-    """A job: some reports, and an end that is told until it is answered, as the real worker does."""
+    """A job: some reports, and an end. Like the real worker it tells everything until it is answered."""
     steps = random.randrange(1, 5)
     for step in range(steps):
         await asyncio.sleep(random.uniform(0.01, 0.1))
-        answer = await worker.report(held, 100 * step / steps)
+        answer = await _told(partial(worker.report, held, 100 * step / steps))
         if answer.outcome != "ok":
             worker.held.pop(held.job_id, None)
             return
         if held.cancelled is not None:
-            await worker.fail(held, "interrupted", "Cancelled.", retry="no")
+            await _told(partial(worker.fail, held, "interrupted", "Cancelled.", retry="no"))
             return
     if random.random() < 0.03:
-        await worker.fail(held, "node_error", "A planned failure.")
+        await _told(partial(worker.fail, held, "node_error", "A planned failure."))
         return
+    answer, _ = await _told(partial(worker.finish, held))
+    note.write(job=held.job_id, attempt=held.attempt, token=held.token, answer=answer.outcome)
+
+
+async def _told(call: Callable[[], Awaitable[T]]) -> T:
     while True:
         try:
-            answer, _ = await worker.finish(held)
+            return await call()
         except EmqError:
             await asyncio.sleep(0.1)
-            continue
-        note.write(job=held.job_id, attempt=held.attempt, token=held.token, answer=answer.outcome)
-        return
 
 
 async def serve(url: str, pool: str, name: str, note: Note) -> None:
