@@ -10,6 +10,7 @@ from aiohttp import web
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from broker.api.openapi_schemas import QUERY, REF, body_schemas, path_schema
 from broker.api.services import services
 from broker.protocol import access
 from broker.protocol import gateway as g
@@ -18,7 +19,6 @@ from broker.protocol import records as r
 from broker.protocol import templates as t
 from broker.protocol import webhooks as w
 
-REF = "#/components/schemas/{model}"
 ERRORS = {
     400: "The request is not what the contract says.",
     401: "No credential, or one that is not valid.",
@@ -33,7 +33,7 @@ ERRORS = {
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One method of one path; ``media`` is the answer's type when it is not JSON."""
+    """One method of one path; ``media`` is the answer's type when it is not JSON, ``also`` are further statuses."""
 
     method: str
     path: str
@@ -43,8 +43,19 @@ class Operation:
     status: int = 200
     query: tuple[str, ...] = ()
     media: str = "application/json"
+    also: tuple[int, ...] = ()
+    sends: tuple[str, ...] = ()
+    """Media types of a body that is a file."""
 
 
+ALSO = {
+    204: "There is none.",
+    206: "The range that was asked for.",
+    302: "The file is in the store; go there.",
+    304: "It is the one that the client has.",
+    416: "The range lies outside of the file.",
+}
+FILE = (206, 302, 304, 416)
 LIST_QUERY = (
     "status", "limit", "cursor", "worker", "error", "model", "group", "since", "until", "age_s", "dead", "tenant",
     "metadata[name]",
@@ -65,20 +76,35 @@ OPERATIONS: tuple[Operation, ...] = (
         query=("after", "previews", "px"),
         media="text/event-stream",
     ),
-    Operation("get", "/api/jobs/{job_id}/preview", "The latest preview; 204: none", query=("px",), media="image/*"),
-    Operation("get", "/api/jobs/{job_id}/outputs/{name}", "An output file", media="application/octet-stream"),
+    Operation(
+        "get",
+        "/api/jobs/{job_id}/preview",
+        "The latest preview; 204: none",
+        query=("px",),
+        media="image/*",
+        also=(204,),
+    ),
+    Operation("get", "/api/jobs/{job_id}/outputs/{name}", "An output file", media="*/*", also=FILE),
     Operation("get", "/api/jobs/{job_id}/outputs.zip", "All outputs of a job", media="application/zip"),
     Operation(
         "get",
         "/api/jobs/{job_id}/outputs/by-node/{node_id}/{index}",
         "An output file by the node that made it",
-        media="application/octet-stream",
+        media="*/*",
+        also=FILE,
     ),
     Operation("get", "/api/jobs/{job_id}/webhooks", "A job's webhook deliveries", None, w.DeliveryList),
     Operation("post", "/api/jobs/{job_id}/webhooks/redeliver", "Deliver once more", w.Redeliver, status=202),
     Operation("get", "/api/webhooks/secret", "What webhooks are signed with", None, w.WebhookSecret),
     Operation("post", "/api/webhooks/secret/rotate", "Draw another secret", None, w.WebhookSecret),
-    Operation("get", "/api/dead", "Dead letters with their evidence", None, m.JobList, query=LIST_QUERY),
+    Operation(
+        "get",
+        "/api/dead",
+        "Dead letters with their evidence",
+        None,
+        m.JobList,
+        query=tuple(name for name in LIST_QUERY if name != "dead"),
+    ),
     Operation("post", "/api/dead/retry", "Replay dead letters", m.RetryDead, m.Ack),
     Operation("get", "/api/groups/{group}", "A group's figures", None, m.GroupStatus),
     Operation("post", "/api/groups/{group}/cancel", "Cancel a group", m.CancelGroup, m.Ack),
@@ -90,9 +116,16 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("post", "/api/workers/{worker_id}/gone", "Say that a worker's process has died", g.WorkerGone, m.Ack),
     Operation("post", "/api/pause", "Pause the pool, a tenant or a worker", m.Pause, m.Ack),
     Operation("post", "/api/resume", "Undo a pause", m.Resume, m.Ack),
-    Operation("put", "/api/assets/{hash}", "Store an input file under its blake3 hash"),
-    Operation("get", "/api/assets/{hash}", "An input file", media="application/octet-stream"),
-    Operation("post", "/api/assets", "Store the files of a multipart form"),
+    Operation(
+        "put",
+        "/api/assets/{hash}",
+        "Store an input file under its blake3 hash",
+        status=201,
+        query=("filename",),
+        sends=("application/octet-stream",),
+    ),
+    Operation("get", "/api/assets/{hash}", "An input file", media="*/*", also=FILE),
+    Operation("post", "/api/assets", "Store the files of a multipart form", status=201, sends=("multipart/form-data",)),
     Operation("get", "/api/templates", "The tenant's templates and the shared ones", None, t.TemplateList),
     Operation("get", "/api/templates/{template}", "A template's version, or its latest", None, t.Template),
     Operation(
@@ -103,6 +136,7 @@ OPERATIONS: tuple[Operation, ...] = (
         t.TemplateStored,
         201,
         query=("shared",),
+        sends=("image/png", "image/webp"),
     ),
     Operation(
         "delete", "/api/templates/{template}", "Remove a version or all", None, t.TemplatesRemoved, query=("shared",)
@@ -162,11 +196,17 @@ def document(version: str) -> dict[str, Any]:
 
 
 def _schemas() -> dict[str, Any]:
-    bodies = {op.body for op in OPERATIONS if op.body}
-    answers = {op.answer for op in OPERATIONS if op.answer} | {r.ErrorBody}
-    _, first = models_json_schema([(body, "validation") for body in sorted(bodies, key=_name)], ref_template=REF)
-    _, second = models_json_schema([(model, "serialization") for model in sorted(answers, key=_name)], ref_template=REF)
-    return {**first["$defs"], **second["$defs"]}
+    bodies: dict[type[BaseModel], set[str]] = {}
+    for op in OPERATIONS:
+        if op.body:
+            # The address says which message it is; a submit's type may stand there, but then it must be right.
+            own: set[str] = set() if op.body is m.SubmitJob else {"type"}
+            bodies[op.body] = own | set(re.findall(r"{(\w+)}", op.path))
+    bodies[m.SubmitJobs] = {"type"}
+    answers: set[type[BaseModel]] = {op.answer for op in OPERATIONS if op.answer} | {r.ErrorBody, m.JobsAccepted}
+    modes: list[tuple[type[BaseModel], Any]] = [(model, "serialization") for model in sorted(answers, key=_name)]
+    _, found = models_json_schema(modes, ref_template=REF)
+    return {**found["$defs"], **body_schemas(bodies)}
 
 
 def _name(model: type[BaseModel]) -> str:
@@ -178,24 +218,63 @@ def _ref(model: type[BaseModel]) -> dict[str, str]:
 
 
 def _operation(op: Operation) -> dict[str, Any]:
-    content = {op.media: {"schema": _ref(op.answer) if op.answer else {}}}
     result: dict[str, Any] = {
         "summary": op.summary,
         "operationId": re.sub(r"\W+", "_", f"{op.method}{op.path}").strip("_"),
-        "responses": {str(op.status): {"description": "Done.", "content": content}},
+        "responses": _responses(op),
     }
-    for status, text in ERRORS.items():
-        body = {"application/json": {"schema": _ref(r.ErrorBody)}}
-        result["responses"][str(status)] = {"description": text, "content": body}
-    if op.status == 201:
-        result["responses"]["200"] = {"description": "Known already.", "content": content}
     parameters = [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        {"name": name, "in": "path", "required": True, "schema": path_schema(name)}
         for name in re.findall(r"{(\w+)}", op.path)
     ]
-    parameters += [{"name": name, "in": "query", "required": False, "schema": {}} for name in op.query]
+    parameters += [{"name": name, "in": "query", "required": False, "schema": QUERY[name]} for name in op.query]
     if parameters:
         result["parameters"] = parameters
-    if op.body:
-        result["requestBody"] = {"content": {"application/json": {"schema": _ref(op.body)}}}
+    if op.body or op.sends:
+        result["requestBody"] = _request(op)
     return result
+
+
+def _responses(op: Operation) -> dict[str, Any]:
+    content = {op.media: {"schema": _ref(op.answer) if op.answer else {}}}
+    found: dict[str, Any] = {str(op.status): {"description": "Done.", "content": content}}
+    if op.status == 201:
+        found["200"] = {"description": "Known already.", "content": content}
+    if op.body is m.SubmitJob:
+        either = {"anyOf": [_ref(m.JobAccepted), _ref(m.JobsAccepted)]}
+        found["200"] = {
+            "description": "Known already, a dry run, or many jobs.", "content": {op.media: {"schema": either}},
+        }  # fmt: skip
+    found |= {str(status): {"description": ALSO[status]} for status in op.also}
+    body = {"application/json": {"schema": _ref(r.ErrorBody)}}
+    return found | {str(status): {"description": text, "content": body} for status, text in ERRORS.items()}
+
+
+def _request(op: Operation) -> dict[str, Any]:
+    file = {"type": "string", "format": "binary"}
+    form = {"type": "object", "properties": {"file": {"type": "array", "items": file, "minItems": 1}}}
+    content: dict[str, Any] = {
+        media: {"schema": {**form, "required": ["file"]} if media.startswith("multipart") else file}
+        for media in op.sends
+    }
+    required = bool(op.sends)
+    if op.body:
+        schema: dict[str, Any] = _ref(op.body)
+        if op.body is m.SubmitJob:
+            schema = {"anyOf": [schema, _ref(m.SubmitJobs)]}
+        content = {"application/json": {"schema": schema, **_example(op.body)}, **content}
+        addressed = {*re.findall(r"{(\w+)}", op.path)}
+        required = any(field.is_required() and n not in addressed for n, field in op.body.model_fields.items())
+    return {"required": required, "content": content}
+
+
+def _example(body: type[BaseModel]) -> dict[str, Any]:
+    """A body to start from, where one is not obvious."""
+    if body not in (m.SubmitJob, t.PutTemplate):
+        return {}
+    size = {"width": 64, "height": 64, "batch_size": 1, "color": 255}
+    graph = {
+        "1": {"class_type": "EmptyImage", "inputs": size},
+        "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "example"}},
+    }
+    return {"example": {"payload": {"workflow": graph}} if body is m.SubmitJob else {"workflow": graph}}

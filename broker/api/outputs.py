@@ -34,7 +34,9 @@ class OutputRoutes:
 
     def add_to(self, app: web.Application) -> None:
         """Register the routes."""
-        app.router.add_put("/api/jobs/{job_id}/outputs/{attempt}/{slash:/?}{number}/{name:.*}", self.put)
+        app.router.add_put(
+            "/api/jobs/{job_id}/outputs/{attempt:(?!by-node/)[^/]+}/{slash:/?}{number}/{name:.*}", self.put
+        )
         app.router.add_get("/api/jobs/{job_id}/outputs/{name}", self.get)
         app.router.add_get("/api/jobs/{job_id}/outputs.zip", self.get_all)
         app.router.add_get("/api/jobs/{job_id}/outputs/by-node/{node_id}/{index}", self.get_by_node)

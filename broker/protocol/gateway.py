@@ -198,7 +198,7 @@ class WorkerGone(Message):
     """
 
     type: Literal["worker_gone"] = "worker_gone"
-    worker_id: Name
+    worker_id: Id
     instance: Token
 
 

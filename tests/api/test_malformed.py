@@ -6,11 +6,12 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.api.commands import MODELS
 from tests.api.conftest import GRAPH, Broker, submit
+from tests.support.depth import bounded
 
 
 def nested(depth: int) -> Any:
@@ -263,7 +264,7 @@ async def test_no_message_at_all_is_the_broker_s_fault(broker: Broker, caplog: p
     """Whatever comes, the answer is a good one or a refusal, never ``internal``, and nothing is raised."""
     found: list[Any] = []
 
-    @settings(max_examples=300, deadline=None, database=None)
+    @bounded(300)
     @given(messages | anything)
     def collect(message: Any) -> None:
         found.append(message)
