@@ -73,11 +73,33 @@ class Inventory:
                     return found[1]
         return ""
 
+    def manager_security(self) -> str:
+        """ComfyUI-Manager's ``security_level`` in the settings that it reads; ``normal``, its default, where none is.
+
+        They lie in ``user/__manager`` since 3.38, before that in ``user/default/ComfyUI-Manager``, before 3.0 in its
+        own folder. Empty without a manager.
+        """
+        if not self.manager_version():
+            return ""
+        user = Path(self._folders.get_user_directory())
+        own = [
+            path for root in self._folders.get_folder_paths("custom_nodes") for path in Path(root).glob("*[Mm]anager*")
+        ]
+        for folder in (user / "__manager", user / "default" / "ComfyUI-Manager", *own):
+            try:
+                text = (folder / "config.ini").read_text("utf-8", "replace")
+            except OSError:
+                continue
+            if found := re.search(r"^\s*security_level\s*[=:]\s*([\w-]+)", text, re.MULTILINE):
+                return found[1].lower()
+        return "normal"
+
     def versions(self) -> dict[str, str]:
         """Versions of what runs here."""
         return {
             "comfyui_version": self.comfyui_version(),
             "manager_version": self.manager_version(),
+            "manager_security": self.manager_security(),
             "python_version": platform.python_version(),
             "torch_version": str(getattr(self._management, "torch_version", "")),
             "os": sys.platform,

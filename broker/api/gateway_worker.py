@@ -137,6 +137,8 @@ def _info(message: g.RegisterWorker) -> dict[str, Any]:
         "machine_id": message.machine_id,
         "version": caps.version,
         "comfyui_version": caps.comfyui_version,
+        "manager_version": caps.manager_version,
+        "manager_security": caps.manager_security,
         "gpus": [gpu.model_dump() for gpu in caps.gpus],
         "tags": caps.tags,
         **({"simulated": True} if caps.simulated else {}),

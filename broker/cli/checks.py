@@ -121,6 +121,10 @@ def pool(stats: Answer) -> Iterator[Line]:
         yield Line("dead letters", "warn", f"{dead} jobs ended their workers too often", "python -m broker jobs dead")
 
 
+OPEN_LEVELS = ("weak", "normal-", "unknown")
+"""ComfyUI-Manager's levels that let its page install any code: always, or while ComfyUI listens on loopback alone."""
+
+
 def workers(found: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
     """Each live worker's state and versions."""
     live = [worker for worker in found if worker["status"] != "offline"]
@@ -148,10 +152,12 @@ def _old(worker: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if numbers(manager) < fixed:
         least = ".".join(map(str, fixed))
         yield f"ComfyUI-Manager {manager} is older than {least}, which closed known holes", "update ComfyUI-Manager"
-    yield (
-        f"has ComfyUI-Manager {manager}: whoever reaches its page may install code",
-        "in production take it out, or set security_level = strong in its config.ini and keep ComfyUI on loopback",
-    )
+    level = worker.get("manager_security") or "unknown"
+    if level in OPEN_LEVELS:
+        yield (
+            f"has ComfyUI-Manager {manager} with security_level {level}: whoever reaches its page may install code",
+            "set security_level = strong (or normal) in its config.ini, or take it out; restart ComfyUI",
+        )
 
 
 def numbers(text: str) -> tuple[int, ...]:

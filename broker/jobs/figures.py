@@ -97,6 +97,7 @@ def public_worker(answer: Answer, sees: str = "") -> dict[str, Any]:
         "version": info.get("version"),
         "comfyui_version": info.get("comfyui_version"),
         "manager_version": info.get("manager_version") or None,
+        "manager_security": info.get("manager_security") or None,
         "tags": info.get("tags") or [],
         "simulated": info.get("simulated") is True,
         "slots": answer.number("slots", 1),

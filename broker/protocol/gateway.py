@@ -32,6 +32,8 @@ class Capabilities(Incoming):
 
     version: Name | None = None
     comfyui_version: Name | None = None
+    manager_version: str | None = Field(None, max_length=128, description="ComfyUI-Manager's; empty without one.")
+    manager_security: str | None = Field(None, max_length=128, description="Its security_level.")
     supported_job_types: list[Name] = Field(default_factory=lambda: ["comfyui"], max_length=64)
     node_classes: list[Name] = Field(default_factory=list, max_length=50_000)
     models: dict[Name, list[Name]] = Field(default_factory=dict, description="Folder → file names.")

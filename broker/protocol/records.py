@@ -206,6 +206,7 @@ class Worker(Outgoing):
     version: str | None = None
     comfyui_version: str | None = None
     manager_version: str | None = None
+    manager_security: str | None = Field(None, description="ComfyUI-Manager's security_level.")
     tags: list[str] = Field(default_factory=list)
     simulated: bool = Field(False, description="It only behaves like a ComfyUI, for load and for looking.")
     slots: int | None = None

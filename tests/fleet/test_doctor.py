@@ -70,18 +70,25 @@ async def test_a_redis_that_would_lose_jobs(own_valkey: RedisServer, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("comfyui", "manager", "said"),
+    ("comfyui", "manager", "level", "said"),
     [
-        ("0.28.0", None, []),
-        ("0.27.9", None, ["ComfyUI 0.27.9 is older"]),
-        ("0.28.1", "3.39.1", ["Manager 3.39.1 is older", "may install"]),
-        ("0.30", "4.0.5", ["may install"]),
-        ("0.30", "4.0.4", ["Manager 4.0.4 is older", "may install"]),
-        ("unknown", None, []),
+        ("0.28.0", None, None, []),
+        ("0.27.9", None, None, ["ComfyUI 0.27.9 is older"]),
+        ("0.28.1", "3.39.1", "normal", ["Manager 3.39.1 is older"]),
+        ("0.30", "4.0.5", "normal", []),
+        ("0.30", "4.0.5", "strong", []),
+        ("0.30", "4.0.5", "weak", ["may install"]),
+        ("0.30", "4.0.5", "normal-", ["may install"]),
+        ("0.30", "4.0.5", None, ["level unknown"]),
+        ("0.30", "4.0.4", "weak", ["Manager 4.0.4 is older", "may install"]),
+        ("unknown", None, None, []),
     ],
 )
-def test_versions_with_known_holes_are_named(comfyui: str, manager: str | None, said: list[str]) -> None:
-    worker = {"worker_id": "w", "status": "idle", "comfyui_version": comfyui, "manager_version": manager}
+def test_versions_with_known_holes_are_named(
+    comfyui: str, manager: str | None, level: str | None, said: list[str]
+) -> None:
+    told = {"comfyui_version": comfyui, "manager_version": manager, "manager_security": level}
+    worker = {"worker_id": "w", "status": "idle", **told}
     lines = [line for line in checks.workers([worker]) if line.level != "ok"]
     assert len(lines) == len(said)
     assert all(text in line.said for text, line in zip(said, lines, strict=True))

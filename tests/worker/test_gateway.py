@@ -10,6 +10,7 @@ import aiohttp
 import pytest
 import redis
 
+from broker.cli import checks
 from broker.trial.runtime import TrialRuntime
 from broker.trial.workflows import plain_image
 from tests.support.comfyui import BrokerProcess, ComfyProcess, fails, node, slow
@@ -28,10 +29,31 @@ def away(
     broker = BrokerProcess(folder / "broker.log", data=folder / "data", settings=settings).start()
     names = {"WORKER_ID": "far", "EMQ_BROKER_URL": broker.url, "LOG_LEVEL": "DEBUG"}
     comfy = ComfyProcess(folder / "comfy.log", runtime=runtime, base=folder / "base", settings=names)
-    comfy.furnish().start().wait_ready()
+    _add_manager(comfy.furnish())
+    comfy.start().wait_ready()
     yield broker, comfy
     comfy.end()
     broker.end()
+
+
+def _add_manager(comfy: ComfyProcess) -> None:
+    """Lay ComfyUI-Manager's folders out: a node pack of that name, and the settings where 3.38 and later read them."""
+    pack, settings = comfy.base / "custom_nodes" / "ComfyUI-Manager", comfy.base / "user" / "__manager"
+    pack.mkdir()
+    (pack / "__init__.py").write_text("NODE_CLASS_MAPPINGS = {}\n")
+    (pack / "pyproject.toml").write_text('[project]\nname = "comfyui-manager"\nversion = "3.39.2"\n')
+    settings.mkdir(parents=True)
+    (settings / "config.ini").write_text("[default]\npreview_method = none\nsecurity_level = weak\n")
+
+
+async def test_the_worker_tells_how_its_manager_is_set(away: tuple[BrokerProcess, ComfyProcess]) -> None:
+    """``doctor`` warns of one whose page installs any code."""
+    broker, _ = away
+    async with broker.client() as client:
+        worker = await client.worker("far")
+    assert worker is not None
+    assert (worker["manager_version"], worker["manager_security"]) == ("3.39.2", "weak")
+    assert any("security_level weak" in line.said for line in checks.workers([worker]))
 
 
 async def test_a_picture_comes_back_through_the_gateway(away: tuple[BrokerProcess, ComfyProcess]) -> None:
