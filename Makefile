@@ -1,6 +1,6 @@
 # EMQ's tasks. Everything lives in .venv; nothing is installed system-wide but the Debian packages that tests need.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench audit lock packages clean chaos chaos-long
+.PHONY: help install demo test lint format bench audit lock packages clean chaos chaos-long soak
 
 PYTHON ?= python3
 VENV := .venv
@@ -43,6 +43,9 @@ chaos: $(STAMP) packages ## Three minutes of faults under load; what became of e
 
 chaos-long: $(STAMP) packages ## About an hour: a thousand killed workers and more; artifacts/chaos.json has the verdict, a second start goes on
 	$(BIN)/python -m tests.chaos.long --keep artifacts/chaos.json $(ARGS)
+
+soak: $(STAMP) packages ## An hour of ordinary work; artifacts/soak.json says what grew
+	$(BIN)/python -m tests.chaos.soak --keep artifacts/soak.json $(ARGS)
 
 bench: $(STAMP) ## Measure EMQ: all benchmarks, or one with its options (ARGS="main-job", "queue" …)
 	$(BIN)/python -m bench $(ARGS)

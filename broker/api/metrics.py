@@ -69,7 +69,7 @@ async def metrics(request: web.Request) -> web.Response:
     current(request).require(Scope.READ)
     parts = services(request)
     snapshot = await parts.metrics.snapshot()
-    parts.count_sockets()
+    parts.count()
     registry = CollectorRegistry()
     registry.register(_Collector(families(snapshot, parts.settings.pool, parts.version)))
     encode, content_type = choose_encoder(request.headers.get("Accept", ""))

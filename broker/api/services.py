@@ -54,8 +54,9 @@ class Services:
     """Set at the stop: streams that would go on end."""
     event_streams: int = 0
 
-    def count_sockets(self) -> None:
-        """Bring the gauges of open connections up to date."""
+    def count(self) -> None:
+        """Bring the gauges of open connections and tasks up to date."""
+        self.tally.tasks.set(len(asyncio.all_tasks()))
         for kind, count in (
             ("client", len(self.sockets)),
             ("events", self.event_streams),

@@ -29,5 +29,9 @@ class Tally:
             "emq_broker_sockets", "Open connections of clients, event streams and workers.", ["kind"],
             registry=self.registry,
         )  # fmt: skip
+        self.tasks = Gauge(
+            "emq_broker_tasks", "Tasks of this replica: they grow and shrink with its connections.",
+            registry=self.registry,
+        )  # fmt: skip
         for kind in ("client", "events", "worker"):
             self.sockets.labels(kind)

@@ -40,6 +40,7 @@ class Plan:
     redis: str | None = None
     pool: str = "default"
     stuck: int = 2
+    name: str = "sim"
 
 
 def jobs(seed: int = 0) -> Iterator[dict[str, Any]]:
@@ -70,7 +71,7 @@ class Simulation:
         self._jobs = jobs()
 
     def _queue(self, number: int) -> WorkQueue:
-        name = f"sim-{number:03}"
+        name = f"{self.plan.name}-{number:03}"
         if self.plan.redis:
             return RedisQueue(lambda: self.plan.redis, self.plan.pool, name, f"{name}-{time.time_ns():x}")
         return GatewayQueue(self.plan.broker, self.plan.key, name)

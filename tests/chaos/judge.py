@@ -13,6 +13,7 @@ from broker.client.events import ends
 from broker.protocol.events import JobProgress
 
 TERMINAL = ("completed", "failed", "cancelled")
+WAITING = ("scheduled", "blocked", "pending")
 REAL = "comfyui-"
 """What the names of real ComfyUIs begin with."""
 
@@ -102,7 +103,7 @@ async def judge(client: Client, promises: list[Promise], ledger: Path, verdict: 
         elif not any(job.job_id == promise.job_id and job.status in TERMINAL for job in found):
             verdict.lost.append(f"{promise.job_id}: {[job.status for job in found]}")
         if promise.events is not None:
-            verdict.gaps += _gaps(promise)
+            verdict.gaps += gaps(promise)
     verdict.twice += _twice(ledger)
 
 
@@ -119,7 +120,7 @@ def _twice(ledger: Path) -> list[str]:
     return [job for job, tokens in done.items() if len(tokens) > 1]
 
 
-def _gaps(promise: Promise) -> list[str]:
+def gaps(promise: Promise) -> list[str]:
     events = promise.events or []
     ids = [event.event_id for event in events]
     whole = [event for event in events if not isinstance(event, JobProgress)]
@@ -128,7 +129,7 @@ def _gaps(promise: Promise) -> list[str]:
         wrong.append("an event twice")
     if not events or not ends(events[-1]):
         wrong.append(f"no end {promise.trouble}")
-    if whole and (getattr(whole[0], "status", None) != "pending" and whole[0].type != "reset"):
+    if whole and (getattr(whole[0], "status", None) not in WAITING and whole[0].type != "reset"):
         wrong.append(f"the first is {whole[0]}")
     numbers = [int(event.event_id.rpartition(".")[2].partition("-")[0]) for event in whole if event.type != "reset"]
     if whole and not any(event.type == "reset" for event in whole) and _holes(numbers):

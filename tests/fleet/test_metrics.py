@@ -67,6 +67,7 @@ async def test_the_figures_of_a_job_s_life(broker: Broker) -> None:
         assert of(found, "emq_queue_oldest_seconds", priority="0") > 0
         assert of(found, "emq_workers", state="idle") == 1
         assert of(found, "emq_broker_sockets", kind="client") == 1
+        assert of(found, "emq_broker_tasks") > 3
         held = await worker.claim()
         assert held is not None
         await worker.report(held, 0)

@@ -9,7 +9,7 @@ def children(parent: int) -> dict[int, str]:
     """The living children of a process, with their command lines."""
     found = {}
     for folder in Path("/proc").iterdir():
-        if folder.name.isdigit() and _state(int(folder.name))[1] == parent and is_there(int(folder.name)):
+        if folder.name.isdigit() and state(int(folder.name))[1] == parent and is_there(int(folder.name)):
             try:
                 found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
             except OSError:
@@ -30,11 +30,11 @@ def pss_mb(pid: int) -> float:
 
 def is_there(pid: int) -> bool:
     """Whether a process runs. A zombie counts, unless it is an orphan that nobody here can reap."""
-    state, parent = _state(pid)
-    return state != "" and not (state == "Z" and parent == 1)
+    now, parent = state(pid)
+    return now != "" and not (now == "Z" and parent == 1)
 
 
-def _state(pid: int) -> tuple[str, int]:
+def state(pid: int) -> tuple[str, int]:
     """State and parent; empty when there is no such process."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
