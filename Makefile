@@ -15,7 +15,7 @@ help: ## Show this list
 
 install: $(STAMP) ## Make .venv with the broker and the development tools
 
-$(STAMP): pyproject.toml .ci/constraints.txt
+$(STAMP): pyproject.toml comfyui_emq_node/version.py .ci/constraints.txt
 	@.ci/python $(PYTHON) $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt --editable . --group dev

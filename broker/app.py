@@ -7,7 +7,6 @@ import logging
 import socket
 from collections.abc import AsyncIterator
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 
 from aiohttp import web
 
@@ -65,6 +64,7 @@ from broker.queue.series import Series
 from broker.queue.startup import pool_config, redis
 from broker.queue.templates import TemplateStore
 from broker.settings import Settings
+from broker.version import emq_version
 
 log = logging.getLogger(__name__)
 
@@ -79,14 +79,6 @@ JANITOR = web.AppKey("janitor", Janitor)
 SECRETS = web.AppKey("secrets", Secrets)
 SERVER_SECTIONS = ("server", "clients", "memory", "persistence", "stats", "replication", "cpu", "commandstats")
 """What ``/metrics`` reads of ``INFO``."""
-
-
-def emq_version() -> str:
-    """The installed version."""
-    try:
-        return version("emq")
-    except PackageNotFoundError:
-        return "0+unknown"
 
 
 def create_app(settings: Settings) -> web.Application:

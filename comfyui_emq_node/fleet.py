@@ -11,15 +11,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .comfy import Comfy
-from .queue import Beat, QueueAway, Registration, Terms, Unregistered, WorkQueue
+from .queue import Beat, QueueAway, Refused, Registration, Terms, Unregistered, WorkQueue
 from .settings import Settings
+from .version import VERSION
 
 if TYPE_CHECKING:
     from .worker import Worker
 
 log = logging.getLogger("emq")
 
-VERSION = "0.1.0"
 REFRESH_S = 60.0
 LOST_PAUSE_S = 0.3
 MAX_PAUSE_S = 10.0
@@ -138,7 +138,7 @@ class Membership:
                 if queue.pool not in self._registered:
                     await self._register(queue)
                 await self.beat(queue)
-            except QueueAway as error:
+            except (QueueAway, Refused) as error:
                 self._tell_away(queue, error)
                 await asyncio.sleep(pause * (0.5 + random.random()))  # noqa: S311
                 pause = min(pause * 2, MAX_PAUSE_S)

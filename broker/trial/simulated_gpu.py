@@ -33,6 +33,7 @@ from comfyui_emq_node.queue import (
     Unregistered,
     WorkQueue,
 )
+from comfyui_emq_node.version import VERSION
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +164,7 @@ class SimulatedGpu:
             "model_inputs": {"CheckpointLoaderSimple": {"ckpt_name": "checkpoints"}}, "gpu": self.gpu,
         }  # fmt: skip
         info = {
-            "simulated": True, "version": "0.1.0", "comfyui_version": "0.0.0-simulated", "tags": [],
+            "simulated": True, "version": VERSION, "comfyui_version": "0.0.0-simulated", "tags": [],
             "gpus": [{"name": self.gpu, "vram_mb": self.vram_mb}],
         }  # fmt: skip
         held = (self.job,) if self.job else ()

@@ -59,9 +59,9 @@ class Served:
 
 
 @contextlib.asynccontextmanager
-async def serving(*args: str, **env: str) -> AsyncIterator[Served]:
+async def serving(*args: str, cwd: Path = ROOT, **env: str) -> AsyncIterator[Served]:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "broker", "serve", "--port", "0", *args, cwd=ROOT, env=environment(**env),
+        sys.executable, "-m", "broker", "serve", "--port", "0", *args, cwd=cwd, env=environment(**env),
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     try:

@@ -20,8 +20,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import broker
 from broker.trial.runtime import COMFYUI_VERSION
+from broker.version import emq_version
 from tests.chaos.judge import Verdict
 from tests.chaos.load import Mixture
 from tests.chaos.mix import Plan, drill
@@ -72,7 +72,7 @@ def _versions() -> dict[str, str]:
     said = subprocess.run([valkey_binary(), "--version"], capture_output=True, text=True, check=True).stdout
     server = next(word for word in said.split() if word.startswith("v="))
     return {
-        "emq": broker.__version__, "python": platform.python_version(), "valkey": server.removeprefix("v="),
+        "emq": emq_version(), "python": platform.python_version(), "valkey": server.removeprefix("v="),
         "comfyui": COMFYUI_VERSION, "fsync": "always",
     }  # fmt: skip
 

@@ -14,6 +14,7 @@ import pytest
 
 from broker.trial.runtime import TrialRuntime
 from broker.trial.workflows import plain_image
+from comfyui_emq_node.version import VERSION
 from tests.install.conftest import ROOT, Install, quiet_environment
 from tests.support.comfyui import BrokerProcess, ComfyProcess
 
@@ -139,7 +140,7 @@ def test_a_broker_that_is_away_fails_the_check(comfyui: Path, install: Install, 
         assert install(comfyui, "--broker-url", process.url).returncode == 0
         healthy = install(comfyui, "--check")
         assert healthy.returncode == 0, healthy.stdout
-        assert f"EMQ broker 0.1.0 answers at {process.url}" in healthy.stdout
+        assert f"EMQ broker {VERSION} answers at {process.url}" in healthy.stdout
     finally:
         process.end()
     gone = install(comfyui, "--check")
