@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 
-from bench import files, fleet, inputs, load, main_job, queue, scale
+from bench import demo, files, fleet, inputs, load, main_job, queue, scale
 
 BENCHES = {
     "main-job": main_job.main,
+    "demo": demo.main,
     "queue": queue.main,
     "scale": scale.main,
     "fleet": fleet.main,
