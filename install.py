@@ -14,11 +14,9 @@ import argparse
 import json
 import os
 import re
-import runpy
 import shutil
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,11 +36,13 @@ versions = {each.metadata["Name"]: each.version for each in importlib.metadata.d
 names = ("torch", "aiohttp", "redis", "blake3")
 print(json.dumps([sys.version_info[:3], {n: importlib.util.find_spec(n) and versions.get(n, "?") for n in names}]))
 """
-PING_REDIS = """
-import sys, redis
-url = sys.stdin.readline().strip()
-info = redis.Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5).info("server")
-print(info.get("valkey_version") and "Valkey " + info["valkey_version"] or "Redis " + info["redis_version"])
+ASK_QUEUE = """
+import sys, types
+package = types.ModuleType("emq")  # the worker's modules without its start inside ComfyUI
+package.__path__ = [sys.argv[1]]
+sys.modules["emq"] = package
+from emq.check import main
+main()
 """
 
 
@@ -319,43 +319,18 @@ def check_packages(python: Interpreter) -> Iterator[Finding]:
 
 
 def check_queue(python: Interpreter, pack: Path, given: str | None) -> Finding:
-    """Whether the Redis or the broker that this worker would use answers."""
+    """Whether the Redis or the broker that this worker would use is there: asked by the worker's own clients."""
+    asked = json.dumps({"file": str(pack / SETTINGS), "url": given or ""})
+    # Not in the current folder: one with a queue.py in it would come before Python's own modules.
+    folder = os.path.dirname(python.path)
+    command = [python.path, "-c", ASK_QUEUE, str(SOURCE)]
     try:
-        url = given or worker_address(pack)
-    except InstallError as error:
-        return "fail", str(error)
-    if not url:
-        return "warn", "no broker or Redis is set, and no broker has its default data folder on this machine (yet)"
-    shown = re.sub(r"//[^/@]*@", "//***@", url)
-    try:
-        answer = ask_broker(url) if re.match(r"(http|ws)s?://", url) else ask_redis(python, url)
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        done = subprocess.run(command, input=asked, cwd=folder, capture_output=True, text=True, timeout=60, check=True)
+        level, text = json.loads(done.stdout.splitlines()[-1])
+    except (OSError, ValueError, IndexError, subprocess.SubprocessError) as error:
         lines = str(getattr(error, "stderr", "") or error).strip().splitlines() or [type(error).__name__]
-        return "fail", f"{shown} does not answer: {lines[-1]}"
-    return "ok", f"{answer} answers at {shown}"
-
-
-def worker_address(pack: Path) -> str:
-    """Where this worker would look for its queue, by its own settings module; empty for nowhere."""
-    scope = runpy.run_path(str(pack / "settings.py"))
-    try:
-        settings = scope["Settings"].load(file=pack / SETTINGS)
-    except scope["SettingsError"] as error:
-        raise InstallError(str(error)) from error
-    return str(settings.redis_url or settings.broker_url or settings.local_redis_url() or "")
-
-
-def ask_broker(url: str) -> str:
-    """The broker's version, from its health page."""
-    base = re.sub(r"^ws", "http", url.rstrip("/"))
-    with urllib.request.urlopen(f"{base}/health", timeout=10) as answer:  # noqa: S310 # nosec B310 - http(s) by now
-        return f"EMQ broker {json.load(answer).get('version', '')}".strip()
-
-
-def ask_redis(python: Interpreter, url: str) -> str:
-    """The server's name and version. The address goes through a pipe: a command line can be read by other users."""
-    command = [python.path, "-c", PING_REDIS]
-    return subprocess.run(command, input=url, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
+        return "fail", f"the queue could not be looked at: {lines[-1]}"
+    return level, text
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

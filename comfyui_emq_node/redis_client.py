@@ -37,6 +37,8 @@ def open_client(url: str, timeout_s: float, retries: int) -> Any:
         options["driver_info"] = None  # no CLIENT SETINFO: the worker's user need not be allowed it
     scheme, _, rest = url.partition("://")
     tls, _, kind = scheme.partition("+")
+    if kind not in ("", "sentinel", "cluster"):
+        raise Refused(f"EMQ_REDIS_URL cannot be used: {scheme}:// is none of the forms of a Redis' address")
     try:
         if scheme == "unix":
             del options["socket_keepalive"]  # refused there
@@ -55,6 +57,11 @@ def open_client(url: str, timeout_s: float, retries: int) -> Any:
         return sentinel.master_for(service, db=int(database or 0), **options)
     except (TypeError, ValueError) as error:
         raise Refused(f"EMQ_REDIS_URL cannot be used: {error}") from None
+
+
+def words(error: Exception) -> str:
+    """An error of redis-py in its own words, without the connections that it shows."""
+    return str(error).partition(" : <")[0][:300] or type(error).__name__
 
 
 async def open_wire(client: Any, key: str) -> Wire:

@@ -26,7 +26,7 @@ from .queue import (
     Terms,
     Unregistered,
 )
-from .redis_client import close_client, forget_nodes, open_client, open_wire, server_of
+from .redis_client import close_client, forget_nodes, open_client, open_wire, server_of, words
 from .redis_wire import Wire
 from .resp import ReplyError, pack
 
@@ -325,7 +325,7 @@ async def _translated(command: Any) -> Any:
 
 def _meaning(error: Exception) -> QueueAway:
     """What an error of redis-py means for the worker: always that it has to wait."""
-    text = str(error)[:300] or type(error).__name__
+    text = words(error)
     if "Function not found" in text:
         return QueueAway("Redis has no EMQ functions yet: start a broker on it")
     if "WRONGPASS" in text or "NOAUTH" in text or "NOPERM" in text:

@@ -155,7 +155,7 @@ class Worker:
         while True:
             try:
                 hints = await queue.hints()
-            except (QueueAway, Unregistered) as error:
+            except (QueueAway, Unregistered, Refused) as error:
                 log.debug("no hints: %s", error)
                 await asyncio.sleep(0.5 + random.random())  # noqa: S311
                 continue

@@ -27,6 +27,7 @@ from broker.queue.connection import Connection
 from broker.queue.queue import Queue
 from broker.queue.server import check_server
 from broker.settings import Settings
+from comfyui_emq_node.check import find_queue
 from comfyui_emq_node.queue import Claim, Failure, Registration, Report
 from comfyui_emq_node.redis_queue import RedisQueue
 from tests.api.conftest import Broker, Start, start_broker, submit
@@ -137,6 +138,15 @@ def test_each_user_may_do_what_it_must_and_no_more(guarded_server: RedisServer) 
         for key in (A + "key:x", A + "side:x", "emq:{other}:j:x"):
             answer = watcher.execute_command("ACL", "DRYRUN", "emq-worker", "GET", key)
             assert answer not in (b"OK", "OK", True), f"a worker reads {key}"
+
+
+async def test_a_worker_s_user_is_enough_to_check_it(guarded_server: RedisServer, tmp_path: Path) -> None:
+    """``install.py --check`` asks for nothing that this user may not: ``INFO``, say."""
+    connection = Connection(url(guarded_server, "broker"))
+    await connection.load(P)
+    await connection.close()
+    level, text = await find_queue(tmp_path / "emq.json", url(guarded_server, "worker"))
+    assert (level, "change-me" in text) == ("ok", False), text
 
 
 def test_nobody_else_gets_in(guarded_server: RedisServer) -> None:

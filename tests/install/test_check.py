@@ -9,12 +9,22 @@ from pathlib import Path
 
 import pytest
 
+from broker.queue.connection import Connection
 from tests.install.conftest import ROOT, Install, quiet_environment
 from tests.support.servers import free_port
 
 PACK = "comfyui_emq_node"
 
 pytestmark = pytest.mark.comfyui
+
+
+@pytest.fixture
+async def queue_url(valkey_url: str) -> str:
+    """A Redis on which a broker has been started once."""
+    connection = Connection(valkey_url)
+    await connection.load("emq:{default}:")
+    await connection.close()
+    return valkey_url
 
 
 def findings(done: subprocess.CompletedProcess[str]) -> list[tuple[str, str]]:
@@ -26,16 +36,16 @@ def levels(done: subprocess.CompletedProcess[str]) -> list[str]:
 
 
 def test_a_working_worker_is_ok_with_a_warning_about_the_old_comfyui(
-    comfyui: Path, install: Install, valkey_url: str
+    comfyui: Path, install: Install, queue_url: str
 ) -> None:
-    assert install(comfyui, "--redis-url", valkey_url).returncode == 0
+    assert install(comfyui, "--redis-url", queue_url).returncode == 0
     done = install(comfyui, "--check")
     assert done.returncode == 0, done.stdout
     assert levels(done) == ["warn", "ok", "ok", "ok", "ok", "ok"]
     assert "0.3.75" in done.stdout
     assert "0.28" in done.stdout
     assert findings(done)[-1][1].startswith("Valkey ")
-    assert valkey_url in findings(done)[-1][1]
+    assert queue_url in findings(done)[-1][1]
 
 
 def test_a_recent_comfyui_is_ok(comfyui: Path, install: Install) -> None:
@@ -53,14 +63,14 @@ def test_without_an_address_it_says_where_the_worker_looks(comfyui: Path, instal
 
 
 def test_a_broker_on_this_machine_is_found_by_its_data_folder(
-    comfyui: Path, install: Install, tmp_path: Path, valkey_url: str
+    comfyui: Path, install: Install, tmp_path: Path, queue_url: str
 ) -> None:
     assert install(comfyui).returncode == 0
-    (tmp_path / "valkey.json").write_text(json.dumps({"url": valkey_url}))
+    (tmp_path / "valkey.json").write_text(json.dumps({"url": queue_url}))
     done = install(comfyui, "--check", env={**quiet_environment(), "EMQ_DATA": str(tmp_path)})
     assert done.returncode == 0
     assert findings(done)[-1][0] == "ok"
-    assert valkey_url in findings(done)[-1][1]
+    assert queue_url in findings(done)[-1][1]
 
 
 def test_no_worker_fails(comfyui: Path, install: Install) -> None:

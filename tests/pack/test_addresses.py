@@ -34,5 +34,6 @@ async def test_a_url_builds_aopen_client(url: str, kind: type) -> None:
 
 
 async def test_a_bad_url_is_refused() -> None:
-    with pytest.raises(Refused, match="EMQ_REDIS_URL"):
-        open_client("redis+sentinel://a/service/three", 5.0, 2)
+    for url in ("redis+sentinel://a/service/three", "redis+odd://a", "http://a", "redis://a:many/0"):
+        with pytest.raises(Refused, match="EMQ_REDIS_URL"):
+            open_client(url, 5.0, 2)

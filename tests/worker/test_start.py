@@ -61,6 +61,15 @@ def test_a_setting_that_cannot_be_used_is_one_line(make_comfy: MakeComfy) -> Non
     assert "EMQ_REDIS_URL" in line
 
 
+def test_an_address_that_only_redis_py_finds_fault_with_is_one_line(make_comfy: MakeComfy) -> None:
+    comfy = make_comfy(EMQ_REDIS_URL="redis://h/0?socket_timeout=soon").start()
+    comfy.wait_for("no hints: EMQ_REDIS_URL cannot be used")
+    comfy.wait_for(READY)
+    (line,) = lines(comfy, "the queue cannot be reached")
+    assert "EMQ_REDIS_URL cannot be used" in line
+    assert "a fault in the worker" not in comfy.said()
+
+
 async def test_the_settings_file_says_where_the_queue_is(make_broker: MakeBroker, make_comfy: MakeComfy) -> None:
     """The pack as a copy, its address in emq.json; LOG_LEVEL is honoured; the pack's import costs ComfyUI little."""
     broker = make_broker()
