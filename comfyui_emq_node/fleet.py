@@ -112,7 +112,9 @@ class Membership:
         return {
             "version": VERSION,
             **self._comfy.inventory.versions(),
-            **self._settings.labels,
+            "labels": dict(self._settings.labels),
+            "supported_job_types": list(self._settings.job_types),
+            "tags": list(self._settings.tags),
             "gpus": gpus,
             "gpu_count": len(gpus) if self._settings.gpu_count is None else self._settings.gpu_count,
             "port": self._comfy.port(),

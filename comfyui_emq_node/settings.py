@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 ADDRESSES = ("EMQ_REDIS_URL", "REDIS_HOST", "EMQ_BROKER_URL")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+MOST = 65_535
 POOL = re.compile(r"^[A-Za-z0-9_-]{1,64}$")
 WORKER_NAME = re.compile(r"^[^\s\x00-\x1f]{1,128}$")
 
@@ -187,10 +188,12 @@ def _pools(names: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _whole(names: Mapping[str, str], name: str) -> int | None:
-    try:
-        return int(names[name]) if name in names else None
-    except ValueError:
-        raise SettingsError(f"{name} is {names[name]!r}; it is a whole number") from None
+    if name not in names:
+        return None
+    text = names[name]
+    if not (text.isascii() and text.isdigit() and int(text) <= MOST):
+        raise SettingsError(f"{name} is {text!r}; it is a whole number, at most {MOST}")
+    return int(text)
 
 
 def _switch(names: Mapping[str, str], name: str, default: bool) -> bool:

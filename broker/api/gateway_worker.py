@@ -139,7 +139,12 @@ def _info(message: g.RegisterWorker) -> dict[str, Any]:
         "comfyui_version": caps.comfyui_version,
         "manager_version": caps.manager_version,
         "manager_security": caps.manager_security,
+        "python_version": caps.python_version,
+        "torch_version": caps.torch_version,
         "gpus": [gpu.model_dump() for gpu in caps.gpus],
+        "gpu_count": caps.gpu_count,
+        "labels": caps.labels,
+        "supported_job_types": caps.supported_job_types,
         "tags": caps.tags,
         **({"simulated": True} if caps.simulated else {}),
     }

@@ -98,12 +98,30 @@ def public_worker(answer: Answer, sees: str = "") -> dict[str, Any]:
         "comfyui_version": info.get("comfyui_version"),
         "manager_version": info.get("manager_version") or None,
         "manager_security": info.get("manager_security") or None,
-        "tags": info.get("tags") or [],
+        "python_version": _text(info.get("python_version")),
+        "torch_version": _text(info.get("torch_version")),
+        "gpu_count": number(info.get("gpu_count")),
+        "labels": _labels(info.get("labels")),
+        "supported_job_types": _texts(info.get("supported_job_types")),
+        "tags": _texts(info.get("tags")),
         "simulated": info.get("simulated") is True,
         "slots": answer.number("slots", 1),
         "last_heartbeat": answer.number("beat") or None,
         "registered_at": answer.number("registered_at") or None,
     }
+
+
+def _text(told: Any) -> str | None:
+    return told if isinstance(told, str) and told else None
+
+
+def _texts(told: Any) -> list[str]:
+    return [each for each in told if isinstance(each, str)] if isinstance(told, list) else []
+
+
+def _labels(told: Any) -> dict[str, str]:
+    pairs = told.items() if isinstance(told, dict) else ()
+    return {name: value for name, value in pairs if isinstance(value, str)}
 
 
 def _gpus(registered: Any, now: Any) -> list[dict[str, Any]]:

@@ -42,7 +42,11 @@ class Capabilities(Incoming):
         None,
         description="What values inputs take: `lists` of choices, and by class `r` required, `n` numbers, `c` lists.",
     )
+    python_version: str | None = Field(None, max_length=128)
+    torch_version: str | None = Field(None, max_length=128)
     gpus: list[Gpu] = Field(default_factory=list, max_length=64)
+    gpu_count: int | None = Field(None, ge=0, le=65_535, description="Only shown.")
+    labels: dict[Name, Name] = Field(default_factory=dict, max_length=16, description="Only shown.")
     tags: list[Name] = Field(default_factory=list, max_length=64)
     slots: int = Field(1, ge=1, le=64, description="Prompts executing at once.")
     simulated: bool = Field(False, description="It only behaves like a ComfyUI; pages say so.")

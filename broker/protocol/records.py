@@ -207,6 +207,11 @@ class Worker(Outgoing):
     comfyui_version: str | None = None
     manager_version: str | None = None
     manager_security: str | None = Field(None, description="ComfyUI-Manager's security_level.")
+    python_version: str | None = None
+    torch_version: str | None = None
+    gpu_count: int | None = Field(None, description="As `GPU_COUNT` says; one ComfyUI runs one prompt at a time.")
+    labels: dict[str, str] = Field(default_factory=dict, description="What its `COMFYUI_HOST` … say.")
+    supported_job_types: list[str] = Field(default_factory=list)
     tags: list[str] = Field(default_factory=list)
     simulated: bool = Field(False, description="It only behaves like a ComfyUI, for load and for looking.")
     slots: int | None = None

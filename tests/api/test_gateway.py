@@ -468,6 +468,20 @@ async def test_worker_status_changes_what_it_can_run(broker: Broker) -> None:
         assert (await worker.claim())["job_id"] == job_id
 
 
+async def test_what_a_worker_says_of_itself_is_shown(broker: Broker) -> None:
+    """Its figures and labels have no effect; who looks at the fleet sees them, there and on its page."""
+    told = {"gpu_count": 4, "labels": {"comfyui_host": "gpu-box <7>"}, "torch_version": "2.13.0", "tags": ["eu"]}
+    async with worker_of(broker) as worker:
+        await worker.register(capabilities=capabilities(**told))
+        _, shown = await broker.json("GET", f"/api/workers/{worker.worker_id}")
+        assert {name: shown[name] for name in told} == told
+        assert shown["supported_job_types"] == ["comfyui"]
+        async with broker.http.get(f"{broker.url}/workers/{worker.worker_id}") as page:
+            text = await page.text()
+        assert "gpu-box &lt;7&gt;" in text
+        assert "torch 2.13.0" in text
+
+
 async def test_the_url_may_name_the_worker(broker: Broker) -> None:
     async with worker_of(broker, "named", "/ws/worker/named") as worker:
         reply = await worker.ask("register_worker", capabilities=capabilities())

@@ -52,6 +52,8 @@ def test_the_file_s_address_wins_and_the_environment_s_rest(tmp_path: Path) -> N
         ("EMQ_BROKER_URL", "far:8000"),
         ("REDIS_PORT", "many"),
         ("GPU_COUNT", "two"),
+        ("GPU_COUNT", "-1"),
+        ("REDIS_DB", "1e3"),
         ("EMQ_DRAIN_S", "-1"),
         ("EMQ_POOLS", "a b"),
         ("WORKER_ID", "my worker"),

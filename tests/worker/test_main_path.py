@@ -149,3 +149,6 @@ async def test_the_fleet_shows_what_the_worker_has(client: Client, comfy: ComfyP
     assert worker["machine_id"] == "test"
     assert worker["comfyui_version"] == "0.3.75"
     assert worker["status"] in ("idle", "busy")
+    assert (worker["tags"], worker["supported_job_types"], worker["gpu_count"]) == (["shared"], ["comfyui"], 3)
+    assert worker["labels"] == {"comfyui_host": "gpu-box", "comfyui_port": "8188", "comfyui_ws_port": "8189"}
+    assert worker["torch_version"].startswith("2.")
