@@ -56,6 +56,7 @@ def comfy(
     """The ComfyUI that most tests share, with its real page, its worker on Redis."""
     folder = tmp_path_factory.mktemp("comfy")
     names = {"GPU_COUNT": "3", "COMFYUI_HOST": "gpu-box", "COMFYUI_PORT": "8188", "COMFYUI_WS_PORT": "8189"}
+    names["EMQ_JOB_TYPES"] = "comfyui, video"
     process = _comfy(runtime, folder, "shared", {"EMQ_REDIS_URL": broker.redis_url, **names})
     process.options = ("--front-end-root", str(frontend()))
     process.furnish().start().wait_ready()

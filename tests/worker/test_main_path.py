@@ -149,6 +149,16 @@ async def test_the_fleet_shows_what_the_worker_has(client: Client, comfy: ComfyP
     assert worker["machine_id"] == "test"
     assert worker["comfyui_version"] == "0.3.75"
     assert worker["status"] in ("idle", "busy")
-    assert (worker["tags"], worker["supported_job_types"], worker["gpu_count"]) == (["shared"], ["comfyui"], 3)
+    assert (worker["tags"], worker["supported_job_types"], worker["gpu_count"]) == (["shared"], ["comfyui", "video"], 3)
     assert worker["labels"] == {"comfyui_host": "gpu-box", "comfyui_port": "8188", "comfyui_ws_port": "8189"}
     assert worker["torch_version"].startswith("2.")
+
+
+async def test_a_worker_takes_the_types_of_jobs_that_it_is_told(client: Client, comfy: ComfyProcess) -> None:
+    taken = await client.run(plain_image(31, 8), worker=comfy, job_type="video")
+    assert (taken["status"], taken["job_type"]) == ("completed", "video")
+    left = await client.submit(plain_image(32, 8), worker=comfy, job_type="sound")
+    assert (await client.run(plain_image(33, 8), worker=comfy))["status"] == "completed"
+    record = await client.job(left)
+    assert (record["status"], record["waiting_for"][0]["code"]) == ("pending", "no_worker_has_job_type")
+    await client.json("POST", f"/api/jobs/{left}/cancel", {})
