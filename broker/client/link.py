@@ -21,6 +21,8 @@ from broker.errors import Conflict, EmqError, Forbidden, Unauthorized, Unavailab
 
 Message = dict[str, Any]
 HEARTBEAT_S = 20.0
+HANDSHAKE_S = 10.0
+"""A connection that is not answered by then is tried anew: at another broker, perhaps."""
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
 AGAIN_S = 1.0
@@ -142,7 +144,9 @@ class Link:
         while True:
             began = asyncio.get_running_loop().time()
             try:
-                async with self._http.ws_connect(self._url, heartbeat=HEARTBEAT_S, max_msg_size=0) as ws:
+                async with asyncio.timeout(HANDSHAKE_S):
+                    ws = await self._http.ws_connect(self._url, heartbeat=HEARTBEAT_S, max_msg_size=0)
+                async with ws:
                     await self._serve(ws)
             except aiohttp.WSServerHandshakeError as error:
                 if error.status in REFUSALS or error.status == 404:

@@ -105,7 +105,11 @@ class Channels:
     async def _send(self, *command: str) -> None:
         with _translated():
             self._check()
-            await self._link.send_command(*command, check_health=False)
+            try:
+                await self._link.send_command(*command, check_health=False)
+            except AttributeError:
+                # Who reads has found it broken and closed it, between redis-py's own look at it and its use.
+                raise Disconnected("The connection is closed.") from None
 
     async def read(self, timeout_s: float) -> tuple[str, str, bytes] | None:
         """The next ``(kind, channel, data)``, kind being message, subscribed or unsubscribed; ``None``: nothing came.

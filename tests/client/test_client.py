@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from broker.client import BrokerUnreachable, Client, JobCancelled, JobFailed, JobHandle, Preview
+from broker.client import BrokerUnreachable, Client, JobCancelled, JobFailed, JobHandle, Preview, link
 from broker.errors import BadMessage, Conflict, EmqError, InvalidWorkflow, NotFound
 from broker.protocol.events import JobProgress, JobUpdate
 from tests.api.conftest import GRAPH, Broker, Start
-from tests.support.proxy import Proxy
+from tests.support.proxy import Proxy, proxy
 from tests.support.waiting import wait_until
 
 
@@ -205,6 +205,26 @@ async def test_another_replica_takes_over(broker: Broker, start_broker: Start, b
         between.cut()
         async with other.worker().running(valkey_url):
             assert words(await hearing)[-1] == "complete_job"
+
+
+async def test_a_handshake_that_nobody_answers_is_tried_again(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that swallows everything, or a broker that stands still: the next connection may reach another."""
+    monkeypatch.setattr(link, "HANDSHAKE_S", 0.3)
+    met = asyncio.Event()
+    async with proxy(broker.server.port or 0, resp=False) as between:
+
+        async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            met.set()
+            await reader.read()
+            writer.close()
+
+        silent = await asyncio.start_server(swallow, "127.0.0.1", 0)
+        async with silent, Client(f"http://127.0.0.1:{between.port}") as emq:
+            between.target = silent.sockets[0].getsockname()[1]
+            submitting = asyncio.create_task(emq.submit(GRAPH))
+            await met.wait()
+            between.target = broker.server.port or 0
+            assert (await submitting).id
 
 
 async def test_nobody_there_is_said_in_time() -> None:

@@ -319,6 +319,21 @@ async def test_more_calls_than_connections_wait(valkey_url: str, connect: Callab
 # -- sentinel and cluster ---------------------------------------------------------------------------------------------
 
 
+async def test_closed_events_connection_is_unavailable_whenever_it_is_closed(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also between redis-py's look at it and its use."""
+    line = await connection.channels(PREFIX)
+    await line._link.disconnect()
+    with pytest.raises(Unavailable):
+        await line.subscribe("somewhere")
+    monkeypatch.setattr(type(line._link), "is_connected", property(lambda _: True))
+    with pytest.raises(Unavailable):
+        await line.subscribe("somewhere")
+    monkeypatch.undo()
+    await line.close()
+
+
 async def test_sentinel_failover(serve: Callable[..., RedisServer], connect: Callable[[str], Connection]) -> None:
     first, second = serve(), serve()
     with redis.Redis.from_url(second.url) as admin:

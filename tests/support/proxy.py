@@ -53,7 +53,11 @@ class Proxy:
         assert task is not None
         self._tasks.add(task)
         with suppress(OSError, asyncio.CancelledError):
-            there_reader, there = await asyncio.open_connection("127.0.0.1", self.target)
+            try:
+                there_reader, there = await asyncio.open_connection("127.0.0.1", self.target)
+            except OSError:
+                writer.transport.abort()
+                raise
             pair = {writer, there}
             self._writers |= pair
             try:
