@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
@@ -78,6 +79,9 @@ async def serve(settings: Settings) -> int:
         try:
             if not await _started(runner, stop):
                 return 0
+            # What was made until now stays: without this each full collection looks at all of it, for 0.1 s and more.
+            gc.collect()
+            gc.freeze()
             assert runner.server is not None
             server = await loop.create_server(Hall(runner.server), sock=listener, backlog=1024)
             host = f"[{settings.host}]" if ":" in settings.host.strip("[]") else settings.host
