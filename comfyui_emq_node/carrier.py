@@ -78,9 +78,11 @@ class Carrier:
         status, answer, location = self._send("PUT", errand.url, body(), given)
         if status not in STORES or not location:
             return status, answer
-        # to the store itself; the lease is for the broker alone
-        status, stored, _ = self._send("PUT", urljoin(errand.url, location), body(), headers)
-        return status, answer if status < 300 else stored
+        # to the store itself; the lease is for the broker alone, and the store's refusal says nothing about it
+        status, _, _ = self._send("PUT", urljoin(errand.url, location), body(), headers)
+        if status >= 300:
+            raise OSError(f"the object store answers HTTP {status}")
+        return status, answer
 
     def post(self, url: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> int:
         """Send a JSON document; gives the status. Raises ``OSError`` or ``HTTPException``."""

@@ -258,10 +258,11 @@ class _Again(Exception):
 
 
 def _refusal(status: int, answer: Mapping[str, Any], filename: str) -> Exception:
+    """What an answer means. One without a ``code`` is not a broker's but a proxy's, which knows of no lease."""
     text, details = str(answer.get("error") or f"HTTP {status}"), answer.get("details")
     if isinstance(details, Mapping) and details.get("reason") in CHANGED:
         return _Again(text)
-    if status in (401, 403, 404, 409):
+    if status in (401, 403, 404, 409) and "code" in answer:
         return StaleLease(text)
     if status in (413, 415):
         return UploadFailed(f"{filename} was refused: {text}")

@@ -60,6 +60,8 @@ async def taken() -> AsyncIterator[tuple[TestServer, list[tuple[str, str | None,
         got.append((request.path, request.headers.get("Authorization"), body))
         if request.path.startswith("/elsewhere"):
             return web.json_response({"key": "k"}, status=307, headers={"Location": "/store/it?signed=1"})
+        if request.path.startswith("/expired"):
+            return web.json_response({"key": "k"}, status=307, headers={"Location": "/refused/by-the-store"})
         if request.path.startswith("/last"):
             response = web.json_response({"key": "k"}, status=201)
             response.force_close()
@@ -106,6 +108,8 @@ async def test_files_are_carried(
     # To the object store itself, without the lease.
     assert (await side.put(errand(large, "elsewhere")))["answer"] == {"key": "k"}
     assert [(path, ticket) for path, ticket, _ in got] == [("/elsewhere/large", "Lease j.1.t"), ("/store/it", None)]
+    # The store's refusal is none of the broker's: the lease is not lost by it.
+    assert (await side.put(errand(large, "expired"))) == {"again": "the object store answers HTTP 409"}
     # A refusal that comes before the end of a file is understood.
     refused = await side.put(errand(large, "refused"))
     assert (refused["status"], refused["answer"]["details"]) == (409, {"reason": "stale_lease"})

@@ -11,8 +11,9 @@ class Proxy:
     """Passes bytes between clients and a server on the loopback interface.
 
     ``replies`` sees every whole reply (a pub/sub message too; of another protocol, ``resp`` false, whatever comes) and
-    gives back what the client gets; :attr:`target` is where new connections go; :meth:`cut` breaks
-    every connection; :meth:`stall` lets the present ones hang for ever, as a network that swallows packets does.
+    gives back what the client gets; ``requests`` sees what clients send, in pieces. :attr:`target` is where new
+    connections go; :meth:`cut` breaks every connection; :meth:`stall` lets the present ones hang for ever, as a network
+    that swallows packets does.
     """
 
     def __init__(self, port: int, resp: bool = True) -> None:
@@ -20,6 +21,7 @@ class Proxy:
         self._resp = resp
         self.port = 0
         self.replies: Callable[[bytes], bytes] = lambda reply: reply
+        self.requests: Callable[[bytes], bytes] = lambda data: data
         self.connections = 0
         self._stalled: set[asyncio.StreamWriter] = set()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -62,13 +64,16 @@ class Proxy:
             self._writers |= pair
             try:
                 async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(self._pass(reader, there, lambda data: data))
+                    tasks.create_task(self._pass(reader, there, self._changed))
                     tasks.create_task(self._pass(there_reader, writer, self._splitter()))
             finally:
                 self._writers -= pair
                 for end in pair:
                     end.transport.abort()
         self._tasks.discard(task)
+
+    def _changed(self, data: bytes) -> bytes:
+        return self.requests(data)
 
     async def _pass(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, change: Callable[[bytes], bytes]

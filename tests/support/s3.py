@@ -23,6 +23,10 @@ class S3Server:
     url: str
     process: subprocess.Popen[bytes]
 
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
     @classmethod
     def start(cls) -> S3Server:
         port = free_port()
@@ -68,7 +72,11 @@ class Bucket:
     @property
     def store_url(self) -> str:
         """What ``EMQ_STORE_URL`` says of it."""
-        return f"s3://{self.name}/pre/fix?endpoint={self.server.url}"
+        return self.at(self.server.port)
+
+    def at(self, port: int) -> str:
+        """The same behind a proxy."""
+        return f"s3://{self.name}/pre/fix?endpoint=http://127.0.0.1:{port}"
 
     def listed(self) -> list[str]:
         listed = self.server.client.list_objects_v2(Bucket=self.name)
