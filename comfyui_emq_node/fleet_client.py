@@ -85,8 +85,9 @@ class FleetClient:
         outputs = ((await self.job(job_id)).get("result") or {}).get("outputs") or []
         if number >= len(outputs):
             raise Unanswered(404, "There is no such output.")
-        url = urlsplit(str(outputs[number]["url"]))  # the signature is good at every replica, by whatever name
-        async with self._ask("GET", f"{url.path}?{url.query}") as answer:
+        # The signature is good at every replica, by whatever name and below whatever path it is reached.
+        _, api, rest = str(outputs[number]["url"]).partition("/api/jobs/")
+        async with self._ask("GET", api + rest) as answer:
             yield answer
 
     async def depth(self) -> dict[str, Any] | None:

@@ -7,12 +7,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from broker.cli import client, templates
+from broker.cli import client, files, templates
 from broker.cli.command import Command
 from broker.cli.watch import Screen, describe, follow
 from broker.client import Client, JobHandle
 from broker.errors import BadMessage, EmqError
 from broker.jobs import strict
+
+WHOLE = frozenset({"workflow", "prompt", "template"})
+"""What a payload has that is more than a graph."""
 
 
 def _watch_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +27,13 @@ def _submit_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("workflow", nargs="?", help="API-format workflow (a JSON file, - for stdin)")
     parser.add_argument("--template", metavar="NAME[@VERSION]", help="a stored template in place of a workflow")
     templates.add_values(parser)
+    parser.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="NODE.INPUT=FILE",
+        help="an input file: its path, a URL, or blake3:… of one that is stored; repeatable",
+    )
     parser.add_argument("--watch", action="store_true", help="follow the job until it ends")
     parser.add_argument("--priority", type=int, default=0, help="-100 to 100, higher first (0)")
     parser.add_argument("--tag", action="append", default=[], help="a tag that the worker must have; repeatable")
@@ -34,7 +44,7 @@ def _submit_arguments(parser: argparse.ArgumentParser) -> None:
     _watch_arguments(parser)
 
 
-def _read(path: str) -> Any:
+def _read(path: str) -> dict[str, Any]:
     raw = templates.read(path)
     try:
         workflow = strict.parse(raw)
@@ -45,11 +55,17 @@ def _read(path: str) -> Any:
     return workflow
 
 
-async def _payload(emq: Client, args: argparse.Namespace) -> Any:
+async def _payload(emq: Client, args: argparse.Namespace) -> dict[str, Any]:
     if (args.workflow is None) == (args.template is None):
         raise BadMessage("Give either a workflow or --template.")
-    if args.template is None:
-        return _read(args.workflow)
+    payload = _read(args.workflow) if args.template is None else await _of_template(emq, args)
+    if not args.input:
+        return payload
+    whole = payload if WHOLE & payload.keys() else {"workflow": payload}
+    return {**whole, "inputs": {**whole.get("inputs", {}), **await files.sources(emq, args.input)}}
+
+
+async def _of_template(emq: Client, args: argparse.Namespace) -> dict[str, Any]:
     return {"template": args.template, "params": await templates.values(emq, args.template, args.param)}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import base64
 import json
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from urllib.parse import quote
 from broker.cli import client
 from broker.cli.client import table
 from broker.cli.command import Command
+from broker.cli.files import source
 from broker.cli.watch import describe
 from broker.client import Client
 from broker.errors import BadMessage, EmqError
@@ -56,7 +56,7 @@ def add_values(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="a parameter (of a file: its path, a URL); repeatable",
+        help="a parameter (of a file: its path, a URL, or blake3:…); repeatable",
     )
 
 
@@ -153,7 +153,8 @@ async def values(emq: Client, reference: str, given: list[str]) -> dict[str, Any
         name, is_given, value = text.partition("=")
         if not is_given:
             raise BadMessage(f"--param takes NAME=VALUE, not {text!r}.")
-        found[name] = _value(value, known.get(name, {}))
+        about = known.get(name, {})
+        found[name] = await source(emq, value) if about.get("type") in MEDIA else _value(value, about)
     return found
 
 
@@ -161,10 +162,6 @@ def _value(text: str, about: dict[str, Any]) -> Any:
     kind = about.get("type")
     if kind == "string" or (kind == "choice" and text in about.get("choices", ())):
         return text
-    if kind in MEDIA and not text.startswith("{"):
-        if text.startswith(("http://", "https://")):
-            return {"url": text}
-        return {"base64": base64.b64encode(read(text)).decode(), "filename": Path(text).name}
     try:
         return strict.parse(text)
     except EmqError:

@@ -8,8 +8,8 @@ import re
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any, Self
-from urllib.parse import quote, urljoin
+from typing import Any, BinaryIO, Self
+from urllib.parse import quote
 
 import aiohttp
 from blake3 import blake3
@@ -138,10 +138,19 @@ class Client:
     # -- files --------------------------------------------------------------------------------------------------------
 
     async def upload(self, file: Path) -> str:
-        """Store an input file; the answer (``blake3:…``) goes into ``payload.inputs`` as ``asset``."""
+        """Store an input file, unless the broker has it; the answer (``blake3:…``) is an ``asset`` of ``inputs``."""
         name = await asyncio.to_thread(_hash, file)
-        await self._call("PUT", f"/api/assets/{name}", file)
+        if not await self._has(name):
+            await self._call("PUT", f"/api/assets/{name}", file, params={"filename": file.name})
         return name
+
+    async def _has(self, asset: str) -> bool:
+        """Whether the broker says that a file is there; it may not, to a key that is for submitting alone."""
+        try:
+            async with self._http.head(f"{self.url}/api/assets/{asset}") as response:
+                return response.status < 400
+        except aiohttp.ClientError:
+            return False
 
     async def save(self, outputs: Sequence[Output], folder: Path) -> list[Path]:
         """Download outputs into a folder, each under its own name (numbered when that is taken)."""
@@ -150,13 +159,35 @@ class Client:
 
     async def _save(self, output: Output, folder: Path) -> Path:
         path = free_name(folder, output.filename)
-        async with self._http.get(urljoin(self.url + "/", output.url)) as response:
-            if response.status >= 400:
-                raise await _refused(response)
-            with path.open("xb") as file:
-                async for chunk in response.content.iter_chunked(CHUNK):
-                    file.write(chunk)
+        with path.open("xb") as file:
+            try:
+                await self._download(absolute(self.url, output.url or ""), file)
+            except BaseException:
+                path.unlink()
+                raise
         return path
+
+    async def _download(self, url: str, file: BinaryIO) -> None:
+        """Write what a URL gives; a connection that breaks is followed by another, for the rest."""
+        clock = asyncio.get_running_loop().time
+        end, pause, tag = clock() + self._patience_s, 0.1, ""
+        while True:
+            rest = {"Range": f"bytes={file.tell()}-", "If-Range": tag} if tag and file.tell() else {}
+            try:
+                async with self._http.get(url, headers=rest) as response:
+                    if response.status >= 400 and (response.status not in AWAY or clock() >= end):
+                        raise await _refused(response)
+                    if response.status < 400:
+                        tag = await _receive(response, file)
+                        async for chunk in response.content.iter_chunked(CHUNK):
+                            file.write(chunk)
+                            end, pause = clock() + self._patience_s, 0.1
+                        return
+            except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
+                if clock() >= end:
+                    raise BrokerUnreachable(f"{url} cannot be read: {error}") from None
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 2.0)
 
     # -- HTTP ---------------------------------------------------------------------------------------------------------
 
@@ -188,6 +219,20 @@ class Client:
                 raise BrokerUnreachable(f"{self.url} is not the URL of a broker: {error}") from None
             await asyncio.sleep(pause)
             pause = min(2 * pause, 2.0)
+
+
+def absolute(base: str, url: str) -> str:
+    """Where an output is: its URL as it stands, or, where it is a path, below the broker's."""
+    return f"{base}{url}" if url.startswith("/") else url
+
+
+async def _receive(response: aiohttp.ClientResponse, file: BinaryIO) -> str:
+    """Make a file ready for what comes, which may be the rest of it; the tag by which the rest may be asked for."""
+    if response.status != 206:
+        file.seek(0)
+        file.truncate()
+    tag = response.headers.get("ETag", "")
+    return tag if tag.startswith('"') else ""
 
 
 def free_name(folder: Path, label: str) -> Path:

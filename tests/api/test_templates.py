@@ -11,6 +11,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from blake3 import blake3
 from PIL import Image, PngImagePlugin
 
 from broker.__main__ import main
@@ -346,9 +347,32 @@ async def test_the_command_line(broker: Broker, tmp_path: Path) -> None:
     accepted = await command(broker, "submit", "--template", "square", *given)
     _, record = await broker.json("GET", f"/api/jobs/{accepted.split()[2]}")
     assert (record["template"], record["params"]["size"]) == ("square@1", 32)
+    named = {"asset": f"blake3:{blake3(start.read_bytes()).hexdigest()}", "filename": "start.png"}
+    assert (await payload_of(broker, record["job_id"]))["inputs"] == {"7.image": named}, "the file was uploaded"
     wrong = await command(broker, "submit", "--template", "square", "--param", "size=big", code=1)
     assert "payload.params.size" in wrong
     assert "payload.params.start" in wrong, "all faults are told"
     assert "1 removed" in await command(broker, "templates", "remove", "square")
     assert "no workflow template" in await command(broker, "templates", "show", "square", code=1)
     await command(broker, "templates", "add", "x", str(tmp_path / "none.json"), code=1)
+
+
+async def test_files_of_a_workflow_on_the_command_line(broker: Broker, tmp_path: Path) -> None:
+    """By path (uploaded first, so it may be larger than a payload), by URL, by hash, or as the message would say it."""
+    graph, large = tmp_path / "graph.json", tmp_path / "large.png"
+    graph.write_text(json.dumps({**WORKFLOW, "8": WORKFLOW["7"], "9": WORKFLOW["7"]}))
+    large.write_bytes(picture() + bytes(3 << 20))
+    size = json.dumps({"base64": "aGk=", "size": 2})
+    given = (f"7.image={large}", "8.image=http://192.0.2.1/cat.png?a=b", f"9.image={size}")
+    accepted = await command(broker, "submit", str(graph), *(word for each in given for word in ("--input", each)))
+    digest = f"blake3:{blake3(large.read_bytes()).hexdigest()}"
+    payload = await payload_of(broker, accepted.split()[2])
+    assert payload["inputs"] == {
+        "7.image": {"asset": digest, "filename": "large.png"},
+        "8.image": {"url": "http://192.0.2.1/cat.png?a=b"},
+        "9.image": {"base64": "aGk=", "size": 2},
+    }
+    again = await command(broker, "submit", str(graph), "--input", f"7.image={digest}")
+    assert (await payload_of(broker, again.split()[2]))["inputs"] == {"7.image": {"asset": digest}}
+    for wrong, words in (("7.image", "NODE.INPUT"), ("7.image=/none.png", "No such file"), ("7.image={", "JSON")):
+        assert words in await command(broker, "submit", str(graph), "--input", wrong, code=1)

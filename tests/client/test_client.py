@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import os
 import struct
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from broker.app import STORE
 from broker.client import BrokerUnreachable, Client, JobCancelled, JobFailed, JobHandle, Preview, link
+from broker.client.client import absolute
 from broker.errors import BadMessage, Conflict, EmqError, InvalidWorkflow, NotFound
 from broker.protocol.events import JobProgress, JobUpdate
 from tests.api.conftest import GRAPH, Broker, Start
+from tests.api.test_outputs import held_job, put
 from tests.support.proxy import Proxy, proxy
 from tests.support.waiting import wait_until
 
@@ -250,3 +256,55 @@ async def test_closing_a_client_ends_what_waits(broker: Broker) -> None:
     await emq.__aexit__(None, None, None)
     with pytest.raises(BrokerUnreachable):
         await hearing
+
+
+async def test_a_file_travels_once(broker: Broker, between: Proxy, tmp_path: Path) -> None:
+    asked = bytearray()
+
+    def keep(data: bytes) -> bytes:
+        asked.extend(data)
+        return data
+
+    between.requests = keep
+    file = tmp_path / "in.bin"
+    file.write_bytes(os.urandom(300_000))
+    async with Client(f"http://127.0.0.1:{between.port}") as emq:
+        names = {await emq.upload(file) for _ in range(3)}
+    assert asked.count(b"PUT /api/assets/") == 1
+    (name,) = names
+    async with broker.http.get(f"{broker.url}/api/assets/{name}") as answer:
+        assert await answer.read() == await asyncio.to_thread(file.read_bytes)
+
+
+async def test_a_download_goes_on_where_it_broke_off(broker: Broker, between: Proxy, tmp_path: Path) -> None:
+    content, asked, saved = os.urandom(24 << 20), bytearray(), tmp_path / "saved"
+    async with held_job(broker) as (worker, held):
+        _, stored = await put(broker, held, data=io.BytesIO(content), name="big.bin")
+        await worker.finish(held, {"outputs": [{"node_id": "2", "kind": "file", **stored}]})
+
+    def keep(data: bytes) -> bytes:
+        asked.extend(data)
+        return data
+
+    def cut(data: bytes) -> bytes:
+        if any(path.stat().st_size > 1 << 20 for path in saved.glob("*")):
+            between.replies = lambda data: data
+            between.cut()
+        return data
+
+    async with Client(f"http://127.0.0.1:{between.port}") as emq:
+        outputs = (await emq.handle(held.job_id).result()).outputs
+        between.requests, between.replies = keep, cut
+        (path,) = await emq.save(outputs, saved)
+        assert await asyncio.to_thread(path.read_bytes) == content
+        ranges = [line for line in asked.decode("latin-1").splitlines() if line.startswith("Range: ")]
+        assert len(ranges) == 1, "the second time for the rest alone"
+        await broker.server.app[STORE].delete_folder(f"default/{held.job_id}")
+        with pytest.raises(NotFound):
+            await emq.save(outputs, saved)
+        assert len(await asyncio.to_thread(lambda: list(saved.iterdir()))) == 1, "nothing of a failed one is left"
+
+
+def test_an_output_s_path_is_below_the_broker_s_url() -> None:
+    assert absolute("https://queue.example/queue", "/api/jobs/a") == "https://queue.example/queue/api/jobs/a"
+    assert absolute("https://queue.example", "https://files.example/api/jobs/a") == "https://files.example/api/jobs/a"
