@@ -36,7 +36,7 @@ from broker.dashboard import setup as dashboard
 from broker.dashboard.problems import errors_to_pages
 from broker.dashboard.roles import check_role
 from broker.errors import Unavailable
-from broker.files.cleanup import Cleaner
+from broker.files.cleanup import Cleaner, drop_unused
 from broker.files.objects import open_objects
 from broker.files.outputs import delivered_result, remove_outputs
 from broker.files.replicas import Replicas, ReplicatedStore
@@ -194,10 +194,14 @@ async def _files(app: web.Application) -> AsyncIterator[None]:
     InternalRoutes({"outputs": outputs, "assets": assets}, UrlSigner(secrets, purpose=REPLICAS)).add_to(app)
     shortest = min(settings.ttl_completed_s, settings.ttl_failed_s, settings.ttl_cancelled_s)
     rules = parse_rules(settings.keep_outputs)
-    cleaner = asyncio.create_task(Cleaner(outputs, app[QUEUE], shortest, rules).run(), name="files-cleaner")
+    cleaners = [
+        asyncio.create_task(Cleaner(outputs, app[QUEUE], shortest, rules).run(), name="files-cleaner"),
+        asyncio.create_task(drop_unused(assets), name="inputs-cleaner"),
+    ]
     yield
-    cleaner.cancel()
-    await asyncio.gather(cleaner, return_exceptions=True)
+    for cleaner in cleaners:
+        cleaner.cancel()
+    await asyncio.gather(*cleaners, return_exceptions=True)
     await replicas.close()
 
 
@@ -206,8 +210,8 @@ def _stores(settings: Settings, replicas: Replicas) -> tuple[FileStore, FileStor
     if settings.store_url:
         return open_stores(settings)
     outputs, assets = (
-        ReplicatedStore(open_objects(settings.data, f"{settings.pool}/{area}"), replicas, area)
-        for area in ("outputs", "assets")
+        ReplicatedStore(open_objects(settings.data, f"{settings.pool}/{area}"), replicas, area, keep_unused_s)
+        for area, keep_unused_s in (("outputs", 0), ("assets", settings.keep_inputs_s))
     )
     return outputs, assets
 

@@ -214,6 +214,12 @@ class Settings(BaseSettings):
         validation_alias=_env("EMQ_KEEP_OUTPUTS"),
         description="Seconds that outputs are kept, by tenant and status, where shorter than the record.",
     )
+    keep_inputs_s: float = Field(
+        2_592_000,
+        ge=0,
+        validation_alias=_env("EMQ_KEEP_INPUTS_S"),
+        description="Life of an uploaded input file after its last use; 0: for ever.",
+    )
     max_finished: int = Field(
         1_000_000,
         ge=0,

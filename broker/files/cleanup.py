@@ -1,4 +1,4 @@
-"""Removal of the files of jobs whose record has ended its life."""
+"""Removal of the files of jobs whose record has ended its life, and of input files that nobody uses."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import heapq
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
@@ -52,16 +53,7 @@ class Cleaner:
 
     async def run(self) -> None:
         """Clean for ever: each hour, or twice within the shortest time that a rule gives."""
-        shortest = self._rules.shortest
-        pause_s = LONGEST_PAUSE_S if shortest is None else min(max(shortest / 2, SHORTEST_PAUSE_S), LONGEST_PAUSE_S)
-        while True:
-            try:
-                removed = await self.round()
-                if removed:
-                    log.info("removed the files of %s expired jobs", removed)
-            except EmqError as error:
-                log.warning("cleaning the object store: %s", error.message)
-            await asyncio.sleep(pause_s)
+        await _repeat(self.round, self._rules.shortest, "expired jobs' folders of files")
 
     async def round(self, limit: int = ROUND_LIMIT) -> int:
         """One bounded walk; answers how many job folders were removed."""
@@ -89,3 +81,26 @@ class Cleaner:
         kept_s = self._rules.seconds(record.text("tenant"), record.text("status"))
         ended_at = record.number("finished_at")
         return kept_s is not None and ended_at > 0 and time.time() - ended_at / 1000 > kept_s
+
+
+async def drop_unused(store: FileStore) -> None:
+    """Remove for ever what is not used any more, from a store that notes the use of its files."""
+    if not store.keep_unused_s:
+        return
+
+    async def drop() -> int:
+        return sum([await store.delete_unused(tenant) for tenant in await store.folders()])
+
+    await _repeat(drop, store.keep_unused_s, "input files that were not used any more")
+
+
+async def _repeat(clean: Callable[[], Awaitable[int]], kept_s: float | None, what: str) -> None:
+    """Clean each hour, or twice in the time that something is kept where that is shorter."""
+    pause_s = LONGEST_PAUSE_S if kept_s is None else min(max(kept_s / 2, SHORTEST_PAUSE_S), LONGEST_PAUSE_S)
+    while True:
+        try:
+            if removed := await clean():
+                log.info("removed %s %s", removed, what)
+        except EmqError as error:
+            log.warning("cleaning the object store: %s", error.message)
+        await asyncio.sleep(pause_s)

@@ -59,8 +59,8 @@ class Replicas:
 class ReplicatedStore(FileStore):
     """The store on this replica's disk, and behind it those of the others. ``area`` names it between replicas."""
 
-    def __init__(self, objects: Objects, replicas: Replicas, area: str) -> None:
-        super().__init__(objects)
+    def __init__(self, objects: Objects, replicas: Replicas, area: str, keep_unused_s: float = 0) -> None:
+        super().__init__(objects, keep_unused_s=keep_unused_s)
         self._replicas = replicas
         self._area = area
 

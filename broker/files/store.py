@@ -9,29 +9,36 @@ whole in memory.
 from __future__ import annotations
 
 import json
+import logging
 import re
 import secrets
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import MISSING, dataclass, fields, replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
 
-from broker.errors import Conflict, NotFound, PayloadTooLarge
+from broker.errors import Conflict, EmqError, NotFound, PayloadTooLarge
 from broker.files import types
 from broker.files.names import content_disposition, display_name
 from broker.files.objects import Objects, open_objects
 from broker.settings import Settings
 
+log = logging.getLogger(__name__)
+
 _SEGMENT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}")
 _DOCUMENT_LIMIT = 8192
+_NOTED = 100_000
 DIRECT_FROM, DIRECT_TO = 8 << 20, 5_000_000_000
 """Sizes that are sent to a cloud directly: smaller ones are faster through the broker, larger ones need parts."""
 URL_AGE_S = 3600
 """How long a URL of the store itself is good for."""
+USED = ".used"
+"""Ending of the empty object beside a file's document that tells when the file was last asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +97,15 @@ class FileStore:
     """Files under keys of plain segments (``[A-Za-z0-9_.-]``, no leading dot).
 
     ``presign`` has ``GET`` and ``PUT`` where files may go straight between a cloud and who reads or sends them.
+    ``keep_unused_s``: what was neither stored nor asked for in this time may go (0: the use of files is not noted).
     """
 
-    def __init__(self, objects: Objects, presign: Iterable[str] = ()) -> None:
+    def __init__(self, objects: Objects, presign: Iterable[str] = (), keep_unused_s: float = 0) -> None:
         self._objects = objects
         self._presign = frozenset(presign) & objects.signs
+        self.keep_unused_s = keep_unused_s
+        self._noted: dict[str, float] = {}
+        """When this process last noted a file's use."""
 
     @property
     def replica(self) -> str | None:
@@ -142,6 +153,7 @@ class FileStore:
             file = described()
             old = await self._document(file.key)
             if old is not None and old.hash == file.hash and not old.promised:
+                await self._note_use(old.key)
                 return old, False
             await self._objects.write_small(file.key, file.document())
             unused = [old.data] if old else []
@@ -179,7 +191,21 @@ class FileStore:
         file = await self._document(_checked(key)) if is_key(key) else None
         if file is None:
             raise NotFound("There is no such file.")
+        await self._note_use(key)
         return await self._seen(file) if file.promised else file
+
+    async def _note_use(self, key: str) -> None:
+        """Remember that a file was asked for; written down ten times in the time that it would be kept for it."""
+        now, pause = time.monotonic(), self.keep_unused_s / 10
+        if not pause or now - self._noted.get(key, -pause) < pause:
+            return
+        if len(self._noted) >= _NOTED:
+            self._noted.clear()
+        self._noted[key] = now
+        try:
+            await self._objects.write_small(key + USED, b"")
+        except EmqError as error:  # it is no reason not to give the file
+            log.warning("cannot note that a file is used: %s", error.message)
 
     async def _seen(self, file: StoredFile) -> StoredFile:
         """A promised file that has come, its type judged by its bytes; raises ``NotFound`` for one that has not."""
@@ -212,6 +238,20 @@ class FileStore:
         file = await self._document(_checked(key))
         if file is not None:
             await self._objects.delete([key, file.data])
+
+    async def delete_unused(self, folder: str) -> int:
+        """Remove the files of a folder that nobody has stored or asked for in ``keep_unused_s``; says how many."""
+        wanted: dict[str, datetime] = {}
+        async for batch in self._objects.below(_checked(folder)):
+            for key, at in batch:
+                file = key.removesuffix(USED)
+                wanted[file] = max(at, wanted.get(file, at))
+        limit, removed = datetime.now(UTC) - timedelta(seconds=self.keep_unused_s), 0
+        for key in sorted(key for key, at in wanted.items() if at < limit and is_key(key)):
+            removed += await self._document(key) is not None
+            await self.delete(key)
+            await self._objects.delete([key + USED])
+        return removed
 
     async def delete_folder(self, folder: str) -> int:
         """Remove everything below ``folder``; answers how many objects there were."""
@@ -319,16 +359,18 @@ def _new_data(folder: str) -> str:
     return f"{_checked(folder)}/~{secrets.token_hex(12)}"
 
 
-def open_store(data: Path, area: str, url: str | None = None, presign: Iterable[str] = ()) -> FileStore:
+def open_store(
+    data: Path, area: str, url: str | None = None, presign: Iterable[str] = (), keep_unused_s: float = 0
+) -> FileStore:
     """The store for one ``area`` (see :func:`open_objects`)."""
-    return FileStore(open_objects(data, _checked(area), url), presign)
+    return FileStore(open_objects(data, _checked(area), url), presign, keep_unused_s)
 
 
 def open_stores(settings: Settings) -> tuple[FileStore, FileStore]:
     """The pool's two stores: of outputs and of input files."""
     methods = {"off": (), "get": ("GET",), "put": ("PUT",), "both": ("GET", "PUT")}[settings.store_presign]
     outputs, assets = (
-        open_store(settings.data, f"{settings.pool}/{area}", settings.store_url, methods)
-        for area in ("outputs", "assets")
+        open_store(settings.data, f"{settings.pool}/{area}", settings.store_url, methods, keep_unused_s)
+        for area, keep_unused_s in (("outputs", 0), ("assets", settings.keep_inputs_s))
     )
     return outputs, assets

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 
 from broker.app import STORE
-from broker.errors import ConfigurationError
+from broker.errors import ConfigurationError, NotFound
 from broker.files.cleanup import Cleaner
 from broker.files.retention import KeepRules, parse_rules
+from broker.files.store import Expected, FileStore, open_store
 from tests.api.conftest import Broker, Start
 from tests.api.test_outputs import held_job, put, stored_files
+from tests.files.conftest import stream
 from tests.support.s3 import Bucket
+from tests.support.servers import free_port
+from tests.support.waiting import wait_until
+
+__all__ = ["stream"]
+
+Stream = Callable[..., AsyncIterator[bytes]]
 
 
 async def completed(broker: Broker) -> str:
@@ -81,3 +92,81 @@ def test_the_rules_by_tenant_and_status() -> None:
 def test_rules_that_are_none(text: str) -> None:
     with pytest.raises(ConfigurationError, match="EMQ_KEEP_OUTPUTS"):
         parse_rules(text)
+
+
+# -- input files -------------------------------------------------------------------------------------------------------
+
+
+async def uploaded(broker: Broker, content: bytes) -> str:
+    """The path of an input file that was stored."""
+    path = f"/api/assets/{blake3(content).hexdigest()}"
+    assert (await broker.json("PUT", path, data=content))[0] == 201
+    return path
+
+
+def age(folder: Path) -> None:
+    """Make everything below a folder look as if it were written long ago."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            os.utime(path, (0, 0))
+
+
+async def status_of(broker: Broker, path: str) -> int:
+    async with broker.http.get(broker.url + path) as answer:
+        return answer.status
+
+
+async def test_input_files_that_nobody_uses_go(tmp_path: Path, stream: Stream) -> None:
+    """What was sent again or asked for since stays, whichever process it was that did so."""
+    first, later = (open_store(tmp_path, "assets", keep_unused_s=100) for _ in range(2))
+
+    async def sent(store: FileStore, content: bytes) -> str:
+        file, _ = await store.put("t", None, stream(content), label="a", expected=Expected(100))
+        return file.key
+
+    unused, read, again = [await sent(first, content) for content in (b"unused", b"read", b"again")]
+    age(tmp_path)
+    await later.stat(read)
+    await sent(later, b"again")
+    assert await first.delete_unused("t") == 1
+    with pytest.raises(NotFound):
+        await first.stat(unused)
+    assert {(await first.stat(key)).key for key in (read, again)} == {read, again}
+    assert len(stored_files(tmp_path)) == 6, "two files, each with its document and a note of its use"
+    age(tmp_path)
+    assert await first.delete_unused("t") == 2
+    assert stored_files(tmp_path) == []
+
+
+async def test_a_use_is_not_written_down_each_time(tmp_path: Path, stream: Stream) -> None:
+    store = open_store(tmp_path, "assets", keep_unused_s=100)
+    file, _ = await store.put("t", None, stream(b"a file"), label="a", expected=Expected(100))
+    await store.stat(file.key)
+    age(tmp_path)
+    await store.stat(file.key)
+    assert {path.stat().st_mtime for path in stored_files(tmp_path)} == {0}
+
+
+async def test_a_file_that_another_replica_asks_for_is_in_use(start_broker: Start, tmp_path: Path) -> None:
+    has, asks = [
+        await start_broker(data=tmp_path / name, port=free_port(), secret="the same at both") for name in ("a", "b")
+    ]
+    path = await uploaded(has, b"here")
+    assert not any(file.name.endswith(".used") for file in stored_files(tmp_path / "a"))
+    assert await status_of(asks, path) == 200
+    assert [file.name for file in stored_files(tmp_path / "a") if file.suffix] == [path.rpartition("/")[2] + ".used"]
+
+
+async def test_input_files_go_from_a_bucket(start_broker: Start, bucket: Bucket, pool: str, tmp_path: Path) -> None:
+    broker = await start_broker(store_url=bucket.store_url)
+    path = await uploaded(broker, b"a file")
+    assert await status_of(broker, path) == 200
+    assert len(bucket.listed()) == 3
+    assets = open_store(tmp_path, f"{pool}/assets", bucket.store_url, keep_unused_s=1)
+
+    async def is_gone() -> bool:
+        return await assets.delete_unused("default") == 1
+
+    await wait_until(is_gone, 20, "its time is over")
+    assert await status_of(broker, path) == 404
+    assert bucket.listed() == []
