@@ -1,7 +1,8 @@
 """What previews cost a job, and what it saves that an input file is here already.
 
-A real ComfyUI, worker and broker. Watched and unwatched jobs are interleaved; a file's first use and its next ones are
-told apart by the worker's own measure (``input_ms``: from the claim to the last file).
+A real ComfyUI, worker and broker. Watched and unwatched jobs are interleaved, and the worker counts what previews it
+made (``/emq/status``); a file's first use and its next ones are told apart by the worker's own measure (``input_ms``:
+from the claim to the last file).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,16 @@ from PIL import Image
 
 from bench.main_job import cpu_s, registered
 from bench.stack import broker, comfyui, until
+from bench.targets import Target, print_targets
 from broker.trial.checkpoint import write_checkpoint
 from broker.trial.workflows import CHECKPOINT, text_to_image
 from comfyui_emq_node.previews import Preview, encode
 
 MB = 1_000_000
+LONGER_PERCENT = 5.0
+PREVIEW_CPU_MS = 10.0
+SAVED_TIMES = 5.0
+SETTLE_S = 0.5
 
 
 def latent(size: int) -> bytes:
@@ -43,14 +50,14 @@ class Fleet:
     """The broker as the benchmark's client sees it."""
 
     def __init__(self, http: aiohttp.ClientSession, url: str) -> None:
-        self._http, self._url = http, url
+        self.http, self._url = http, url
 
     async def run(
         self, graph: dict[str, Any], *, watched: bool = False, **more: Any
     ) -> tuple[dict[str, Any], int, int]:
         """A job's timings, and how many previews came, of how many bytes."""
         frames = size = 0
-        async with self._http.ws_connect(self._url + "/ws", max_msg_size=0) as socket:
+        async with self.http.ws_connect(self._url + "/ws", max_msg_size=0) as socket:
             payload = {"workflow": graph, **more}
             job = {"type": "submit_job", "payload": payload, "subscribe": not watched, "delay_s": 0.2}
             await socket.send_json(job)
@@ -71,41 +78,66 @@ class Fleet:
     async def upload(self, content: bytes) -> str:
         """Store an asset."""
         digest = blake3(content).hexdigest()
-        async with self._http.put(f"{self._url}/api/assets/{digest}", data=content) as answer:
+        async with self.http.put(f"{self._url}/api/assets/{digest}", data=content) as answer:
             answer.raise_for_status()
         return f"blake3:{digest}"
 
 
-async def previews(fleet: Fleet, pid: int, args: argparse.Namespace) -> None:
+async def tally(http: aiohttp.ClientSession, comfy_url: str) -> dict[str, int]:
+    """What previews the worker has made until now."""
+    async with http.get(comfy_url + "/emq/status") as answer:
+        counted: dict[str, int] = (await answer.json())["previews"]
+    return counted
+
+
+async def previews(fleet: Fleet, comfy_url: str, pid: int, args: argparse.Namespace) -> list[Target]:
     """Run samplers, every other one watched."""
-    found: dict[bool, list[tuple[float, float, int, int]]] = {False: [], True: []}
+    found: dict[bool, list[tuple[float, ...]]] = {False: [], True: []}
+    made: dict[bool, Counter[str]] = {False: Counter(), True: Counter()}
     await fleet.run(text_to_image(seed=1, steps=args.steps, size=args.size))
     for number in range(args.jobs):
         for watched in (False, True) if number % 2 else (True, False):
-            before = cpu_s(pid)
+            before, counted = cpu_s(pid), await tally(fleet.http, comfy_url)
             graph = text_to_image(seed=100 + 2 * number + watched, steps=args.steps, size=args.size)
             timings, frames, size = await fleet.run(graph, watched=watched)
             found[watched].append((timings["execution_ms"], (cpu_s(pid) - before) * 1000, frames, size))
+            made[watched] += Counter(await tally(fleet.http, comfy_url)) - Counter(counted)
+            if watched:
+                await asyncio.sleep(SETTLE_S)
     print(f"\npreviews: KSampler, {args.steps} steps, {args.size} pixels; medians of {args.jobs} jobs each")
     for watched, name in ((False, "nobody watches"), (True, "somebody watches")):
         took, cpu, frames, size = (statistics.median(each[i] for each in found[watched]) for i in range(4))
-        print(f"  {name:17} {took:7.0f} ms   CPU {cpu:7.0f} ms   {frames:4.0f} previews   {size / 1000:6.1f} kB")
+        print(f"  {name:17} {took:7.0f} ms   CPU {cpu:7.0f} ms   {frames:4.0f} previews   {size / 1000:6.1f} kB   "
+              f"all jobs: {made[watched]['decoded']} decoded, {made[watched]['encoded']} encoded, "
+              f"{made[watched]['sent_bytes']} bytes sent")  # fmt: skip
+    plain, shown = (statistics.median(each[0] for each in found[watched]) for watched in (False, True))
+    unwatched = made[False]
+    return [
+        Target(
+            "nobody watches: pictures decoded and encoded", unwatched["decoded"] + unwatched["encoded"], 0, most=True
+        ),
+        Target("nobody watches: bytes of previews sent", unwatched["sent_bytes"], 0, most=True),
+        Target("a watched job takes longer, %", (shown / plain - 1) * 100, LONGER_PERCENT, most=True),
+    ]
 
 
-def encoding(count: int) -> None:
+def encoding(count: int) -> Target:
     """What one picture costs, in CPU time: the figure that another load on the machine changes least."""
     picture = Image.effect_noise((128, 128), 60).resize((1024, 1024)).convert("RGB")
+    costs = {}
     for side in (256, 512, 1024):
         began = time.process_time()
         for _ in range(count):
             frame = encode(Preview(picture, "1"), "job", side)
-        each = (time.process_time() - began) / count * 1000
-        print(f"  encoding 1024 pixels to {side:4}: {each:6.2f} ms CPU, {len(frame or b'') / 1000:6.1f} kB")
+        costs[side] = (time.process_time() - began) / count * 1000
+        print(f"  encoding 1024 pixels to {side:4}: {costs[side]:6.2f} ms CPU, {len(frame or b'') / 1000:6.1f} kB")
+    return Target("one preview (1024 to 256 pixels), ms of CPU", costs[256], PREVIEW_CPU_MS, most=True)
 
 
-async def cache(fleet: Fleet, sizes: list[int], rounds: int) -> None:
+async def cache(fleet: Fleet, sizes: list[int], rounds: int) -> Target:
     """Use files for the first time, and again."""
     print(f"\ninput files: LoadLatent from an asset, input_ms; medians of {rounds}")
+    saved = 0.0
     for size in sizes:
         first: list[int] = []
         again: list[int] = []
@@ -122,12 +154,13 @@ async def cache(fleet: Fleet, sizes: list[int], rounds: int) -> None:
                 }
                 timings, _, _ = await fleet.run(graph, inputs={"1.latent": source})
                 times.append(timings["input_ms"])
-        print(
-            f"  {size:4} MB   first use {statistics.median(first):7.0f} ms   again {statistics.median(again):7.0f} ms"
-        )
+        new, known = statistics.median(first), statistics.median(again)
+        saved = new / max(known, 1)
+        print(f"  {size:4} MB   first use {new:7.0f} ms   again {known:7.0f} ms   {new - known:7.0f} ms saved")
+    return Target(f"{sizes[-1]} MB: first use / again", saved, SAVED_TIMES)
 
 
-async def measure(args: argparse.Namespace) -> None:
+async def measure(args: argparse.Namespace) -> list[Target]:
     """Start everything, and measure."""
     timeout = aiohttp.ClientTimeout(total=None)
     async with aiohttp.ClientSession(timeout=timeout) as http:
@@ -136,11 +169,12 @@ async def measure(args: argparse.Namespace) -> None:
             checkpoints = folder / "comfyui" / "models" / "checkpoints"
             checkpoints.mkdir(parents=True)
             write_checkpoint(checkpoints / CHECKPOINT)
-            async with broker(folder, http) as url, comfyui(folder, http, worker=True) as (_, child):
+            async with broker(folder, http) as url, comfyui(folder, http, worker=True) as (comfy_url, child):
                 await until(lambda: registered(http, url), "the worker registers")
-                await previews(Fleet(http, url), child.pid, args)
-                encoding(100)
-                await cache(Fleet(http, url), args.sizes, args.rounds)
+                fleet = Fleet(http, url)
+                found = await previews(fleet, comfy_url, child.pid, args)
+                found.append(encoding(100))
+                return [*found, await cache(fleet, args.sizes, args.rounds)]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -151,5 +185,5 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--size", type=int, default=256, help="of its picture, in pixels")
     parser.add_argument("--rounds", type=int, default=5, help="files of each size")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 10, 50], metavar="MB")
-    asyncio.run(measure(parser.parse_args(argv)))
+    print_targets(asyncio.run(measure(parser.parse_args(argv))))
     return 0

@@ -46,7 +46,24 @@ class File:
         return {"ui": {"files": [{"filename": name, "subfolder": "", "type": "output"}]}}
 
 
-NODE_CLASS_MAPPINGS: dict[str, Any] = {"EMQBenchFile": File}
+class Take:
+    """Takes a file without reading it, and says how large it is."""
+
+    CATEGORY = "emq/bench"
+    FUNCTION = "take"
+    OUTPUT_NODE = True
+    RETURN_TYPES = ()
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"file": ("STRING", {"default": ""})}}
+
+    def take(self, file: str) -> dict[str, Any]:
+        size = os.path.getsize(os.path.join(folder_paths.get_input_directory(), file))
+        return {"ui": {"text": [str(size)]}}
+
+
+NODE_CLASS_MAPPINGS: dict[str, Any] = {"EMQBenchFile": File, "EMQBenchTake": Take}
 SERVER = PromptServer.instance
 STAMPS: dict[str, list[float]] = {"execution_start": [], "execution_success": []}
 
