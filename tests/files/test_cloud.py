@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
+import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
 
 import aiohttp
 import pytest
 from blake3 import blake3
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from broker.errors import ConfigurationError, Conflict, NotFound
 from broker.files.objects import open_objects
@@ -153,6 +158,41 @@ async def test_a_download_goes_on_when_the_bucket_s_connection_breaks(
                 way.cut()
             got += chunk
         assert bytes(got) == BIG
+
+
+def account(folder: Path) -> str:
+    """A Google service account's key file, with a private key that nobody else has."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    plain = serialization.NoEncryption()
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
+    path = folder / "account.json"
+    path.write_text(json.dumps({
+        "type": "service_account", "client_email": "emq@example.iam.gserviceaccount.com", "private_key_id": "1",
+        "private_key": pem.decode(), "token_uri": "https://oauth2.googleapis.com/token",
+    }))  # fmt: skip
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("url", "methods", "address"),
+    [
+        ("gs://box/pre/fix", {"GET", "PUT"}, "https://storage.googleapis.com/box/pre/fix/pool/outputs/t/j/1/~0"),
+        ("az://box/pre/fix", {"GET"}, "https://shop.blob.core.windows.net/box/pre/fix/pool/outputs/t/j/1/~0"),
+    ],
+)
+async def test_other_clouds_are_set_up_and_sign_for_who_may_go_there(
+    url: str, methods: set[str], address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Credentials come from the variables that the documents name; signing needs nobody else."""
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", account(tmp_path))
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "shop")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", base64.b64encode(bytes(64)).decode())
+    objects = open_objects(tmp_path, "pool/outputs", url)
+    assert (objects.is_local, objects.signs) == (False, methods)
+    for method in objects.signs:
+        signed = await objects.signed_url("PUT" if method == "PUT" else "GET", "t/j/1/~0", 60)
+        assert urlsplit(signed)._replace(query="").geturl().replace("%7E", "~") == address
+        assert {"X-Goog-Signature", "sig"} & dict(parse_qsl(urlsplit(signed).query)).keys()
 
 
 @pytest.mark.parametrize(
