@@ -17,7 +17,7 @@ const STYLE = `
 .emq button.emq-main { width: 100%; padding: 8px; font-weight: 600; }
 .emq article { border-top: 1px solid var(--border-color); padding: 8px 0; }
 .emq progress { width: 100%; }
-.emq img, .emq video { max-width: 100%; display: block; margin: 4px 0; }
+.emq img, .emq video, .emq audio { max-width: 100%; display: block; margin: 4px 0; }
 .emq .emq-error { color: var(--error-text, #f66); }
 .emq code { font-size: 11px; opacity: 0.7; }
 `;
@@ -105,11 +105,12 @@ async function look() {
 function outputPart(output) {
   const url = api.apiURL(output.url);
   if (output.kind === "image") return element("img", null, { src: url, alt: output.filename, loading: "lazy" });
+  if (output.kind === "video" || output.kind === "audio") return element(output.kind, null, { src: url, controls: true });
   if (output.kind === "text" && output.text) return element("pre", output.text);
   return element("a", output.filename, { href: url, target: "_blank", rel: "noopener" });
 }
 
-function jobPart(id, { record, error }) {
+function jobPart(id, { record, error, preview }) {
   const part = element("article");
   part.dataset.job = id;
   part.dataset.status = record?.status ?? "";
@@ -117,6 +118,7 @@ function jobPart(id, { record, error }) {
   part.append(element("div", `${record?.status ?? "…"}${where}`), element("code", id.slice(0, 12)));
   if (record && !OVER.includes(record.status)) {
     part.append(element("progress", null, { max: 100, value: record.progress ?? 0 }));
+    if (preview) part.append(element("img", null, { src: preview, alt: "preview" }));
     part.append(button("Cancel", () => ask(`/emq/jobs/${id}/cancel`, {})));
   }
   const trouble = error ?? record?.error?.message ?? record?.waiting_for?.map((each) => each.detail).join(", ");
@@ -125,12 +127,27 @@ function jobPart(id, { record, error }) {
   return part;
 }
 
+// Asking for a preview is watching: previews are made only while the tab is open and the job runs.
+async function lookAt(id, job) {
+  const before = job.preview;
+  if (!panel || job.record?.status !== "processing") {
+    job.preview = undefined;
+  } else {
+    const answer = await api.fetchApi(`/emq/jobs/${id}/preview`);
+    const isPicture = answer.status === 200 && answer.headers.get("Content-Type")?.startsWith("image/");
+    if (!isPicture) return;
+    job.preview = URL.createObjectURL(await answer.blob());
+  }
+  if (before) URL.revokeObjectURL(before);
+}
+
 async function follow(id) {
   while (jobs.has(id)) {
     const job = jobs.get(id);
     try {
       job.record = await ask(`/emq/jobs/${id}`);
       job.error = undefined;
+      await lookAt(id, job);
     } catch (error) {
       job.error = error.message;
     }

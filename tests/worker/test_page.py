@@ -163,6 +163,7 @@ async def test_the_page_in_a_browser(comfy: ComfyProcess, client: Client, tmp_pa
         assert "waiting" in (await page.text_content("[data-emq=queue]") or "")
         await _steers(page, client)
         await _queues(page)
+        await _shows_previews(page)
         await page.screenshot(path=os.environ.get("EMQ_SCREENSHOT") or tmp_path / "page.png")
         await _shows_text_as_text(page)
     assert faults == []
@@ -183,6 +184,17 @@ async def _queues(page: Page) -> None:
     await page.evaluate("window.app.extensionManager.command.execute('emq.queueOnFleet')")
     await page.wait_for_selector(".emq article[data-status=completed] img")
     await page.wait_for_function(LOADED)
+
+
+async def _shows_previews(page: Page) -> None:
+    """While the job runs the tab has its latest picture; it is cancelled there, too."""
+    running = ".emq article[data-status=processing]"
+    await page.evaluate("graph => window.app.loadApiJson(graph, 'test')", slow(2000, 0.02, seed=77, preview=True))
+    await page.click(".emq button:text-is('Queue on fleet')")
+    await page.wait_for_function(f"document.querySelector('{running} img')?.naturalWidth > 0")
+    await page.click(f"{running} button:text-is('Cancel')")
+    await page.wait_for_selector(".emq article[data-status=cancelled]")
+    assert await page.query_selector(".emq article[data-status=cancelled] img") is None
 
 
 async def _shows_text_as_text(page: Page) -> None:
