@@ -212,8 +212,10 @@ def target(key: str, graph: Graph) -> str | None:
 
 
 def _is_base64(text: str) -> bool:
+    """Whether a worker can decode it; browsers put a ``data:`` URL's head before it."""
+    head, mark, content = text.partition(";base64,")
     try:
-        base64.b64decode(text.encode("ascii"), validate=True)
+        base64.b64decode((content if mark and head.startswith("data:") else text).encode("ascii"), validate=True)
     except (binascii.Error, UnicodeEncodeError):
         return False
     return True

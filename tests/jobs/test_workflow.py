@@ -73,7 +73,16 @@ def test_input_keys_name_a_node_and_an_input() -> None:
     assert target("2.images.image0", GRAPH) == "2"
     for wrong in ("9.image", "2", "2.", ".image", ""):
         assert target(wrong, GRAPH) is None
-    check_inputs({"1.image": {"base64": "aGVsbG8="}}, GRAPH)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_one"),
+    [("aGVsbG8=", True), ("data:image/png;base64,aGVsbG8=", True), ("data:,hello", False), ("aGVsbG8", False),
+     ("x;base64,aGVsbG8=", False), ("data:image/png;base64,§", False)],
+)  # fmt: skip
+def test_content_in_the_message_is_base64_as_browsers_give_it_too(text: str, is_one: bool) -> None:
+    with contextlib.nullcontext() if is_one else pytest.raises(InvalidWorkflow, match="base64"):
+        check_inputs({"1.image": {"base64": text}}, GRAPH)
 
 
 values = st.recursive(

@@ -40,6 +40,7 @@ async def sees(client: Client, comfy: ComfyProcess, source: dict[str, Any], colo
 async def test_a_file_in_the_message(client: Client, comfy: ComfyProcess) -> None:
     content = base64.b64encode(picture((1, 2, 3))).decode()
     await sees(client, comfy, {"base64": content, "filename": "a.png"}, (1, 2, 3))
+    await sees(client, comfy, {"base64": f"data:image/png;base64,{content}"}, (1, 2, 3))
 
 
 async def test_a_file_that_was_uploaded_before(client: Client, comfy: ComfyProcess) -> None:
