@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import redis
+from hypothesis import HealthCheck, settings
 
 from tests.support.leaks import leaks
 from tests.support.s3 import CREDENTIALS, Bucket, S3Server
@@ -33,6 +34,9 @@ class _RootIsNoPackage:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(_RootIsNoPackage())
+    # Other processes may have the machine: how long an example takes says nothing.
+    settings.register_profile("emq", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("emq")
 
 
 def _serve(name: str, binary: str) -> Iterator[RedisServer]:

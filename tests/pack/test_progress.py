@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from comfyui_emq_node.relay import Durations, Progress, needed_nodes
@@ -70,7 +70,6 @@ EVENTS = st.one_of(
 )
 
 
-@settings(deadline=None)  # other processes may have the machine
 @given(st.lists(EVENTS, max_size=40))
 def test_it_never_falls_and_stays_below_the_end(events: list[tuple[str, dict[str, Any]]]) -> None:
     progress, last = fresh(), 0.0
