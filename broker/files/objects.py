@@ -7,6 +7,7 @@ parts, which are taken back when its stream fails.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -137,6 +138,14 @@ class Objects:
             with suppress(NotFound), _translated():
                 await obstore.delete_async(self._backend, key)
 
+    async def sweep(self, folder: str, before: datetime) -> None:
+        """Remove what was half written before then: a broker that was killed leaves it, and no listing has it.
+
+        (In a bucket those are parts of unfinished uploads, which its own rules end.)
+        """
+        if self._root is not None:
+            await asyncio.to_thread(_sweep, self._root / folder, before.timestamp())
+
     async def below(self, folder: str) -> AsyncGenerator[list[tuple[str, datetime]], None]:
         """Keys of everything below a folder, each with the time of its last change, in batches."""
         with _translated():
@@ -199,6 +208,17 @@ class _Feed(AsyncIterator[bytes]):
         if not chunk:
             raise StopAsyncIteration
         return chunk
+
+
+def _sweep(folder: Path, before: float) -> None:
+    """Remove half-written files, which the library numbers with a ``#``, and folders that are empty then."""
+    for parent, _, names in os.walk(folder, topdown=False):
+        for path in (Path(parent, name) for name in names if "#" in name):
+            with suppress(OSError):
+                if path.lstat().st_mtime < before:
+                    path.unlink()
+        with suppress(OSError):
+            Path(parent).rmdir()
 
 
 @contextmanager

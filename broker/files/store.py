@@ -240,18 +240,28 @@ class FileStore:
             await self._objects.delete([key, file.data])
 
     async def delete_unused(self, folder: str) -> int:
-        """Remove the files of a folder that nobody has stored or asked for in ``keep_unused_s``; says how many."""
+        """Remove the files of a folder that nobody has stored or asked for in ``keep_unused_s``; says how many.
+
+        What has been there for so long and belongs to no file goes too: the rest of uploads whose broker was killed.
+        """
         wanted: dict[str, datetime] = {}
+        data: dict[str, datetime] = {}
         async for batch in self._objects.below(_checked(folder)):
             for key, at in batch:
-                file = key.removesuffix(USED)
-                wanted[file] = max(at, wanted.get(file, at))
-        limit, removed = datetime.now(UTC) - timedelta(seconds=self.keep_unused_s), 0
-        for key in sorted(key for key, at in wanted.items() if at < limit and is_key(key)):
-            removed += await self._document(key) is not None
-            await self.delete(key)
-            await self._objects.delete([key + USED])
-        return removed
+                name = key.removesuffix(USED)
+                times = wanted if is_key(name) else data
+                times[name] = max(at, times.get(name, at))
+        limit = datetime.now(UTC) - timedelta(seconds=self.keep_unused_s)
+        old = sorted(key for key, at in wanted.items() if at < limit)
+        gone = [file for key in old if (file := await self._document(key))]
+        await self._objects.delete([*old, *(file.data for file in gone), *(key + USED for key in old)])
+        for file in gone:
+            data.pop(file.data, None)
+        if len(data) > len(wanted) - len(old):
+            known = {file.data for key in wanted.keys() - set(old) if (file := await self._document(key))}
+            await self._objects.delete([key for key, at in data.items() if at < limit and key not in known])
+        await self._objects.sweep(folder, limit)
+        return len(gone)
 
     async def delete_folder(self, folder: str) -> int:
         """Remove everything below ``folder``; answers how many objects there were."""
@@ -259,6 +269,7 @@ class FileStore:
         async for batch in self._objects.below(_checked(folder)):
             await self._objects.delete([key for key, _ in batch])
             removed += len(batch)
+        await self._objects.sweep(folder, datetime.now(UTC))
         return removed
 
     async def delete_everywhere(self, folder: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -128,6 +130,57 @@ async def test_deleting_a_folder_takes_only_its_files(store, stream, tmp_path):
     assert await content(store, "t/j12/1/0") == b"x"
     await store.delete("t/j12/1/0")
     assert files_below(tmp_path) == []
+
+
+KILLED = """
+import asyncio, sys
+from pathlib import Path
+from broker.files.store import Expected, open_store
+
+async def endless():
+    for _ in range(3):
+        yield bytes(1 << 20)
+    print("half written", flush=True)
+    await asyncio.sleep(600)
+
+store = open_store(Path(sys.argv[1]), "outputs")
+asyncio.run(store.put("t/j/1", "0", endless(), label="x", expected=Expected(1 << 30)))
+"""
+
+
+async def half_written(folder: Path) -> list[Path]:
+    """What a broker leaves that is killed while a file comes."""
+    broker = await asyncio.create_subprocess_exec(sys.executable, "-c", KILLED, str(folder), stdout=subprocess.PIPE)
+    assert broker.stdout is not None
+    assert await broker.stdout.readline() == b"half written\n"
+    broker.kill()
+    await broker.wait()
+    return files_below(folder)
+
+
+async def test_what_a_killed_broker_left_half_written_goes_with_its_job(store, stream, tmp_path):
+    await store.put("t/j/1", "1", stream(b"x"), label="x", expected=ANY)
+    assert len(await half_written(tmp_path)) == 3
+    assert await store.delete_folder("t/j") == 2
+    assert files_below(tmp_path) == []
+    assert await store.folders("t") == []
+
+
+async def test_what_a_killed_broker_left_half_written_goes_with_what_is_unused(stream, tmp_path):
+    """Also bytes whose document was never written. What is in use, or has just come, stays."""
+    store = open_store(tmp_path, "outputs", keep_unused_s=100)
+    used, _ = await store.put("t/j/1", None, stream(b"used"), label="x", expected=ANY)
+    [rest] = set(await half_written(tmp_path)) - {tmp_path / "objects/outputs" / name for name in (used.key, used.data)}
+    orphan = rest.with_name("~" + "0" * 24)
+    orphan.write_bytes(b"no document")
+    assert await store.delete_unused("t/j/1") == 0
+    assert {rest, orphan} <= set(files_below(tmp_path))
+    for path in files_below(tmp_path):
+        os.utime(path, (0, 0))
+    await open_store(tmp_path, "outputs", keep_unused_s=100).stat(used.key)
+    assert await store.delete_unused("t/j/1") == 0
+    assert not {rest, orphan} & set(files_below(tmp_path))
+    assert await content(store, used.key) == b"used"
 
 
 @pytest.mark.parametrize(
