@@ -1,9 +1,9 @@
 """Files: memory while a large one passes, out and in, and whether uploads keep the GPU waiting.
 
 A real ComfyUI with EMQ's worker and a broker, each a process of its own. Memory is what a process and its children
-have for themselves (PSS), sampled twenty times a second, against what they had before. The GPU's work is a node that
-sleeps, so that the uploads of the job before have as much time as they would have; the gap is from one execution's end
-to the next one's start.
+have allocated (anonymous pages; those of files are shared with whoever else runs), sampled twenty times a second,
+against what they had before. The GPU's work is a node that sleeps, so that the uploads of the job before have as much
+time as they would have; the gap is from one execution's end to the next one's start.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import aiohttp
 from blake3 import blake3
 
-from bench.main_job import drained, gap_ms, pss_mb, registered, stamps
+from bench.main_job import drained, gap_ms, registered, stamps
 from bench.stack import broker, comfyui, until
 from bench.targets import Target, print_targets
 
@@ -43,12 +43,20 @@ def running(word: bytes) -> list[int]:
     return [pid for pid in children(os.getpid()) if word in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]
 
 
+def allocated_mb(pid: int) -> float:
+    """Memory that a process has allocated."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Anonymous:"):
+            return int(line.split()[1]) / 1024
+    raise LookupError("no line of anonymous pages")
+
+
 def memory_mb(pids: list[int]) -> float:
     """Memory of processes; one that has ended has none."""
     total = 0.0
     for pid in pids:
         try:
-            total += pss_mb(pid)
+            total += allocated_mb(pid)
         except (OSError, LookupError):
             continue
     return total

@@ -215,7 +215,7 @@ class Settings(BaseSettings):
         description="Seconds that outputs are kept, by tenant and status, where shorter than the record.",
     )
     keep_inputs_s: float = Field(
-        2_592_000,
+        2_592_000.0,
         ge=0,
         validation_alias=_env("EMQ_KEEP_INPUTS_S"),
         description="Life of an uploaded input file after its last use; 0: for ever.",

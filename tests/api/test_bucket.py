@@ -52,9 +52,9 @@ async def test_outputs_and_input_files_lie_in_the_bucket(start_broker: Start, bu
         digest = blake3(PNG).hexdigest()
         assert (await broker.json("PUT", f"/api/assets/{digest}", data=PNG))[0] == 201
         assert (await fetch(broker, f"/api/assets/{digest}"))[1] == PNG
-        assert len(bucket.listed()) == 4
+        assert len(bucket.listed()) == 5, "the input file with a note of its use"
         await broker.server.app[STORE].delete_folder(f"default/{held.job_id}")
-        assert len(bucket.listed()) == 2
+        assert len(bucket.listed()) == 3
 
 
 @pytest.mark.parametrize("presign", ["off", "put", "both"])
