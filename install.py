@@ -212,9 +212,13 @@ def write_settings(pack: Path, settings: dict[str, str]) -> None:
 def install(args: argparse.Namespace) -> int:
     """Install or update the worker."""
     comfyui = find_comfyui(args.comfyui)
-    target = target_of(comfyui)
+    target, here = target_of(comfyui), False
     if clones := cloned_packs(comfyui):
-        raise InstallError(f"{clones[0]} is a worker already (the whole project, cloned). Remove it first, or keep it.")
+        here = [clone.resolve() for clone in clones] == [SOURCE.parent] and not os.path.lexists(target)
+        if not here:
+            known = "is a worker already (the whole project, cloned). Remove it first, or use its own install.py."
+            raise InstallError(f"{clones[0]} {known}")
+        target = clones[0] / PACK
     if os.path.lexists(target) and not is_ours(target):
         raise InstallError(f"{target} exists and is not an EMQ worker. Move it away first.")
     if not os.access(target.parent if target.parent.is_dir() else comfyui, os.W_OK):
@@ -223,14 +227,16 @@ def install(args: argparse.Namespace) -> int:
     updated = os.path.lexists(target)
     settings = merged_settings(read_settings(target), args)
     install_packages(python.path)
-    place(target, args.link)
+    if not here:
+        place(target, args.link)
     if settings:
         write_settings(target, settings)
     python = inspect_python(python.path)
-    print(f"The EMQ worker is {'updated' if updated else 'installed'}.")
+    way = f"linked     {target} -> {SOURCE}" if args.link else f"copied to  {target}"
+    print(f"The EMQ worker is {'updated' if updated and not here else 'installed'}.")
     print(f"  python     {python}")
     print(f"  packages   {', '.join(f'{name} {python.packages[name]}' for name in WANTED)}")
-    print(f"  linked     {target} -> {SOURCE}" if args.link else f"  copied to  {target}")
+    print(f"  in place   {target}" if here else f"  {way}")
     print(f"  settings   {f'{target / SETTINGS}: ' + ', '.join(settings) if settings else 'none: a broker here'}")
     print(f"Restart ComfyUI. To see whether it would work: python install.py {args.comfyui} --check")
     return 0
@@ -247,11 +253,14 @@ def uninstall(args: argparse.Namespace) -> int:
         return 0
     if not is_ours(target):
         raise InstallError(f"{target} is not an EMQ worker; it stays.")
+    kept = (target / SETTINGS).resolve() if target.is_symlink() else None
     try:
         remove(target)
     except OSError as error:
         raise InstallError(f"Cannot remove {target}: {error}.") from error
     print(f"Removed {target}. The packages redis and blake3 stay. Restart ComfyUI.")
+    if kept is not None and kept.is_file():
+        print(f"Its settings stay in {kept}: another ComfyUI may be linked to that folder.")
     return 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -73,7 +72,8 @@ def cloned(install: Install, comfyui: Path, broker: BrokerProcess) -> None:
     manager = {**quiet_environment(), "COMFYUI_PATH": str(comfyui)}
     done = install(script=Path("install.py"), python=python, cwd=clone, env=manager)
     assert done.returncode == 0, done.stderr
-    (clone / PACK / "emq.json").write_text(json.dumps({"EMQ_REDIS_URL": broker.redis_url}))
+    done = install("--redis-url", broker.redis_url, script=clone / "install.py")
+    assert done.returncode == 0, done.stderr
 
 
 @asynccontextmanager

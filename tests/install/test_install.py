@@ -180,6 +180,28 @@ def test_broken_settings_stop_it_before_anything_is_done(comfyui: Path, install:
     assert (pack_in(comfyui) / "emq.json").read_text() == "{"
 
 
+def test_settings_behind_a_link_stay_and_are_named(comfyui: Path, install: Install) -> None:
+    script = comfyui.parent / "emq/install.py"
+    shutil.copytree(ROOT / PACK, script.parent / PACK, ignore=shutil.ignore_patterns("__pycache__", "emq.json"))
+    shutil.copy(ROOT / "install.py", script)
+    assert install(comfyui, "--link", "--broker-url", "http://127.0.0.1:8000", script=script).returncode == 0
+    done = install(comfyui, "--uninstall", script=script)
+    assert done.returncode == 0, done.stderr
+    assert f"settings stay in {script.parent / PACK / 'emq.json'}" in done.stdout
+    assert (script.parent / PACK / "emq.json").is_file()
+
+
+def test_a_clone_in_custom_nodes_writes_its_own_settings(comfyui: Path, install: Install) -> None:
+    clone = comfyui / "custom_nodes/emq"
+    shutil.copytree(ROOT / PACK, clone / PACK, ignore=shutil.ignore_patterns("__pycache__", "emq.json"))
+    shutil.copy(ROOT / "install.py", clone)
+    done = install("--broker-url", "http://127.0.0.1:8000", script=clone / "install.py")
+    assert done.returncode == 0, done.stderr
+    assert f"in place   {clone / PACK}" in done.stdout
+    assert json.loads((clone / PACK / "emq.json").read_text()) == {"EMQ_BROKER_URL": "http://127.0.0.1:8000"}
+    assert [path.name for path in (comfyui / "custom_nodes").iterdir() if path.is_dir()] == ["emq"]
+
+
 def test_a_clone_in_custom_nodes_is_not_doubled(comfyui: Path, install: Install) -> None:
     shutil.copytree(ROOT / PACK, comfyui / "custom_nodes/emq" / PACK)
     done = install(comfyui)
