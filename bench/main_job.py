@@ -168,12 +168,21 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def rss_mb(pid: int) -> float:
+    """Memory of a process, shared pages counted in full: other ComfyUIs on this machine do not change it."""
+    return _rollup_mb(pid, "Rss")
+
+
 def pss_mb(pid: int) -> float:
     """Memory of a process, shared pages counted in part."""
+    return _rollup_mb(pid, "Pss")
+
+
+def _rollup_mb(pid: int, kind: str) -> float:
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
+        if line.startswith(f"{kind}:"):
             return int(line.split()[1]) / 1024
-    raise LookupError("no Pss line")
+    raise LookupError(f"no {kind} line")
 
 
 def side_process(pid: int) -> int:
@@ -192,7 +201,7 @@ async def idle(pid: int, seconds: float) -> tuple[float, float]:
     await asyncio.sleep(3)
     before = cpu_s(pid)
     await asyncio.sleep(seconds)
-    return (cpu_s(pid) - before) / seconds * 100, pss_mb(pid)
+    return (cpu_s(pid) - before) / seconds * 100, rss_mb(pid)
 
 
 async def registered(http: aiohttp.ClientSession, broker_url: str) -> bool:
@@ -274,7 +283,7 @@ def targets(mid: dict[str, float], latency: list[float]) -> list[Target]:
         Target("3 submit to execution start, idle, p50 ms", statistics.median(latency), 10, most=True),
         Target("3 submit to execution start, idle, p99 ms", p99, 50, most=True),
         Target("4 idle CPU, worker and side process, % of a core", cpu, 0.5, most=True),
-        Target("4 memory added to ComfyUI, MB (PSS)", memory, 20, most=True),
+        Target("4 memory added to ComfyUI, MB (RSS)", memory, 20, most=True),
         Target("4 memory of the side process, MB (PSS)", mid["memory, side process"], 20, most=True),
     ]
 

@@ -41,6 +41,7 @@ class Membership:
         self._brokers: dict[str, tuple[str, ...]] = {}
         self._news: dict[str, asyncio.Event] = {}
         self._away: set[str] = set()
+        self._is_told_dead = False
 
     # -- what the worker asks ---------------------------------------------------------------------------------------
 
@@ -176,6 +177,7 @@ class Membership:
 
     async def beat(self, queue: WorkQueue) -> None:
         """Send one heartbeat and do what its answer says."""
+        self._look_at_prompt_thread()
         runs = self._worker.held(queue)
         inventory = self._comfy.inventory
         beat = await queue.heartbeat(
@@ -190,6 +192,12 @@ class Membership:
                 self._worker.told(run.job.job_id, word)
             if beat.watched is not None:
                 run.watch(run.job.job_id in beat.watched)
+
+    def _look_at_prompt_thread(self) -> None:
+        """Tell once of its end, whoever's prompt it was: the fleet hears ``unhealthy`` with each heartbeat."""
+        if not self._is_told_dead and not self._comfy.is_prompt_thread_alive():
+            self._is_told_dead = True
+            log.error("ComfyUI's prompt thread has ended; it runs nothing more, and no job is taken: restart ComfyUI")
 
     def _take(self, queue: WorkQueue, beat: Beat) -> None:
         if beat.brokers:

@@ -308,8 +308,6 @@ class Worker:
         self.membership.beat_now()
         if self._comfy.is_prompt_thread_alive():
             log.error("job %s was given up, but its prompt still runs; no job is taken until it ends", run.job.job_id)
-        else:
-            log.error("ComfyUI's prompt thread has ended; it runs nothing more, and no job is taken: restart ComfyUI")
         await run.relay.ended.wait()
         self.is_stuck = False
         self.membership.beat_now()

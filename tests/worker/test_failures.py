@@ -118,6 +118,7 @@ async def test_a_dead_prompt_thread_is_noticed(make_broker: MakeBroker, make_com
             return worker is not None and worker["status"] == "unhealthy"
 
         await wait_until(unhealthy, 5, "the worker is unhealthy")
+        assert comfy.said().count("prompt thread has ended; it runs nothing more") == 1
         waiting = await client.submit(plain_image(6))
         await asyncio.sleep(1)
         assert (await client.job(waiting))["status"] == "pending"
