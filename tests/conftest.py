@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import shutil
 import subprocess
@@ -37,6 +38,16 @@ def pytest_configure(config: pytest.Config) -> None:
     # Other processes may have the machine: how long an example takes says nothing.
     settings.register_profile("emq", deadline=None, suppress_health_check=[HealthCheck.too_slow])
     settings.load_profile("emq")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Build the trial ComfyUI before the first test's time runs: it takes a minute, on a busy machine several."""
+    from broker.trial.runtime import RuntimeUnavailable, prepare
+
+    wanted = any(item.get_closest_marker("comfyui") for item in session.items)
+    if wanted and not session.config.getoption("collectonly"):
+        with contextlib.suppress(RuntimeUnavailable):  # each test that needs it says why
+            prepare()
 
 
 def _serve(name: str, binary: str) -> Iterator[RedisServer]:
