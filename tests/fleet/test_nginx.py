@@ -289,6 +289,19 @@ async def test_without_any_replica_the_answer_says_so(site: Site) -> None:
     assert (status, answer["code"]) == (503, "unavailable")
 
 
+async def test_sockets_come_back_at_once_after_all_replicas_were_away(site: Site) -> None:
+    """NGINX has seen both fail; no request but those for sockets, which stay open, tells it that they are well."""
+    for replica in site.replicas:
+        await replica.end(signal.SIGKILL)
+    for _ in range(4):
+        with pytest.raises(aiohttp.WSServerHandshakeError):
+            await site.http.ws_connect(f"{site.url}/queue/ws")
+    await asyncio.gather(*(replica.start() for replica in site.replicas))
+    sockets = await asyncio.gather(*(site.http.ws_connect(f"{site.url}/queue/ws") for _ in range(20)))
+    for socket in sockets:
+        await socket.close()
+
+
 def test_sizes_and_times_are_those_of_the_broker() -> None:
     settings = Settings()
     assert f"client_max_body_size {settings.max_message_mb:.0f}m;" in CONF

@@ -39,11 +39,14 @@ def adapted(file: str, folder: Path, port: int, upstream: Sequence[str], edits: 
     """The file with other addresses and paths; everything else as it is. ``edits`` are further exact changes."""
     folder.mkdir(parents=True, exist_ok=True)
     text = (ROOT / "deploy" / file).read_text()
-    servers = "".join(f"server {address} max_fails=1 fail_timeout=2s;" for address in upstream)
+
+    def servers(found: re.Match[str]) -> str:
+        return "\n" + "".join(f"server {address}{found[2]};" for address in upstream)
+
     changes = {
         r"pid /run/nginx.pid;": f"pid {folder}/pid;",
         r"/var/log/nginx/": f"{folder}/",
-        r"(\n +server 127\.0\.0\.1:\d+[^;]*;[^\n]*)+": f"\n{servers}",
+        r"(\n +server 127\.0\.0\.1:\d+([^;]*);[^\n]*)+": servers,
         r"listen 443 ssl http2;": f"listen 127.0.0.1:{port};",
         r"\n +ssl_[^\n]*": "",
         r"worker_processes auto;": "worker_processes 1; worker_shutdown_timeout 1s;",
@@ -54,7 +57,7 @@ def adapted(file: str, folder: Path, port: int, upstream: Sequence[str], edits: 
         ),
     }
     for pattern, new in changes.items():
-        text, count = re.subn(pattern, lambda _, new=new: new, text)
+        text, count = re.subn(pattern, new if callable(new) else lambda _, new=new: new, text)
         assert count, f"{file} has no {pattern}"
     # The server on port 80 only leads to the other one.
     text = re.sub(r"server \{\s+listen 80;.*?\n    \}", "", text, flags=re.DOTALL)
