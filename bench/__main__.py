@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from bench import demo, files, fleet, inputs, load, main_job, queue, scale
+from bench import deliveries, demo, files, fleet, inputs, load, main_job, queue, reconnect, recovery, scale
 
 BENCHES = {
     "main-job": main_job.main,
@@ -15,6 +15,9 @@ BENCHES = {
     "inputs": inputs.main,
     "files": files.main,
     "load": load.main,
+    "deliveries": deliveries.main,
+    "reconnect": reconnect.main,
+    "recovery": recovery.main,
 }
 
 

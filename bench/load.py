@@ -6,13 +6,10 @@ import argparse
 import asyncio
 import itertools
 import json
-import os
 import statistics
-import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,12 +17,11 @@ from typing import Any
 import aiohttp
 
 from bench.server import server
-from bench.stack import ROOT, free_port, process, until
+from bench.site import MOST_CPU, machine, site
+from bench.stack import until
 from bench.targets import Target, print_targets
-from tests.support.nginx import nginx
 
 WORKFLOW = {"1": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 0}}}
-MOST_CPU = 0.8
 SOCKETS = 20
 
 
@@ -66,30 +62,6 @@ class Run:
             else:
                 code = str(reply.get("code", reply.get("type")))
                 self.refused[code] = self.refused.get(code, 0) + 1
-
-
-@asynccontextmanager
-async def site(folder: Path, redis_url: str, http: aiohttp.ClientSession) -> AsyncIterator[str]:
-    """NGINX before two brokers; gives NGINX's URL."""
-    async with AsyncExitStack() as stack:
-        ports = [free_port(), free_port()]
-        front = await stack.enter_async_context(
-            nginx("nginx.conf", folder / "nginx", [f"127.0.0.1:{p}" for p in ports])
-        )
-        env = {k: v for k, v in os.environ.items() if not k.startswith(("EMQ_", "REDIS_"))}
-        env |= {"EMQ_PUBLIC_URL": front.url, "EMQ_TRUSTED_PROXIES": "127.0.0.1"}
-        for port in ports:
-            command = [sys.executable, "-m", "broker", "serve", "--port", str(port), "--redis", redis_url,
-                       "--data", str(folder / "data")]  # fmt: skip
-            await stack.enter_async_context(process(command, ROOT, env, folder / f"broker-{port}.log"))
-        for port in ports:
-            await until(lambda port=port: _healthy(http, port), "a broker is healthy")  # type: ignore[misc]
-        yield front.url
-
-
-async def _healthy(http: aiohttp.ClientSession, port: int) -> bool:
-    async with http.get(f"http://127.0.0.1:{port}/health") as answer:
-        return answer.status == 200
 
 
 async def load(url: str, http: aiohttp.ClientSession, per_s: float, seconds: float, bulk: int) -> Run:
@@ -143,12 +115,11 @@ async def measure(args: argparse.Namespace) -> list[Target]:
     """Both loads, on one server."""
     found: list[Target] = []
     with tempfile.TemporaryDirectory(prefix="emq-load-") as name, server(args.fsync) as up:
-        async with aiohttp.ClientSession() as http, site(Path(name), up.url, http) as url:
-            machine = f"load of the machine {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
-            print(f"NGINX, 2 brokers, Redis {up.redis.info()['redis_version']}, appendfsync {args.fsync}, {machine}")
+        async with aiohttp.ClientSession() as http, site(Path(name), up.url) as where:
+            print(f"NGINX, 2 brokers, Redis {up.redis.info()['redis_version']}, appendfsync {args.fsync}, {machine()}")
             for per_s, bulk in ((args.submits, 1), (args.jobs, args.bulk)):
                 what = f"{per_s}/s in messages of {bulk}"
-                run = await load(url, http, per_s, args.seconds, bulk)
+                run = await load(where.url, http, per_s, args.seconds, bulk)
                 print(run.line(what), flush=True)
                 if run.cpu <= MOST_CPU:
                     found += [Target(f"{what}: accepted a second", run.per_s, per_s * 0.99)]

@@ -66,7 +66,8 @@ async def drill(folder: Path, plan: Plan) -> Verdict:
     scene = Drill(folder)
     try:
         await scene.start(comfyuis=plan.comfyuis)
-        async with Client(scene.url, patience_s=60) as client:
+        # Nobody gives up: that is no broken promise, but on a busy machine Redis may read its file for a while.
+        async with Client(scene.url, patience_s=HEAL_S) as client:
             load = Load(client, rng, plan.mixture)
             async with _beside(scene, load, plan, verdict):
                 await _break(scene, plan, rng, verdict, started)
