@@ -44,7 +44,7 @@ class Guarded:
             await self.honoured(broker, text)
         return text
 
-    async def honoured(self, broker: Broker, key: str, status: int = 200, within: float = 5.0) -> None:
+    async def honoured(self, broker: Broker, key: str, status: int = 200, within: float = 20.0) -> None:
         async def found() -> bool:
             seen = [(await broker.json("GET", "/openapi.json", headers=h))[0] for h in (bearer(key), {})]
             return seen == [status, 401]
