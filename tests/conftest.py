@@ -41,13 +41,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Build the trial ComfyUI before the first test's time runs: it takes a minute, on a busy machine several."""
-    from broker.trial.runtime import RuntimeUnavailable, prepare
+    """Get the trial ComfyUI and its page before the first test's time runs: it takes a minute, often several."""
+    from broker.trial.runtime import RuntimeUnavailable, frontend, prepare
 
     wanted = any(item.get_closest_marker("comfyui") for item in session.items)
     if wanted and not session.config.getoption("collectonly"):
         with contextlib.suppress(RuntimeUnavailable):  # each test that needs it says why
             prepare()
+            frontend()
 
 
 def _serve(name: str, binary: str) -> Iterator[RedisServer]:
