@@ -5,6 +5,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# What a broker needs is enough for the demo; the tools for development are eight times as much.
+BROKER := $(VENV)/.broker
 STAMP := $(VENV)/.installed
 # What the tests use besides Python: a second Redis implementation, a proxy, a browser, a Lua linter.
 PACKAGES := redis-server nginx chromium lua-check prometheus
@@ -15,13 +17,17 @@ help: ## Show this list
 
 install: $(STAMP) ## Make .venv with the broker and the development tools
 
-$(STAMP): pyproject.toml comfyui_emq_node/version.py .ci/constraints.txt
+$(BROKER): pyproject.toml comfyui_emq_node/version.py .ci/constraints.txt
 	@.ci/python $(PYTHON) $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt --editable . --group dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --editable .
 	@touch $@
 
-demo: $(STAMP) ## Broker, Valkey and a real ComfyUI make a picture (ARGS=--once ends after it; COMFYUI=/path uses yours)
+$(STAMP): $(BROKER)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt --group dev
+	@touch $@
+
+demo: $(BROKER) ## Broker, Valkey and a real ComfyUI make a picture (ARGS=--once ends after it; COMFYUI=/path uses yours)
 	$(BIN)/python -m broker demo $(ARGS)
 
 test: lint ## Lint, then every test (ARGS="tests/queue -k claim" runs pytest with these arguments instead)

@@ -231,13 +231,8 @@ class Comfy:
         self._listeners[prompt_id] = listener
         if hold:
             self._staged.add(prompt_id)
-        extra = {**extra, MARK: prompt_id}
-        body: dict[str, Any] = {
-            "prompt": graph,
-            "prompt_id": prompt_id,
-            "client_id": self.client_id,
-            "extra_data": extra,
-        }
+        named = {"prompt_id": prompt_id, "client_id": self.client_id}
+        body: dict[str, Any] = {"prompt": graph, **named, "extra_data": {**extra, MARK: prompt_id}}
         if front:
             body["front"] = True
         try:
