@@ -215,10 +215,10 @@ class Settings(BaseSettings):
         description="Seconds that outputs are kept, by tenant and status, where shorter than the record.",
     )
     keep_inputs_s: float = Field(
-        2_592_000.0,
+        34_560_000.0,
         ge=0,
         validation_alias=_env("EMQ_KEEP_INPUTS_S"),
-        description="Life of an uploaded input file after its last use; 0: for ever.",
+        description="Life of an uploaded input file after its last use, longer than jobs may wait; 0: for ever.",
     )
     max_finished: int = Field(
         1_000_000,
