@@ -80,14 +80,14 @@ class FleetClient:
             yield answer
 
     @asynccontextmanager
-    async def output(self, job_id: str, number: int) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The answer with one of a job's files."""
+    async def output(self, job_id: str, number: int, span: str | None = None) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The answer with one of a job's files, or with the ``span`` of it (HTTP's ``Range``)."""
         outputs = ((await self.job(job_id)).get("result") or {}).get("outputs") or []
         if number >= len(outputs):
             raise Unanswered(404, "There is no such output.")
         # The signature is good at every replica, by whatever name and below whatever path it is reached.
         _, api, rest = str(outputs[number]["url"]).partition("/api/jobs/")
-        async with self._ask("GET", api + rest) as answer:
+        async with self._ask("GET", api + rest, {"Range": span} if span else {}) as answer:
             yield answer
 
     async def depth(self) -> dict[str, Any] | None:
@@ -149,12 +149,15 @@ class FleetClient:
             return found
 
     @asynccontextmanager
-    async def _ask(self, method: str, path: str, **options: Any) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def _ask(
+        self, method: str, path: str, more: Mapping[str, str] | None = None, **options: Any
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
         if self._session is None:
             timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=60)
             self._session = aiohttp.ClientSession(timeout=timeout)
         key = self._settings.submit_key or self._settings.api_key
         headers = {"Authorization": f"Bearer {key}"} if key and "s" not in parse_qs(urlsplit(path).query) else {}
+        headers.update(more or {})
         async with self._session.request(method, self._broker() + path, headers=headers, **options) as answer:
             if answer.status >= 400:
                 raise await _refused(answer)

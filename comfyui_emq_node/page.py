@@ -27,7 +27,7 @@ log = logging.getLogger("emq")
 T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 MAX_BODY = 32 << 20
-SHOWN = ("Content-Type", "Content-Length", "Content-Disposition", "ETag")
+SHOWN = ("Content-Type", "Content-Length", "Content-Disposition", "ETag", "Accept-Ranges", "Content-Range")
 
 
 class Refusal(Exception):
@@ -160,7 +160,8 @@ class Page:
         number = request.match_info["number"]
         if not (number.isascii() and number.isdigit() and len(number) < 6):
             raise Refusal(404, "There is no such output.")
-        async with self._fleet.output(request.match_info["job_id"], int(number)) as answer:
+        span = request.headers.get("Range")  # of a video that is wound
+        async with self._fleet.output(request.match_info["job_id"], int(number), span) as answer:
             return await _pass_on(request, answer)
 
 

@@ -95,6 +95,9 @@ async def test_a_graph_of_the_page_runs_with_its_local_files(
         assert "sandbox" in answer.headers["Content-Security-Policy"]
     assert picture.getpixel((0, 0)) == (9, 8, 7)
     assert "workflow" in picture.info
+    async with http.get(output["url"], headers={"Range": "bytes=1-3"}) as answer:
+        assert (answer.status, await answer.read()) == (206, b"PNG")
+        assert answer.headers["Content-Range"] == f"bytes 1-3/{output['size']}"
 
 
 @pytest.mark.parametrize(
