@@ -2,6 +2,7 @@
 
 ``python -m tests.chaos.long --keep artifacts/chaos.json``. Every mix is judged by itself and added to the file; started
 again with the same file it goes on where it ended. A mix that breaks a promise ends the run, and its folder is kept.
+SIGTERM ends it in good order; the mix under way is not added then.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 import json
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -80,12 +82,20 @@ def _versions() -> dict[str, str]:
 def one(record: Record, plan: Plan) -> bool:
     """Run one mix and add it; whether every promise was kept."""
     folder = Path(tempfile.mkdtemp(prefix="emq-chaos-"))
-    verdict = asyncio.run(drill(folder, plan))
+    verdict = asyncio.run(_interruptible(folder, plan))
     record.add(plan.seed, verdict)
     print(f"seed {plan.seed}: {'good' if verdict.good else f'BROKEN, see {folder}'}\n{verdict.text()}", flush=True)
     if verdict.good:
         shutil.rmtree(folder, ignore_errors=True)
     return verdict.good
+
+
+async def _interruptible(folder: Path, plan: Plan) -> Verdict:
+    """A run that is ended leaves no process behind; its mix does not count."""
+    task = asyncio.ensure_future(drill(folder, plan))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    return await task
 
 
 def main() -> int:

@@ -57,18 +57,23 @@ int fdatasync(int fd) {
 """
 
 
+def build(library: Path, source: str) -> bool:
+    """Make a library to be loaded before the C library; false where there is no C compiler."""
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is not None:
+        file = library.with_suffix(".c")
+        file.write_text(source)
+        subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, file, "-ldl"], check=True)
+    return compiler is not None
+
+
 class Power:
     """Cuts what was not synced. :attr:`possible` says whether this machine has a C compiler."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._notes, self._library = folder / "notes", folder / "power.so"
-        compiler = shutil.which("gcc") or shutil.which("cc")
-        self.possible = compiler is not None
-        if compiler is not None:
-            source = folder / "power.c"
-            source.write_text(SOURCE)
-            subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", self._library, source, "-ldl"], check=True)
+        self.possible = build(self._library, SOURCE)
 
     @contextmanager
     def shim(self) -> Iterator[None]:
