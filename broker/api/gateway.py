@@ -11,8 +11,9 @@ from broker.access.credentials import watched
 from broker.access.identity import Scope, current
 from broker.api import commands
 from broker.api.frames import cut_off
-from broker.api.gateway_link import Link, Socket, find_dead_hosts
+from broker.api.gateway_link import Link, Socket
 from broker.api.gateway_session import GatewayParts, WorkerSession
+from broker.api.kernel import find_dead_hosts
 from broker.api.rest import answer, asks, read_message
 from broker.api.seats import seat
 from broker.logging import bind_client

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from contextlib import suppress
 from typing import Any
 
@@ -59,17 +58,3 @@ class Link:
                 self._transport.abort()
         except (ConnectionError, RuntimeError):
             pass  # it has gone; the reading side notices
-
-
-def find_dead_hosts(request: web.Request) -> None:
-    """Let the kernel end a connection whose other host is gone, within half a minute.
-
-    A missed pong says nothing: a worker whose interpreter is held by C code answers none and is well.
-    """
-    connection = request.transport.get_extra_info("socket") if request.transport else None
-    if connection is None or connection.family not in (socket.AF_INET, socket.AF_INET6):
-        return
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", 12), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
-        if hasattr(socket, name):
-            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -13,6 +13,7 @@ from aiohttp import web
 from broker.access.credentials import watched
 from broker.access.identity import Scope, current
 from broker.api.errors import dumps
+from broker.api.kernel import end_untaken_soon
 from broker.api.seats import seat
 from broker.api.services import SERVICES, services
 from broker.api.streams import Item, picture_of, wished_px
@@ -41,6 +42,7 @@ async def events(request: web.Request) -> web.StreamResponse:
         async with seat(request):
             response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"})
             await response.prepare(request)
+            end_untaken_soon(request)
             with contextlib.suppress(ConnectionError, TimeoutError), until_the_end(request) as stop:
                 await send(response, text_of(first) if first else b": events of the job\n\n")
                 await _pump(response, stream, stop)

@@ -14,6 +14,7 @@ from pathlib import Path
 from aiohttp import web
 
 from broker.api.doorman import Hall
+from broker.api.kernel import end_untaken
 from broker.app import create_app, require_key
 from broker.cli.command import Command
 from broker.errors import ConfigurationError
@@ -21,6 +22,9 @@ from broker.logging import configure
 from broker.settings import Settings
 
 log = logging.getLogger(__name__)
+
+BETWEEN_REQUESTS_S = 75
+"""A connection may idle between requests for so long; longer than NGINX keeps one (60 s), or requests would be lost."""
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,11 +56,23 @@ def _listen(settings: Settings) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        end_untaken(listener)
         listener.bind((settings.host.strip("[]"), settings.port))
     except (OSError, OverflowError) as error:
         listener.close()
         raise ConfigurationError(f"Cannot listen on {settings.host}:{settings.port}: {error}.") from None
     return listener
+
+
+def runner_of(app: web.Application) -> web.AppRunner:
+    """What serves connections."""
+    return web.AppRunner(
+        app,
+        access_log_format='%a "%r" %s %Tf',
+        shutdown_timeout=2,
+        keepalive_timeout=BETWEEN_REQUESTS_S,
+        auto_decompress=False,  # a compressed body is refused, so nobody need unpack it
+    )
 
 
 async def serve(settings: Settings) -> int:
@@ -69,12 +85,7 @@ async def serve(settings: Settings) -> int:
             loop.add_signal_handler(number, stop.set)
     with contextlib.closing(_listen(settings)) as listener:
         port = listener.getsockname()[1]
-        runner = web.AppRunner(
-            create_app(settings.model_copy(update={"port": port})),
-            access_log_format='%a "%r" %s %Tf',
-            shutdown_timeout=2,
-            auto_decompress=False,  # a compressed body is refused, so nobody need unpack it
-        )
+        runner = runner_of(create_app(settings.model_copy(update={"port": port})))
         server: asyncio.Server | None = None
         try:
             if not await _started(runner, stop):

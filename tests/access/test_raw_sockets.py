@@ -1,0 +1,199 @@
+"""What no WebSocket client would send, and what none would fail to read: only the one who does it feels it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+from collections.abc import AsyncIterator
+
+import pytest
+from aiohttp import web
+
+from broker.api import client_socket, kernel
+from broker.cli import serve
+from broker.settings import Settings
+from tests.access.conftest import Guarded
+from tests.api.conftest import UPGRADE, Broker, Start, broker
+from tests.support.waiting import wait_until
+
+__all__ = ["broker"]
+
+CONTINUED, TEXT, CLOSE, PING = 0, 1, 8, 9
+ASKED = b'{"type":"unsubscribe_job","job_id":"none"}'
+
+
+def frame(kind: int, data: bytes = b"", *, end: bool = True, masked: bool = True) -> bytes:
+    """One frame; its mask is of zeroes, which leave the data as it is."""
+    size, mask = len(data), 0x80 if masked else 0
+    length = bytes([mask | size]) if size < 126 else bytes([mask | 127]) + size.to_bytes(8, "big")
+    return bytes([0x80 * end | kind]) + length + bytes(4) * masked + data
+
+
+def in_pieces(data: bytes) -> bytes:
+    """A text in fragments of one byte, with a ping between them."""
+    first, *rest = [data[n : n + 1] for n in range(len(data))]
+    middle = b"".join(frame(CONTINUED, piece, end=False) + frame(PING) for piece in rest[:-1])
+    return frame(TEXT, first, end=False) + middle + frame(CONTINUED, rest[-1])
+
+
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+@contextlib.asynccontextmanager
+async def connected(port: int, first: bytes = UPGRADE, *, takes: int | None = None) -> AsyncIterator[Streams]:
+    """A connection that has sent ``first``, and takes so many bytes before it is read."""
+    sock = socket.socket()
+    if takes is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, takes)
+    sock.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
+    reader, writer = await asyncio.open_connection(sock=sock, limit=1024)
+    try:
+        writer.write(first)
+        yield reader, writer
+    finally:
+        writer.transport.abort()
+
+
+def port_of(broker: Broker) -> int:
+    return broker.server.port or 0
+
+
+async def others_are_well(broker: Broker) -> None:
+    async with broker.client() as client:
+        assert (await client.ask({"type": "request_stats"}))["type"] == "response_stats"
+
+
+@pytest.mark.parametrize(
+    ("sent", "answer"),
+    [
+        (in_pieces(ASKED), b'"subscription_confirmed"'),
+        (
+            frame(TEXT, ASKED[:9], end=False) + frame(CONTINUED, end=False) * 500 + frame(CONTINUED, ASKED[9:]),
+            b'"subscription_confirmed"',
+        ),
+        (frame(PING, b"x" * 100) * 2000 + frame(TEXT, ASKED), b'"subscription_confirmed"'),
+        (frame(TEXT, ASKED, masked=False), b'"subscription_confirmed"'),
+        (frame(PING, b"x" * 126), b"\x88\x02\x03\xea"),
+        (frame(PING, end=False), b"\x88\x02\x03\xea"),
+        (frame(CONTINUED, ASKED), b"\x88\x02\x03\xea"),
+        (frame(TEXT, ASKED[:9], end=False) + frame(TEXT, ASKED), b"\x88\x02\x03\xea"),
+        (frame(CLOSE, b"x"), b"\x88\x02\x03\xea"),
+        (frame(CLOSE, b"\x03\xe7"), b"\x88\x02\x03\xea"),
+        (frame(CLOSE, b"\x03\xe8\xff"), b"\x88\x02\x03\xef"),
+        (frame(CLOSE, b"\x03\xe8") + frame(TEXT, ASKED) * 5, b"\x88\x02\x03\xe8"),
+        (b"GET / HTTP/1.1\r\n\r\n", b"\x88\x02\x03\xea"),
+    ],
+    ids=[
+        "one byte each", "empty fragments", "pings", "unmasked", "long ping", "half a ping", "continued first",
+        "text in text", "close of a byte", "close code", "close text", "after the close", "http",
+    ],
+)  # fmt: skip
+async def test_frames_that_no_client_makes(
+    broker: Broker, sent: bytes, answer: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are read where they can be, and end their own connection where not."""
+    async with connected(port_of(broker)) as (reader, writer):
+        writer.write(sent)
+        heard = b""
+        async with asyncio.timeout(10):
+            while answer not in heard:
+                heard += (piece := await reader.read(65_536))
+                assert piece, heard[-200:]
+    await others_are_well(broker)
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+async def test_a_message_without_end_is_cut(start_broker: Start) -> None:
+    broker = await start_broker(max_message_mb=0.25)
+    async with connected(port_of(broker)) as (reader, writer):
+        writer.write(frame(TEXT, b"x", end=False))
+        with contextlib.suppress(ConnectionError):
+            for _ in range(100):
+                writer.write(frame(CONTINUED, b"y" * 65_536, end=False))
+                async with asyncio.timeout(5):
+                    await writer.drain()
+            async with asyncio.timeout(5):
+                assert (await reader.read(65_536))[-2:] == (1009).to_bytes(2, "big")
+        assert writer.transport.is_closing() or reader.at_eof()
+    await others_are_well(broker)
+
+
+def open_connections(broker: Broker) -> int:
+    server = broker.server.runner.server
+    assert server is not None
+    return len(server.connections)
+
+
+FLOODS = {
+    "asks": frame(TEXT, json.dumps({"type": "make_coffee", "message_id": "x" * 60}).encode()),
+    "pings": frame(PING, b"x" * 120),
+}
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+async def test_what_waits_for_one_who_never_reads_keeps_no_connection(
+    broker: Broker, flood: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither when the broker waits to send nor when it has closed: pongs are sent by nobody who would time out."""
+    monkeypatch.setattr(kernel, "UNTAKEN_LIVE_S", 1)
+    monkeypatch.setattr(client_socket, "STALLED_S", 600)
+    before = open_connections(broker)
+    async with connected(port_of(broker), takes=4096) as (reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+
+        async def gone() -> bool:
+            if not writer.transport.is_closing() and writer.transport.get_write_buffer_size() < 1 << 20:
+                writer.write(FLOODS[flood] * 2000)
+            return open_connections(broker) == before
+
+        await wait_until(gone, 25, "the broker has the connection no more")
+    await others_are_well(broker)
+
+
+async def test_answers_that_are_not_taken_are_not_kept_for_ever(guarded: Guarded) -> None:
+    """Of HTTP: a download that nobody reads ends as well."""
+    listener = serve._listen(Settings().model_copy(update={"port": 0}))
+    assert listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == kernel.UNTAKEN_S * 1000
+    kernel.end_untaken(listener, 1)
+    serving = guarded.broker.server.runner.server
+    assert serving is not None
+    server = await asyncio.get_running_loop().create_server(serving, sock=listener)
+    before = open_connections(guarded.broker)
+    try:
+        asking = b"GET /static/htmx.min.js HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+        async with connected(listener.getsockname()[1], asking * 500, takes=4096) as (_, writer):
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
+
+            async def stuck() -> bool:
+                return open_connections(guarded.broker) == before + 1
+
+            async def gone() -> bool:
+                return open_connections(guarded.broker) == before
+
+            await wait_until(stuck, 5, "the broker answers")
+            await wait_until(gone, 25, "the broker has the connection no more")
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize("next_one", [b"", b"GET / HT"], ids=["nothing", "half a request"])
+async def test_a_connection_does_not_idle_for_ever(next_one: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 60 < serve.BETWEEN_REQUESTS_S < 120, "NGINX keeps its own for 60 s"
+    monkeypatch.setattr(serve, "BETWEEN_REQUESTS_S", 0.3)
+    runner = serve.runner_of(web.Application())
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        port = runner.addresses[0][1]
+        async with connected(port, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n") as (reader, writer):
+            assert b" 404 " in await reader.readuntil(b"\r\n\r\n")
+            writer.write(next_one)
+            async with asyncio.timeout(5):
+                await reader.read()
+    finally:
+        await runner.cleanup()
