@@ -44,7 +44,7 @@ class KeyRing:
         self._stamp = (-1, -1)
         self._keys: dict[str, Key] = {}
         self._users: dict[str, User] = {}
-        self._watched: dict[object, tuple[Identity, Close]] = {}
+        self._watched: dict[Identity, dict[object, Close]] = {}
         self._used: dict[str, int] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._told_at = self._sessions_at = self._beat_at = time.monotonic()
@@ -110,11 +110,14 @@ class KeyRing:
     def watch(self, who: Identity, close: Close) -> Iterator[None]:
         """``close`` is called as soon as the identity's key or session has ended, from within until the block's end."""
         token = object()
-        self._watched[token] = (who, close)
+        closes = self._watched.setdefault(who, {})
+        closes[token] = close
         try:
             yield
         finally:
-            self._watched.pop(token, None)
+            closes.pop(token, None)
+            if not closes and self._watched.get(who) is closes:
+                del self._watched[who]
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
@@ -152,10 +155,10 @@ class KeyRing:
         self._stamp = stamp  # last: what failed is done again at the next look
 
     def _close_where(self, ended: Callable[[Identity], bool]) -> None:
-        for token, (who, close) in list(self._watched.items()):
-            if ended(who):
-                del self._watched[token]
-                log.info("The credential by key %s has ended: its connection is closed", who.key_id or "none")
+        for who in [who for who in self._watched if ended(who)]:
+            closes = self._watched.pop(who)
+            log.info("The credential by key %s has ended: %s connections close", who.key_id or "none", len(closes))
+            for close in closes.values():
                 task = asyncio.ensure_future(close())
                 self._closing.add(task)
                 task.add_done_callback(self._closing.discard)
@@ -164,7 +167,7 @@ class KeyRing:
         if time.monotonic() - self._sessions_at < SESSIONS_S:
             return
         self._sessions_at = time.monotonic()
-        sessions = sorted({who.session for who, _ in self._watched.values() if who.session})
+        sessions = sorted({who.session for who in self._watched if who.session})
         if sessions:
             living = await self._store.living(sessions)
             gone = set(sessions) - living

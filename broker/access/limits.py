@@ -32,6 +32,8 @@ class KeyLimits:
 class TokenBucket:
     """``rate`` tokens a second, saved up for two seconds."""
 
+    __slots__ = ("_at", "_burst", "_rate", "_tokens")
+
     def __init__(self, rate: float) -> None:
         self._rate = rate
         self._tokens = self._burst = rate * 2

@@ -74,14 +74,6 @@ class ClientSocket:
         self._jobs: dict[str, asyncio.Task[None]] = {}
         self._stats: asyncio.Task[None] | None = None
         self._groups = GroupFollower(services.groups, who.tenant, self._reply, self._fail)
-        self._special: dict[str, Callable[[dict[str, Any], str | None], Awaitable[None]]] = {
-            "submit_job": self._submit,
-            "submit_jobs": self._submit_many,
-            "subscribe_job": self._subscribe,
-            "unsubscribe_job": self._unsubscribe,
-            "subscribe_stats": self._subscribe_stats,
-            "subscribe_group": self._subscribe_group,
-        }
 
     async def run(self, *, stats: bool = False) -> None:
         """Read and answer until the client leaves; ``stats`` subscribes to the figures at once."""
@@ -160,9 +152,9 @@ class ClientSocket:
         try:
             if request.error is not None:
                 raise request.error
-            special = self._special.get(request.kind)
+            special = _SPECIAL.get(request.kind)
             if special is not None:
-                await special(request.message, request.echo)
+                await special(self, request.message, request.echo)
             else:
                 reply = await commands.run(request.kind, request.message, self._ops, self._who)
                 await self._audit(request)
@@ -368,6 +360,17 @@ class ClientSocket:
         request = self._ws._req  # aiohttp shows the transport of a socket nowhere else
         if request is not None and request.transport is not None:
             request.transport.abort()
+
+
+_SPECIAL: dict[str, Callable[[ClientSocket, dict[str, Any], str | None], Awaitable[None]]] = {
+    "submit_job": ClientSocket._submit,
+    "submit_jobs": ClientSocket._submit_many,
+    "subscribe_job": ClientSocket._subscribe,
+    "unsubscribe_job": ClientSocket._unsubscribe,
+    "subscribe_stats": ClientSocket._subscribe_stats,
+    "subscribe_group": ClientSocket._subscribe_group,
+}
+"""Messages that change what the connection follows; the others are commands that any carrier may bring."""
 
 
 def _follows(message: dict[str, Any]) -> bool:

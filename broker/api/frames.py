@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
 
 from aiohttp import WSCloseCode, WSMsgType, web
+
+from broker.api.flag import Flag
 
 READ_AHEAD = 256
 
@@ -16,15 +17,16 @@ Socket = web.WebSocketResponse[bool]
 class Frames:
     """Messages in order; ``limit`` is the largest one and bounds all that were read ahead, in bytes."""
 
+    __slots__ = ("_bytes", "_changed", "_ended", "_items", "_limit", "_room", "_task", "_ws", "too_large")
+
     def __init__(self, ws: Socket, limit: int) -> None:
         self.too_large = False
         self._ws = ws
         self._limit = limit
         self._bytes = 0
-        self._items: deque[tuple[bool, bytes]] = deque()
-        self._changed = asyncio.Event()
-        self._room = asyncio.Event()
-        self._room.set()
+        self._items: list[tuple[bool, bytes]] = []  # few at any time, and a deque is large while it is empty
+        self._changed = Flag()
+        self._room = Flag(on=True)
         self._ended = False
         self._task = asyncio.create_task(self._read(), name="socket-reader")
 
@@ -39,7 +41,7 @@ class Frames:
         """The next message if one is here already."""
         if not self._items:
             return None
-        item = self._items.popleft()
+        item = self._items.pop(0)
         self._bytes -= len(item[1])
         if len(self._items) < READ_AHEAD // 2 and self._bytes <= self._limit // 2:
             self._room.set()

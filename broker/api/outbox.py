@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from dataclasses import dataclass
 
-HIGH_BYTES = 8 * 1024 * 1024
+from broker.api.flag import Flag
+
+HIGH_BYTES = 256 * 1024
 """Above this no further request of the client is read and event streams wait."""
 MAX_PREVIEWS = 8
 
@@ -24,14 +25,15 @@ class Outbox:
     it never overtakes a change of state. Frames without a key are never dropped; :meth:`room` bounds their number.
     """
 
+    __slots__ = ("_bytes", "_items", "_keyed", "_previews", "_room", "_some")
+
     def __init__(self) -> None:
         self._items: deque[_Item] = deque()
         self._keyed: dict[tuple[str, str], _Item] = {}
         self._previews = 0
         self._bytes = 0
-        self._some = asyncio.Event()
-        self._room = asyncio.Event()
-        self._room.set()
+        self._some = Flag()
+        self._room = Flag(on=True)
 
     def put(self, text: str) -> None:
         """A frame that must arrive."""
