@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +13,11 @@ from aiohttp import web
 from blake3 import blake3
 
 from tests.access.conftest import Guarded, bearer, handshake
+from tests.access.test_credentials import own_valkey_client
 from tests.api.conftest import GRAPH as WORKFLOW
 from tests.api.conftest import submit
+from tests.support.dump import dump
+from tests.support.servers import RedisServer
 from tests.support.simulated import Held
 
 SCOPES = ("submit", "read", "worker", "admin")
@@ -259,3 +263,21 @@ async def test_a_scope_opens_its_routes_and_no_other(guarded: Guarded, scope: st
         ):
             status = await status_of(guarded, method, foreign.fill(path), key)
             assert status == 404, f"{method} {path} of another tenant"
+
+
+NO_CHANGE = re.compile(r"^(access:\{keys\}:(tb:|whsec:|used)|\{[^}]*\}:(config|meta|watch:|history))")
+"""What passes by itself, and what is made by the first look: a tenant's webhook secret, a preview that is watched."""
+
+
+async def test_looking_changes_nothing(guarded: Guarded, own_valkey: RedisServer) -> None:
+    """Every GET, twice: whatever page or program asks, the queue and the access records stay as they were."""
+    own = await things(guarded, "own")
+    key = await guarded.key("admin")
+    looked = [path for method, path in NEEDS if method == "GET" and not path.startswith("/ws")]
+    with own_valkey_client(own_valkey) as redis:
+        before = dump(redis, "emq:")
+        for path in looked * 2:
+            status = await status_of(guarded, "GET", own.fill(WITH_QUERY.get(path, path)), key)
+            assert status < 400, f"{path}: {status}"
+        changed = before.differences(dump(redis, "emq:"))
+    assert [line for line in changed if not NO_CHANGE.match(line)] == []
