@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from bench import deliveries, demo, files, fleet, inputs, load, main_job, queue, reconnect, recovery, scale
+from bench import access, deliveries, demo, files, fleet, inputs, load, main_job, queue, reconnect, recovery, scale
 
 BENCHES = {
     "main-job": main_job.main,
@@ -18,6 +18,7 @@ BENCHES = {
     "deliveries": deliveries.main,
     "reconnect": reconnect.main,
     "recovery": recovery.main,
+    "access": access.main,
 }
 
 

@@ -58,12 +58,12 @@ class Server:
 
 
 @contextmanager
-def server(fsync: str = "everysec", *options: str) -> Iterator[Server]:
+def server(fsync: str = "everysec", *options: str, binary: str = "redis-server") -> Iterator[Server]:
     """An append-only server on loopback; ``fsync`` is ``everysec``, ``always`` or ``off`` (no append-only file)."""
     with tempfile.TemporaryDirectory(prefix="emq-bench-") as folder:
         port = free_port()
         append = ["--appendonly", "no"] if fsync == "off" else ["--appendonly", "yes", "--appendfsync", fsync]
-        command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--dir", folder, "--save", "",
+        command = [binary, "--port", str(port), "--bind", "127.0.0.1", "--dir", folder, "--save", "",
                    "--auto-aof-rewrite-percentage", "0", "--loglevel", "warning", *append, *options]  # fmt: skip
         with Path(folder, "log").open("wb") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log)

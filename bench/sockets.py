@@ -72,10 +72,22 @@ class RawSocket(asyncio.Protocol):
         if not self.closed.done():
             self.closed.set_result(self.close_code)
 
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where it comes from."""
+        assert self.transport is not None
+        host, port = self.transport.get_extra_info("sockname")
+        return host, port
+
     def send(self, text: bytes) -> None:
         """Send one text message."""
         assert self.transport is not None
         self.transport.write(frame(TEXT, text))
+
+    def leave(self) -> None:
+        """Say goodbye; ``closed`` is done once the broker has said so too."""
+        if self.transport is not None:
+            self.transport.write(frame(CLOSE, (1000).to_bytes(2, "big")))
 
     def stop_reading(self) -> None:
         """Take nothing any more, as a client that hangs: not even pings are answered."""

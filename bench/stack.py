@@ -8,8 +8,9 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,57 @@ async def broker(folder: Path, http: aiohttp.ClientSession) -> AsyncIterator[str
 
         await until(healthy, "the broker is healthy")
         yield url
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """A running broker."""
+
+    port: int
+    pid: int
+
+    @property
+    def cpu_s(self) -> float:
+        """The CPU seconds that it has used."""
+        threads = Path(f"/proc/{self.pid}/task").iterdir()
+        return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
+
+    @property
+    def rss(self) -> int:
+        """The bytes of memory that it has."""
+        return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def holds(self, clients: Collection[tuple[str, int]]) -> int:
+        """How many of these clients' addresses it has a connection open to, as the kernel knows."""
+        found = 0
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[9] != "0" and _address(fields[1])[1] == self.port:  # 0: nobody's, the kernel alone has it
+                found += _address(fields[2]) in clients
+        return found
+
+
+def _address(text: str) -> tuple[str, int]:
+    """An address as the kernel writes it."""
+    host, _, port = text.partition(":")
+    return socket.inet_ntoa(bytes.fromhex(host)[::-1]), int(port, 16)
+
+
+@asynccontextmanager
+async def replica(folder: Path, redis_url: str, http: aiohttp.ClientSession, **more: str) -> AsyncIterator[Replica]:
+    """A broker on this Redis; ``more`` is of its environment."""
+    port = free_port()
+    command = [sys.executable, "-m", "broker", "serve", "--port", str(port), "--redis", redis_url,
+               "--data", str(folder / "data")]  # fmt: skip
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("EMQ_", "REDIS_"))} | more
+    async with process(command, ROOT, env, folder / f"broker-{port}.log") as child:
+
+        async def healthy() -> bool:
+            async with http.get(f"http://127.0.0.1:{port}/health") as answer:
+                return answer.status == 200
+
+        await until(healthy, "a broker is healthy")
+        yield Replica(port, child.pid)
 
 
 @asynccontextmanager
