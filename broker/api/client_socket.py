@@ -72,6 +72,7 @@ class ClientSocket:
         self._bucket = bucket
         self._outbox = Outbox()
         self._jobs: dict[str, asyncio.Task[None]] = {}
+        self._followed: dict[str, str] = {}  # the last event of those that were followed to their end
         self._stats: asyncio.Task[None] | None = None
         self._groups = GroupFollower(services.groups, who.tenant, self._reply, self._fail)
 
@@ -159,6 +160,8 @@ class ClientSocket:
                 reply = await commands.run(request.kind, request.message, self._ops, self._who)
                 await self._audit(request)
                 self._reply(commands.wire(reply, request.echo))
+                if request.kind == "force_retry_job":
+                    await self._follow_again(request.message["job_id"])
         except EmqError as error:
             self._fail(error, request.echo)
         except Exception as exc:
@@ -286,6 +289,12 @@ class ClientSocket:
         self._jobs[job_id] = task
         task.add_done_callback(lambda done: self._ended(job_id, done))
 
+    async def _follow_again(self, job_id: str) -> None:
+        """Who followed a job to its end, and has it start a new round, hears that one too."""
+        if (last := self._followed.pop(job_id, None)) is not None:
+            async with self._places(1) as places:
+                self._follow(job_id, places, after=last, until_end=True)
+
     def _ended(self, job_id: str, task: asyncio.Task[None]) -> None:
         self._usage.give("subscriptions", self._who)
         if self._jobs.get(job_id) is task:
@@ -295,8 +304,10 @@ class ClientSocket:
             self._fail(error, None, job_id=job_id)
 
     async def _pump(self, job_id: str, events: AsyncGenerator[Item, None]) -> None:
+        last = None
         async with contextlib.aclosing(events):
             async for item in events:
+                last = item.message.get("event_id", last)
                 await self._outbox.room()
                 if item.preview is not None:
                     self._outbox.put_preview(job_id, item.preview)
@@ -304,6 +315,10 @@ class ClientSocket:
                     self._outbox.put_latest("progress", job_id, dumps(item.message))
                 else:
                     self._outbox.put(dumps(item.message))
+        if last is not None:
+            self._followed[job_id] = last
+            if len(self._followed) > MAX_SUBSCRIPTIONS // 10:
+                del self._followed[next(iter(self._followed))]
 
     async def _subscribe_group(self, message: dict[str, Any], echo: str | None) -> None:
         self._who.require(Scope.READ)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from aiohttp import WSCloseCode, WSMsgType, web
+from aiohttp import WSCloseCode, WSMsgType, hdrs, web
 
+from broker.access.credentials import BEARER_PROTOCOL
 from broker.api.flag import Flag
 
+PROTOCOL = "emq.v1"
 READ_AHEAD = 256
 
 Socket = web.WebSocketResponse[bool]
@@ -72,6 +74,15 @@ class Frames:
         if len(self._items) >= READ_AHEAD or self._bytes > self._limit:
             self._room.clear()
         self._changed.set()
+
+
+def offered(request: web.Request) -> tuple[str, ...]:
+    """The subprotocol that is answered: ``emq.v1``; a credential only to who offers nothing else.
+
+    Browsers close a socket whose answer names none of what they offered.
+    """
+    names = [name.strip() for name in request.headers.get(hdrs.SEC_WEBSOCKET_PROTOCOL, "").split(",")]
+    return (names[0],) if len(names) == 1 and names[0].startswith(BEARER_PROTOCOL) else (PROTOCOL,)
 
 
 async def cut_off(ws: Socket, request: web.Request) -> None:

@@ -10,7 +10,7 @@ from aiohttp import WSMsgType, web
 from broker.access.credentials import watched
 from broker.access.identity import Scope, current
 from broker.api import commands
-from broker.api.frames import cut_off
+from broker.api.frames import cut_off, offered
 from broker.api.gateway_link import Link, Socket
 from broker.api.gateway_session import GatewayParts, WorkerSession
 from broker.api.kernel import find_dead_hosts
@@ -19,8 +19,6 @@ from broker.api.seats import seat
 from broker.logging import bind_client
 from broker.protocol import gateway as g
 from broker.protocol.messages import Ack
-
-PROTOCOL = "emq.v1"
 
 
 class Gateway:
@@ -40,16 +38,17 @@ class Gateway:
         settings = self._parts.settings
         limit = int(settings.max_message_mb * 1024 * 1024)
         ws: Socket = web.WebSocketResponse(
-            protocols=(PROTOCOL,), compress=False, max_msg_size=limit + 1, decode_text=False
+            protocols=offered(request), compress=False, max_msg_size=limit + 1, decode_text=False, autoping=False
         )
         await ws.prepare(request)
         find_dead_hosts(request)
         worker_id = request.match_info.get("worker_id")
-        session = WorkerSession(Link(ws, request), self._parts, self._base(request), worker_id)
+        link = Link(ws, request)
+        session = WorkerSession(link, self._parts, self._base(request), worker_id)
         self._sessions.add(session)
         try:
             with bind_client(worker_id), watched(request, partial(cut_off, ws, request)):
-                await _read(ws, session)
+                await _read(ws, link, session)
         finally:
             self._sessions.discard(session)
             await asyncio.shield(session.close())
@@ -98,12 +97,15 @@ async def _close_all(app: web.Application) -> None:
     await app[GATEWAY].close_all()
 
 
-async def _read(ws: Socket, session: WorkerSession) -> None:
+async def _read(ws: Socket, link: Link, session: WorkerSession) -> None:
     async for message in ws:
+        session.pulse.heard()
         if message.type is WSMsgType.TEXT:
             await session.handle(message.data)
         elif message.type is WSMsgType.BINARY:
             await session.handle_binary(message.data)
+        elif message.type is WSMsgType.PING:
+            await link.pong(message.data)
 
 
 def _scheme(request: web.Request) -> str:

@@ -22,6 +22,9 @@ from broker.queue.queue import Answer, Queue, Value
 PROGRESS_GAP_S = 0.2
 """Progress of a job goes on at most five times a second; a newer one takes the place of one that waits."""
 STORE_GAP_S = 1.0
+STORED_AT_FIRST = 3
+SILENCE_S = 0.3
+"""A report that none follows for so long goes into the record, which those who come later start with."""
 MAX_PREVIEW = 1 << 20
 _PREVIEW_EVENT = 4
 
@@ -39,8 +42,11 @@ class Held:
     p: int = 0
     sent_at: float = float("-inf")
     stored_at: float = float("-inf")
+    sent: int = 0
     waiting: g.WorkerProgress | None = None
     timer: asyncio.Task[None] | None = None
+    silence: asyncio.TimerHandle | None = None
+    last_preview: bytes | None = field(default=None, repr=False)
     partner_keys: dict[str, str] | None = field(default=None, repr=False)
     """Handed out with the claim; a repeated claim gets them again."""
     cancel_told: bool = field(default=False)
@@ -109,43 +115,62 @@ def forget_progress(held: Held) -> None:
     if held.timer is not None:
         held.timer.cancel()
         held.timer = None
+    break_silence(held)
+
+
+def break_silence(held: Held) -> None:
+    """Something is said about the job again."""
+    if held.silence is not None:
+        held.silence.cancel()
+        held.silence = None
 
 
 class Reports:
-    """Passes progress and previews on, not faster than the queue wants them."""
+    """Passes progress and previews on, not faster than the queue wants them; ``later`` says what waited."""
 
-    def __init__(self, worker: GatewayWorker) -> None:
+    def __init__(self, worker: GatewayWorker, later: Callable[[Held, g.WorkerProgress], Awaitable[None]]) -> None:
         self._worker = worker
+        self._later = later
 
-    async def progress(
-        self, held: Held, report: g.WorkerProgress, later: Callable[[Held, g.WorkerProgress], Awaitable[None]]
-    ) -> Answer | None:
-        """Report now, or, when one was made a moment ago, let ``later`` do it when its time has come."""
+    async def progress(self, held: Held, report: g.WorkerProgress) -> Answer | None:
+        """Report now, or, when one was made a moment ago, a moment later."""
         held.progress = max(held.progress, report.progress)
+        break_silence(held)
         wait = held.sent_at + PROGRESS_GAP_S - time.monotonic()
         if wait <= 0:
             forget_progress(held)
             return await self.send(held, report)
         held.waiting = report
         if held.timer is None:
-            held.timer = asyncio.create_task(self._after(wait, held, later), name=f"progress-{held.job_id[:12]}")
+            self._schedule(held, wait)
         return None
 
-    async def _after(self, wait: float, held: Held, later: Callable[[Held, g.WorkerProgress], Awaitable[None]]) -> None:
+    def _schedule(self, held: Held, wait: float) -> None:
+        held.timer = asyncio.create_task(self._after(wait, held), name=f"progress-{held.job_id[:12]}")
+
+    async def _after(self, wait: float, held: Held) -> None:
         await asyncio.sleep(wait)
         held.timer = None
         report, held.waiting = held.waiting, None
         if report is not None:
-            await later(held, report)
+            await self._later(held, report)
+
+    def _store(self, held: Held, report: g.WorkerProgress) -> None:
+        """Nothing followed a report that only passed through: say it once more, to be kept."""
+        held.silence = None
+        if held.timer is None:
+            held.waiting, held.stored_at = report, float("-inf")
+            self._schedule(held, 0)
 
     async def send(self, held: Held, report: g.WorkerProgress) -> Answer:
-        """Report; one in each second, the first and the last before a silence are also kept in the record."""
+        """Report; one in each second, the first few and the last before a silence are also kept in the record."""
         now = time.monotonic()
-        store = now - held.stored_at >= STORE_GAP_S or report.progress >= 100
+        held.sent += 1
+        store = now - held.stored_at >= STORE_GAP_S or report.progress >= 100 or held.sent <= STORED_AT_FIRST
         held.sent_at = now
         if store:
             held.stored_at = now
-        return await self._worker.call(
+        answer = await self._worker.call(
             "report",
             {
                 "job": held.job_id,
@@ -155,6 +180,10 @@ class Reports:
                 "store": store,
             },
         )
+        break_silence(held)
+        if not store and answer.outcome == "ok" and held.waiting is None:
+            held.silence = asyncio.get_running_loop().call_later(SILENCE_S, self._store, held, report)
+        return answer
 
     def _data(self, held: Held, report: g.WorkerProgress) -> dict[str, Any]:
         fields = report.model_dump(include={"node", "nodes_done", "nodes_total", "eta_s", "message"}, exclude_none=True)
@@ -165,8 +194,14 @@ class Reports:
         """Pass a preview on to those who watch; one of a job that this worker no longer has is thrown away."""
         held = jobs.find(preview_job(frame))
         if held is not None:
-            args: dict[str, Value | None] = {"job": held.job_id, "token": held.token, "frame": held.next_p()}
-            await self._worker.call("preview", {**args, "data": frame})
+            held.last_preview = frame
+            await self.show(held)
+
+    async def show(self, held: Held) -> None:
+        """Send the latest preview to those who watch."""
+        args: dict[str, Value | None] = {"job": held.job_id, "token": held.token, "frame": held.next_p()}
+        if held.last_preview is not None:
+            await self._worker.call("preview", {**args, "data": held.last_preview})
 
 
 def preview_job(frame: bytes) -> str:

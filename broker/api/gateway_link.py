@@ -38,9 +38,14 @@ class Link:
         await self._send(dumps({**frame(error, echo), **fields}))
 
     async def ping(self) -> None:
-        """Keep proxies between here and the worker from closing a silent connection; no answer is waited for."""
+        """Ask whether the worker is awake, which also keeps proxies from closing a silent connection."""
         with suppress(ConnectionError, RuntimeError):
             await self._ws.ping()
+
+    async def pong(self, data: bytes) -> None:
+        """Answer the worker's own ping."""
+        with suppress(ConnectionError, RuntimeError):
+            await self._ws.pong(data)
 
     async def close(self, code: int, message: bytes) -> None:
         """Close the socket, waiting for the worker a moment only."""

@@ -21,6 +21,7 @@ from broker.api.commands import message_id, read
 from broker.api.errors import unexpected
 from broker.api.gateway_jobs import HeldJobs
 from broker.api.gateway_link import Link
+from broker.api.gateway_pulse import Pulse
 from broker.api.gateway_work import Files, Work
 from broker.api.gateway_worker import GatewayWorker, lease_lines, name_lines
 from broker.errors import BadMessage, EmqError, UnknownType
@@ -59,6 +60,7 @@ class WorkerSession:
         self._parts = parts
         self._path_id = path_id
         self._heard_at = time.monotonic()
+        self.pulse = Pulse()
         self._bucket = TokenBucket(SERVERS_PER_S)
         self._tasks: list[asyncio.Task[None]] = []
         self._jobs = HeldJobs(parts.queue)
@@ -243,17 +245,19 @@ class WorkerSession:
         elif hint.word == "watch":
             job_id, _, px = hint.subject.partition(" ")
             await self._link.send(g.WatchJob(job_id=job_id, px=int(px) if px.isdecimal() else None))
+            await self._work.show_again(job_id)
         elif hint.word == "superseded":
             await self._worker.supersede()
 
     async def _keep(self) -> None:
-        """Keep the lease while the socket is open and the worker not silent for longer than it may be."""
-        pause = min(self._parts.settings.lease_s / 3, PING_S)
-        pinged = time.monotonic()
+        """Keep the lease while the socket is open and the worker not silent for longer than it may be.
+
+        One that could speak, and has not named a job for one lease, does not have it any more.
+        """
+        lease_s = self._parts.settings.lease_s
         while not self._worker.superseded:
-            await asyncio.sleep(pause)
-            if time.monotonic() - pinged >= PING_S:
-                pinged = time.monotonic()
-                await self._link.ping()
+            await asyncio.sleep(min(lease_s / 3, PING_S))
+            self.pulse.asked()
+            await self._link.ping()
             if time.monotonic() - self._heard_at < self._parts.settings.hang_s:
-                await self._worker.extend()
+                await self._worker.extend(awake=self.pulse.is_awake(lease_s))

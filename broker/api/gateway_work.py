@@ -64,7 +64,7 @@ class Work:
         self._jobs = held
         self._files = files
         self._settings = files.settings
-        self._reports = jobs.Reports(worker)
+        self._reports = jobs.Reports(worker, self._progress_later)
         self._side = side
 
     # -- claiming -----------------------------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ class Work:
     async def progress(self, message: g.WorkerProgress, echo: str | None) -> None:
         """Pass progress on; there is no answer, only errors."""
         held = self._jobs.get(message.job_id, message.lease)
-        answer = await self._reports.progress(held, message, self._progress_later)
+        answer = await self._reports.progress(held, message)
         if answer is not None:
             await self._reported(held, answer)
 
@@ -288,6 +288,11 @@ class Work:
     async def preview(self, frame: bytes) -> None:
         """Pass a preview on."""
         await self._reports.preview(self._jobs, frame)
+
+    async def show_again(self, job_id: str) -> None:
+        """Somebody watches from now on: what was sent last need not be made once more."""
+        if (held := self._jobs.find(job_id)) is not None:
+            await self._reports.show(held)
 
     def _lease_s(self, answer: Answer) -> float:
         return answer.number("lease_ms", int(self._settings.lease_s * 1000)) / 1000

@@ -83,10 +83,10 @@ class GatewayWorker:
         self.registration = message
         return answer
 
-    async def extend(self) -> None:
-        """Keep the lease; never raises."""
+    async def extend(self, *, awake: bool) -> None:
+        """Keep the lease; never raises. ``awake``: the worker could have named its jobs all the time of a lease."""
         try:
-            await self.as_worker("keep", {})
+            await self.as_worker("keep", {"awake": awake or None})
         except EmqError as error:
             log.info("the lease of worker %s was not extended: %s", self.worker_id, error.message)
 

@@ -14,6 +14,8 @@ from broker.jobs.records import Deliver, public_job, public_result
 from broker.protocol.base import now_ms
 from broker.queue.events import Event, EventHub, Preview, Reset
 
+_UNTOLD = dict.fromkeys(("node", "nodes_done", "nodes_total", "eta_s", "message"))
+"""What a worker may leave out of its progress."""
 PREVIEW_PX = (64, 1024)
 """How small and how large previews may be wished for."""
 _SHOWN = ("image/jpeg", "image/png", "image/webp", "text/plain", "audio/flac", "audio/mpeg", "audio/ogg", "audio/wav")
@@ -105,6 +107,8 @@ class Streams:
                 **data,
                 "result": public_result(self.hub.result(job_id, data.get("result")), tenant, job_id, self._deliver),
             }
+        elif event.type == "update_job_progress":
+            data = _UNTOLD | data
         message = {
             **data,
             "type": event.type,

@@ -12,7 +12,7 @@ from broker.access.identity import Scope, current
 from broker.access.limits import BROWSERS_PER_S, SERVERS_PER_S, TokenBucket
 from broker.access.proxies import client_ip
 from broker.api.client_socket import ClientSocket
-from broker.api.frames import Socket, cut_off
+from broker.api.frames import Socket, cut_off, offered
 from broker.api.kernel import end_untaken_soon
 from broker.api.seats import seat
 from broker.api.services import SERVICES, services
@@ -20,7 +20,6 @@ from broker.logging import bind_client
 
 HEARTBEAT_S = 18.0
 """With half of it for the answer, and aiohttp's rounding up, a client that is gone is cut within 30 s."""
-PROTOCOL = "emq.v1"
 
 
 def add_to(app: web.Application) -> None:
@@ -48,7 +47,7 @@ async def close_all(app: web.Application) -> None:
     await asyncio.gather(*(socket.close() for socket in sockets), return_exceptions=True)
 
 
-def open_socket(limit: int) -> Socket:
+def open_socket(limit: int, protocols: tuple[str, ...]) -> Socket:
     """A socket for messages of at most ``limit`` bytes.
 
     aiohttp itself refuses only what is twice as large: it would cut the connection in the middle of the message, and
@@ -56,7 +55,7 @@ def open_socket(limit: int) -> Socket:
     UTF-8 gets an answer; aiohttp would close the connection.
     """
     return web.WebSocketResponse(
-        protocols=(PROTOCOL,), heartbeat=HEARTBEAT_S, compress=False, max_msg_size=2 * limit + 1, decode_text=False
+        protocols=protocols, heartbeat=HEARTBEAT_S, compress=False, max_msg_size=2 * limit + 1, decode_text=False
     )
 
 
@@ -68,7 +67,7 @@ async def _serve(request: web.Request, *, stats: bool) -> web.StreamResponse:
 async def _serve_seated(request: web.Request, *, stats: bool) -> web.StreamResponse:
     parts = services(request)
     limit = int(parts.settings.max_message_mb * 1024 * 1024)
-    ws = open_socket(limit)
+    ws = open_socket(limit, offered(request))
     await ws.prepare(request)
     end_untaken_soon(request)
     bucket = TokenBucket(BROWSERS_PER_S if "Origin" in request.headers else SERVERS_PER_S)

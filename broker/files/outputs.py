@@ -6,6 +6,7 @@ server makes both, and the name alone is enough to find the file.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from collections.abc import Mapping
@@ -21,6 +22,8 @@ from broker.files.urls import UrlSigner
 log = logging.getLogger(__name__)
 
 MAX_OUTPUTS = 10_000
+MAX_TOLD = 100
+"""Of so many outputs a worker need not say which upload is which."""
 _NUMBERS = frozenset({"width", "height", "duration_s"})
 _TENANT = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _JOB = re.compile(r"[A-Za-z0-9_-]{1,128}")
@@ -84,7 +87,33 @@ async def checked_result(
     if not isinstance(outputs, list) or len(outputs) > MAX_OUTPUTS or not all(isinstance(o, dict) for o in outputs):
         raise BadMessage(f"result.outputs must be a list of at most {MAX_OUTPUTS} objects.")
     folder = attempt_folder(tenant, job_id, attempt)
-    return {**result, "outputs": [await _checked_output(store, folder, attempt, output) for output in outputs]}
+    named = await _with_keys(store, folder, outputs)
+    return {**result, "outputs": [await _checked_output(store, folder, attempt, output) for output in named]}
+
+
+async def _with_keys(store: FileStore, folder: str, outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Outputs of a worker that does not say which upload is which: told by content, else by name."""
+    nameless = [o for o in outputs if o.get("key") is None and ("hash" in o or "filename" in o)]
+    if not nameless or len(outputs) > MAX_TOLD:
+        return outputs
+    stored: list[StoredFile] = []
+    for number in range(len(outputs)):
+        with contextlib.suppress(NotFound):
+            stored.append(await store.stat(f"{folder}/{number}"))
+    taken = {str(output.get("key")) for output in outputs}
+    named = []
+    for output in outputs:
+        free = [file for file in stored if output in nameless and file.key not in taken]
+        key = next((file.key for file in free if _is_file_of(output, file)), None)
+        taken.add(str(key))
+        named.append(output if key is None else {**output, "key": key})
+    return named
+
+
+def _is_file_of(output: Mapping[str, Any], file: StoredFile) -> bool:
+    if "hash" in output:
+        return bool(output["hash"] == file.hash)
+    return bool(output.get("filename") == file.label)
 
 
 async def _checked_output(store: FileStore, folder: str, attempt: int, output: Mapping[str, Any]) -> dict[str, Any]:

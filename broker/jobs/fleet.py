@@ -112,15 +112,18 @@ class Fleet:
         self._ranges: dict[str, Ranges] = {}
         self._lock = asyncio.Lock()
 
-    async def view(self, max_age_s: float = MAX_AGE_S) -> FleetView:
-        """The fleet, at most ``max_age_s`` old; raises ``Unavailable`` while Redis is away."""
-        wanted = time.monotonic() - max_age_s
+    async def view(self, max_age_s: float = MAX_AGE_S, *, since: float | None = None) -> FleetView:
+        """The fleet, at most ``max_age_s`` old, or as it was at ``since`` (``time.monotonic``) or later.
+
+        Raises ``Unavailable`` while Redis is away.
+        """
+        wanted = time.monotonic() - max_age_s if since is None else since
         if self._view.taken_at >= wanted:
             return self._view
         async with self._lock:
             if self._view.taken_at < wanted:
                 now = time.monotonic()
-                answer = await self._queue.fleet()
+                answer = await self._queue.fleet(list(self._parsed))
                 self._view = FleetView(
                     [await self._profile(row) for row in answer.rows if row.number("workers", 1)], now
                 )
@@ -131,7 +134,7 @@ class Fleet:
         profile_id = row.text("profile") or row.outcome
         without = frozenset(row.lines("without"))
         known = self._parsed.get(profile_id)
-        if known is None or known.without != without:
+        if known is None:
             try:
                 known = parse_profile(profile_id, row.text("json"), without, await self._ranges_of(profile_id, row))
             except (ValueError, TypeError, AttributeError, RecursionError) as error:

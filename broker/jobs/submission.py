@@ -6,6 +6,7 @@ The checks run in that order: whatever else is wrong with it, a payload over the
 from __future__ import annotations
 
 import secrets
+import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -100,14 +101,16 @@ class Submitter:
         Raises every error of protocol's submit_job, ``Unavailable`` when nothing was accepted.
         """
         named = await self._named(tenant, [message])
-        draft = self._draft(tenant, message, await self._fleet.view(), job_id, named)
+        view = await self._view_for([message])
+        draft = self._draft(tenant, message, view, job_id, named)
         if draft.submit.dry_run:
-            return await self._rehearse(tenant, draft)
+            return await self._rehearse(tenant, draft, view)
         if draft.submit.strict:
-            await self._refuse_waiting(draft)
+            self._refuse_waiting(draft, view)
         await self._predict(tenant, draft)
+        sent_at = time.monotonic()
         [answer] = await self._send(tenant, [draft], key_id)
-        return await self._accepted(draft, answer)
+        return await self._accepted(draft, answer, sent_at)
 
     async def submit_many(
         self,
@@ -119,7 +122,7 @@ class Submitter:
         key_id: str = "",
     ) -> list[JobAccepted | EmqError]:
         """Submit up to 1,000 jobs in one atomic call; one outcome a job, in order."""
-        view = await self._fleet.view()
+        view = await self._view_for(messages)
         templates = await self._named(tenant, messages)
         outcomes: list[JobAccepted | EmqError | None] = [None] * len(messages)
         drafts: dict[int, Draft] = {}
@@ -128,18 +131,19 @@ class Submitter:
                 named = message if group is None or message.get("group") is not None else {**message, "group": group}
                 draft = self._draft(tenant, named, view, job_ids[i] if job_ids else None, templates)
                 if draft.submit.dry_run:
-                    outcomes[i] = await self._rehearse(tenant, draft)
+                    outcomes[i] = await self._rehearse(tenant, draft, view)
                     continue
                 if draft.submit.strict:
-                    await self._refuse_waiting(draft)
+                    self._refuse_waiting(draft, view)
                 await self._predict(tenant, draft)
                 drafts[i] = draft
             except EmqError as exc:
                 outcomes[i] = exc
         if drafts:
+            sent_at = time.monotonic()
             answers = await self._send(tenant, list(drafts.values()), key_id)
             for (i, draft), answer in zip(drafts.items(), answers, strict=True):
-                outcomes[i] = await self._outcome(draft, answer)
+                outcomes[i] = await self._outcome(draft, answer, sent_at)
         return [outcome for outcome in outcomes if outcome is not None]
 
     def known(self, class_id: str) -> Requirement | None:
@@ -305,8 +309,13 @@ class Submitter:
             draft.expected = expected.after(delay) if delay > 0 else expected
             job.estimate = draft.expected.stored()
 
-    async def _refuse_waiting(self, draft: Draft) -> None:
-        reasons = explain(draft.need, await self._fleet.view(max_age_s=0.5)) + values(draft.problems)
+    async def _view_for(self, messages: Sequence[dict[str, Any]]) -> FleetView:
+        """The fleet: as it is now where the answer is all that a submit changes, else as it was lately."""
+        now = any(message.get("strict") or message.get("dry_run") for message in messages)
+        return await self._fleet.view(since=time.monotonic()) if now else await self._fleet.view()
+
+    def _refuse_waiting(self, draft: Draft, view: FleetView) -> None:
+        reasons = explain(draft.need, view) + values(draft.problems)
         if reasons:
             raise InvalidWorkflow(
                 f"No live worker could run this: {reasons[0].message}",
@@ -315,13 +324,13 @@ class Submitter:
                 waiting_for=[reason.model_dump() for reason in reasons],
             )
 
-    async def _rehearse(self, tenant: str, draft: Draft) -> JobAccepted:
+    async def _rehearse(self, tenant: str, draft: Draft, view: FleetView) -> JobAccepted:
         """Answer as a submit would, submitting nothing."""
         for parent in draft.job.depends_on:
             await self._queue.job(parent, tenant)
-        reasons = explain(draft.need, await self._fleet.view(max_age_s=0.5)) + values(draft.problems)
+        reasons = explain(draft.need, view) + values(draft.problems)
         if draft.submit.strict:
-            await self._refuse_waiting(draft)
+            self._refuse_waiting(draft, view)
         status = JobStatus.PENDING
         if draft.job.depends_on:
             status = JobStatus.BLOCKED
@@ -338,13 +347,13 @@ class Submitter:
             **told(draft.bound),
         )
 
-    async def _outcome(self, draft: Draft, answer: Answer) -> JobAccepted | EmqError:
+    async def _outcome(self, draft: Draft, answer: Answer, sent_at: float) -> JobAccepted | EmqError:
         try:
-            return await self._accepted(draft, answer)
+            return await self._accepted(draft, answer, sent_at)
         except EmqError as exc:
             return exc
 
-    async def _accepted(self, draft: Draft, answer: Answer) -> JobAccepted:
+    async def _accepted(self, draft: Draft, answer: Answer, sent_at: float) -> JobAccepted:
         _require_submitted(answer)
         duplicate = answer.outcome == "duplicate"
         position = answer.number("position") or None
@@ -357,19 +366,19 @@ class Submitter:
             estimated_start=expected.public(answer.number("created_at", now_ms())) if expected else None,
             notified_workers=answer.number("notified"),
             duplicate=duplicate,
-            waiting_for=[] if duplicate else await self._waiting(draft, answer.lines("missing")),
+            waiting_for=[] if duplicate else await self._waiting(draft, answer.lines("missing"), sent_at),
             requirements=None if duplicate else draft.need.public(),
             **told(None if duplicate else draft.bound),
         )
 
-    async def _waiting(self, draft: Draft, missing: list[str]) -> list[WaitingFor]:
-        return await self._lacking(draft.need, missing) + values(draft.problems)
+    async def _waiting(self, draft: Draft, missing: list[str], since: float) -> list[WaitingFor]:
+        return await self._lacking(draft.need, missing, since) + values(draft.problems)
 
-    async def _lacking(self, need: Requirement, missing: list[str]) -> list[WaitingFor]:
+    async def _lacking(self, need: Requirement, missing: list[str], since: float) -> list[WaitingFor]:
         if not missing:
             return []
         try:
-            view = await self._fleet.view(max_age_s=1.0)
+            view = await self._fleet.view(since=since)
         except EmqError:
             view = FleetView()  # the job is accepted already: say what is known
         return (explain(need, view) if view.profiles else []) or from_atoms(missing, need, view)

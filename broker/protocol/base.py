@@ -75,7 +75,7 @@ class Message(Incoming):
     """A request over the socket."""
 
     message_id: MessageId | None = Field(None, description="Echoed by the direct reply.")
-    timestamp: float | None = Field(None, description="Epoch milliseconds; not used.")
+    timestamp: Any = Field(None, description="Not looked at.")
 
 
 class Reply(Outgoing):

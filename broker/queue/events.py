@@ -11,6 +11,7 @@ import json
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Protocol
 
 from broker.errors import EmqError, NotFound, Unavailable
@@ -55,6 +56,7 @@ class _Feed:
         self.listeners: set[Subscription] = set()
         self.open = asyncio.Event()
         self.last_preview: bytes | None = None
+        self.last_progress: Event | None = None
         self._hub = hub
         self._frame: tuple[str, dict[int, bytes]] = ("", {})
 
@@ -75,7 +77,12 @@ class _Feed:
             raise Unavailable("The job's events cannot be reached; try again.", reason="no channel") from None
 
     async def log(self) -> Log:
-        return await self._hub.read_log(self.job_id)
+        """What the server keeps; progress that only passed through here may be newer than what is stored."""
+        log, seen = await self._hub.read_log(self.job_id), self.last_progress
+        if seen is None or not seen.event_id.startswith(f"{log.epoch}."):
+            return log
+        stored = log.progress
+        return log if stored and (stored.n, stored.p) >= (seen.n, seen.p) else replace(log, progress=seen)
 
     async def record(self) -> Answer:
         return await self._hub.queue.job(self.job_id)
@@ -224,6 +231,8 @@ class EventHub:
         try:
             if kind == "ev":
                 event = parse_message(raw, self._epoch)
+                if event.p:
+                    feed.last_progress = event
                 for listener in feed.listeners:
                     listener.offer(event)
             elif preview := feed.part(raw):

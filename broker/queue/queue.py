@@ -342,9 +342,9 @@ class Queue:
             more = page.text("next")
         return answer
 
-    async def fleet(self) -> Answer:
-        """The live capability profiles, one row a profile."""
-        return await self.call("fleet")
+    async def fleet(self, known: Sequence[str] = ()) -> Answer:
+        """The live capability profiles, one row a profile; without the JSON of those that are ``known``."""
+        return await self.call("fleet", [("known", "\n".join(known))] if known else [])
 
     async def ranges(self, profile: str) -> bytes:
         """What values the inputs of a profile's node classes take, as its workers told it; empty: not told."""

@@ -69,6 +69,10 @@ async def test_a_subprotocol_is_a_credential_and_only_emq_v1_is_answered(guarded
         async with guarded.broker.client(path, **protocols(*offered)) as client:
             assert client.ws.protocol == "emq.v1"
             assert (await client.ask(submit()))["type"] == "job_accepted"
+    # a browser closes a socket whose answer names none of what it offered
+    async with guarded.broker.client("/ws", **protocols(offered[1])) as client:
+        assert client.ws.protocol == offered[1]
+        assert (await client.ask(submit()))["type"] == "job_accepted"
     assert await handshake(guarded.broker, **protocols(*offered[::-1])) == 101
     assert await handshake(guarded.broker, **protocols("emq.v1")) == 401
     assert await handshake(guarded.broker, **protocols("emq.v1", f"emq.bearer.{key}x")) == 401

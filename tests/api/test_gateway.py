@@ -366,7 +366,7 @@ async def test_a_lost_worker_s_jobs_go_back_after_one_lease(start_broker: Start)
         assert (await other.claim())["attempt"] == 2
 
 
-async def test_an_open_socket_keeps_a_silent_worker_s_job(start_broker: Start) -> None:
+async def test_an_open_socket_keeps_the_job_of_a_worker_that_cannot_speak(start_broker: Start) -> None:
     broker = await start_broker(lease_s=0.5, reap_s=0.05)
     job_id = await job_of(broker)
     async with worker_of(broker) as worker, worker_of(broker, "gw-2") as other:
@@ -378,6 +378,29 @@ async def test_an_open_socket_keeps_a_silent_worker_s_job(start_broker: Start) -
         with pytest.raises(TimeoutError):
             await other.until(within=2.0, type="job_available")
         assert (await worker.about("complete_job", job, result={}))["status"] == "completed"
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_a_worker_that_could_speak_and_does_not_name_its_job_loses_it(
+    start_broker: Start, cancelled: bool
+) -> None:
+    broker = await start_broker(lease_s=0.5, reap_s=0.05)
+    job_id = await job_of(broker)
+    async with worker_of(broker) as worker:
+        instance = (await worker.register())["instance"]
+        job = await worker.claim()
+        await worker.progress(job, 1)
+        await becomes(broker, job_id, "processing")
+        if cancelled:
+            await broker.json("POST", f"/api/jobs/{job_id}/cancel", json={})
+        reading = asyncio.create_task(worker.until(within=30, type="never"))  # answers pings
+        try:
+            await becomes(broker, job_id, "cancelled" if cancelled else "pending")
+            assert instance, "the worker itself is still there"
+            assert await fleet_state(broker) == "idle"
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
 
 
 async def test_a_worker_that_is_silent_for_too_long_loses_its_job(start_broker: Start) -> None:
@@ -433,6 +456,74 @@ async def test_progress_is_thinned_but_its_last_word_arrives(broker: Broker) -> 
         seen = [e["progress"] for e in client.of(job["job_id"]) if e["type"] == "update_job_progress"]
         assert seen == sorted(seen)
         assert len(seen) <= 10
+
+
+@pytest.mark.parametrize("watched", [False, True])
+async def test_who_comes_later_starts_with_the_latest_progress(broker: Broker, watched: bool) -> None:
+    job_id = await job_of(broker)
+    async with broker.client() as first, broker.client() as late, worker_of(broker) as worker:
+        await worker.register()
+        job = await worker.claim()
+        if watched:
+            await first.ask({"type": "subscribe_job", "job_id": job_id})
+        for step in range(60):
+            await worker.progress(job, step)
+            await asyncio.sleep(0.02)
+
+        async def known() -> bool:
+            _, record = await broker.json("GET", f"/api/jobs/{job_id}")
+            return record["progress"] == 59
+
+        if watched:
+            while (await first.until("update_job_progress"))["progress"] < 59:
+                pass
+        else:
+            await wait_until(known, 5, "the last report before a silence is in the record")
+        await late.ask({"type": "subscribe_job", "job_id": job_id})
+        seen = await late.until("update_job_progress")
+        assert seen["progress"] == 59
+        told = {"node", "nodes_done", "nodes_total", "eta_s", "message"}
+        assert {name: seen[name] for name in told} == dict.fromkeys(told), "what was not told is null"
+
+
+async def test_a_preview_that_was_made_is_shown_to_who_comes_later(start_broker: Start) -> None:
+    one, two = await start_broker(), await start_broker()
+    job_id = await job_of(one)
+    async with worker_of(one) as worker:
+        await worker.register()
+        job = await worker.claim()
+        await worker.progress(job, 1)
+        picture = b"\xff\xd8\xff" + bytes(1000)
+        await worker.preview(job, picture)
+        await worker.heartbeat(job)
+        for broker in (two, one):
+            async with broker.http.get(f"{broker.url}/api/jobs/{job_id}/preview") as response:
+                assert response.status == 200
+                assert await response.read() == picture
+
+
+@pytest.mark.parametrize("by", ["hash", "filename"])
+async def test_an_output_is_told_by_its_content_or_name(broker: Broker, by: str) -> None:
+    job_id = await job_of(broker)
+    files = {"cat.png": b"\x89PNG\r\n\x1a\n" + bytes(64), "dog.png": b"\x89PNG\r\n\x1a\n" + bytes(32)}
+    async with worker_of(broker) as worker:
+        await worker.register()
+        job = await worker.claim()
+        headers = {"Authorization": job["uploads"]["authorization"]}
+        outputs = []
+        for number, (name, data) in enumerate(files.items()):
+            url = f"{job['uploads']['url_prefix']}{number}/{name}"
+            async with broker.http.put(url, data=data, headers=headers) as response:
+                stored = await response.json()
+            outputs.insert(0, {"node_id": "2", "kind": "image", by: stored[by]})
+        outputs.append({"node_id": "2", "kind": "image", by: "another"})
+        await worker.about("complete_job", job, result={"outputs": outputs})
+    _, record = await broker.json("GET", f"/api/jobs/{job_id}")
+    given = record["result"]["outputs"]
+    assert "url" not in given.pop()
+    for output, data in zip(given, reversed(files.values()), strict=True):
+        async with broker.http.get(broker.url + output["url"]) as response:
+            assert await response.read() == data
 
 
 async def test_a_preview_reaches_who_watches(broker: Broker) -> None:

@@ -56,7 +56,7 @@ async def test_three_ways_to_name_a_graph(broker: Broker, payload: dict[str, Any
 async def test_unknown_fields_are_ignored_and_null_means_absent(broker: Broker) -> None:
     async with broker.client() as client:
         message = submit(
-            idempotency_key=None, webhook_url=None, depends_on=None, priority=None, timestamp=1.5, shoe_size=44,
+            idempotency_key=None, webhook_url=None, depends_on=None, priority=None, timestamp="lately", shoe_size=44,
             requirements=None, metadata=None, group=None, timeout_s=None,
         )  # fmt: skip
         assert (await client.ask(message))["type"] == "job_accepted"

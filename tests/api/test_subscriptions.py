@@ -257,3 +257,21 @@ async def test_a_second_subscription_replaces_the_first(broker: Broker, previews
             await client.next()
         await client.ask({"type": "request_stats"})
         assert sum(e.get("status") == "cancelled" for e in client.of(job)) == 1
+
+
+async def test_who_submitted_a_job_and_retries_it_hears_the_new_round_too(broker: Broker) -> None:
+    worker = broker.worker()
+    await worker.register()
+    async with broker.client() as client:
+        job = (await client.ask(submit()))["job_id"]
+        await run_job(worker)
+        await client.until("complete_job")
+        first = ids(client.of(job))
+        assert (await client.ask({"type": "force_retry_job", "job_id": job}))["type"] == "ack"
+        await run_job(worker)
+        await client.until("complete_job")
+        both = client.of(job)
+        assert ids(both)[: len(first)] == first
+        assert len(set(ids(both))) == len(both)
+        states = [event["status"] for event in both[len(first) :] if event["type"] == "job_update"]
+        assert states == ["pending", "claimed", "processing", "completed"]

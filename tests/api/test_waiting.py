@@ -37,6 +37,20 @@ async def test_the_reasons_follow_the_fleet(broker: Broker) -> None:
     assert await reasons(broker, job) == [("no_worker", None)]
 
 
+async def test_a_submit_s_answer_knows_a_worker_that_came_or_left_a_moment_ago(broker: Broker) -> None:
+    sure, maybe = submit(strict=True), submit(dry_run=True)
+    assert (await broker.json("POST", "/api/jobs", json=sure))[0] == 400
+    await (worker := broker.worker()).register()
+    assert (await broker.json("POST", "/api/jobs", json=maybe))[1]["waiting_for"] == []
+    assert (await broker.json("POST", "/api/jobs", json=sure))[0] == 201
+    tagged = submit(requirements={"tags": ["eu"]})
+    _, job = await broker.json("POST", "/api/jobs", json=tagged)
+    assert [reason["code"] for reason in job["waiting_for"]] == ["no_worker_has_tag"]
+    await worker.bye()
+    assert (await broker.json("POST", "/api/jobs", json=sure))[0] == 400
+    assert (await broker.json("POST", "/api/jobs", json=maybe))[1]["waiting_for"][0]["code"] == "no_worker"
+
+
 async def test_so_do_those_of_jobs_that_are_not_due_or_wait_for_others(broker: Broker) -> None:
     parent = (await accepted(broker))["job_id"]
     for fields in ({"delay_s": 1000}, {"depends_on": [parent]}):
