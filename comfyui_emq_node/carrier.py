@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import socket
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,7 +20,10 @@ CHUNK = 1 << 20
 SMALL = 256 << 10
 """A file up to this size is read once, for its hash and for the wire."""
 CONNECT_S = 5.0
+CONTINUE_S = 5.0
+"""How long a server may take to say that a file may come; who says nothing gets it all the same."""
 SILENT_S = 60.0
+MAX_ANSWER = 1 << 20
 STORES = (307, 308)
 """The broker sends the file to the object store itself."""
 
@@ -75,6 +79,8 @@ class Carrier:
             return iter((content,)) if content is not None else _pieces(errand.path)
 
         given = {**headers, "Authorization": errand.authorization}
+        if content is None:  # a large file is not sent to a broker that refuses it or sends it on
+            given["Expect"] = "100-continue"
         status, answer, location = self._send("PUT", errand.url, body(), given)
         if status not in STORES or not location:
             return status, answer
@@ -96,10 +102,13 @@ class Carrier:
         parts = urlsplit(url)
         place = (parts.scheme, parts.netloc)
         connection = self._connection(place)
+        target = parts.path + (f"?{parts.query}" if parts.query else "")
         try:
-            response = _exchange(
-                connection, method, parts.path + (f"?{parts.query}" if parts.query else ""), body, headers
-            )
+            refused = _begin(connection, method, target, body, headers)
+            if refused is not None:
+                connection.close()  # it waits for what will not come
+                return refused
+            response = _rest(connection, body)
             text = response.read()
         except BaseException:
             connection.close()
@@ -125,13 +134,43 @@ class Carrier:
                 self._idle.setdefault(place, []).append(connection)
 
 
-def _exchange(
+def _begin(
     connection: http.client.HTTPConnection, method: str, target: str, body: Iterator[bytes], headers: Mapping[str, str]
-) -> http.client.HTTPResponse:
+) -> tuple[int, dict[str, Any], str | None] | None:
+    """Send a request's head, with the first piece of its body; asked first, what the server has against the body."""
     connection.putrequest(method, target, skip_accept_encoding=True)
     for name, value in headers.items():
         connection.putheader(name, value)
-    connection.endheaders(next(body, b""))
+    if "Expect" not in headers:
+        connection.endheaders(next(body, b""))
+        return None
+    connection.endheaders()
+    connection.sock.settimeout(CONTINUE_S)
+    try:
+        return _verdict(connection.sock)
+    except TimeoutError:
+        return None
+    finally:
+        connection.sock.settimeout(SILENT_S)
+
+
+def _verdict(sock: socket.socket) -> tuple[int, dict[str, Any], str | None] | None:
+    """A server's answer to a request's head alone: status, object and location; ``None``: the body may come."""
+    with sock.makefile("rb", 0) as file:
+        words = file.readline(1 << 16).split(None, 2)
+        if len(words) < 2 or not words[1].isdigit():
+            raise http.client.RemoteDisconnected("the server closed the connection without an answer")
+        headers, status = http.client.parse_headers(file), int(words[1])
+        if status == http.client.CONTINUE:
+            return None
+        text, left = b"", min(int(headers.get("Content-Length") or 0), MAX_ANSWER)
+        while left > len(text) and (piece := file.read(left - len(text))):
+            text += piece
+        return status, _object(text), headers.get("Location")
+
+
+def _rest(connection: http.client.HTTPConnection, body: Iterator[bytes]) -> http.client.HTTPResponse:
+    """Send what is left of the body; the answer."""
     try:
         for piece in body:
             connection.send(piece)

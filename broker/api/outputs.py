@@ -12,7 +12,7 @@ from aiohttp import hdrs, web
 
 from broker.api.serving import send_download, serve_file
 from broker.api.tickets import FileAccess, lease_ticket
-from broker.api.uploads import body, expected_file
+from broker.api.uploads import ask_later, body, expected_file, go_on
 from broker.errors import BadMessage, Forbidden, NotFound, Unauthorized, Unavailable
 from broker.files.archive import zipped
 from broker.files.outputs import MAX_OUTPUTS, attempt_folder, find_output, parse_name, server_name
@@ -35,7 +35,9 @@ class OutputRoutes:
     def add_to(self, app: web.Application) -> None:
         """Register the routes."""
         app.router.add_put(
-            "/api/jobs/{job_id}/outputs/{attempt:(?!by-node/)[^/]+}/{slash:/?}{number}/{name:.*}", self.put
+            "/api/jobs/{job_id}/outputs/{attempt:(?!by-node/)[^/]+}/{slash:/?}{number}/{name:.*}",
+            self.put,
+            expect_handler=ask_later,
         )
         app.router.add_get("/api/jobs/{job_id}/outputs/{name}", self.get)
         app.router.add_get("/api/jobs/{job_id}/outputs.zip", self.get_all)
@@ -68,6 +70,7 @@ class OutputRoutes:
             file, url = await self.store.promise(folder, str(number), label=label, expected=expected)
             answer = self._described(file, attempt, number)
             return _sent_on(answer, url) if url else web.json_response(answer)
+        await go_on(request)
         file, new = await self.store.put(
             folder, str(number), body(request.content), label=label, expected=expected, before_commit=still_held
         )

@@ -6,7 +6,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 
-from aiohttp import ClientPayloadError, StreamReader, web
+from aiohttp import ClientPayloadError, HttpVersion11, StreamReader, hdrs, web
 
 from broker.errors import BadMessage
 from broker.files.objects import CHUNK
@@ -15,6 +15,17 @@ from broker.files.store import Expected, too_large
 IDLE_S = 60.0
 """A sender that is silent for so long has left."""
 _HASH = re.compile(r"(?:blake3:)?([0-9a-f]{64})", re.IGNORECASE)
+
+
+async def ask_later(_: web.Request) -> None:
+    """For a route whose handler calls :func:`go_on` itself: nothing is said to who asks before sending."""
+
+
+async def go_on(request: web.Request) -> None:
+    """Have a sender that asked first (``Expect: 100-continue``) send its file; others do so anyway."""
+    if request.headers.get(hdrs.EXPECT, "").strip().lower() == "100-continue" and request.version >= HttpVersion11:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # that was none of the answer's
 
 
 def expected_file(request: web.Request, limit: int) -> Expected:

@@ -100,6 +100,29 @@ async def test_an_upload_to_the_bucket_that_breaks_off_is_sent_again(
                 assert digest(await answer.read()) == described["hash"]
 
 
+async def test_a_large_file_goes_once_and_only_where_it_is_wanted(
+    start_broker: Start, bucket: Bucket, output: Path
+) -> None:
+    """The broker is asked first: what it sends on to the bucket, or refuses, it does not get."""
+    passed = 0
+
+    def count(data: bytes) -> bytes:
+        nonlocal passed
+        passed += len(data)
+        return data
+
+    broker = await start_broker(store_url=bucket.store_url, store_presign="put")
+    async with held_job(broker) as (worker, held), proxy(broker.server.port or 0, resp=False) as way:
+        way.requests = count
+        url = f"http://127.0.0.1:{way.port}"
+        assert (await delivered(url, held, output))["size"] == SIZE
+        assert passed < 10_000
+        await worker.release(held)
+        with pytest.raises(StaleLease):
+            await delivered(url, held, output)
+        assert passed < 10_000
+
+
 async def test_a_bucket_that_refuses_does_not_cost_the_job(
     start_broker: Start, bucket: Bucket, output: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

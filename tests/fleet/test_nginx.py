@@ -19,6 +19,7 @@ import pytest
 from broker.queue.connection import Connection
 from broker.queue.queue import Queue
 from broker.settings import Settings
+from comfyui_emq_node.carrier import Carrier, Errand
 from tests.api.conftest import NODES, submit
 from tests.api.test_serve import Served, emq, serving
 from tests.support.jobs import profile
@@ -213,8 +214,8 @@ async def test_one_replica_takes_a_job_and_the_other_tells_its_events(site: Site
         assert (await ws.receive_json(timeout=10))["status"] == "cancelled"
 
 
-async def test_addresses_under_the_prefix_lead_back_to_it(site: Site) -> None:
-    """Links to files, ``Location`` and redirects, for who came in under ``/queue/``."""
+async def test_addresses_under_the_prefix_lead_back_to_it(site: Site, tmp_path: Path) -> None:
+    """Links to files, ``Location`` and redirects, for who came in under ``/queue/``; files as the worker sends them."""
     worker = SimulatedWorker(site.queue, profile=profile(nodes=NODES))
     await worker.register()
     async with site.http.post(site.url + "/queue/api/jobs", json=submit()) as response:
@@ -225,12 +226,15 @@ async def test_addresses_under_the_prefix_lead_back_to_it(site: Site) -> None:
     held = await worker.claim(job)
     assert held is not None
     await worker.report(held, 1)
-    headers = {"Authorization": f"Lease {job}.{held.attempt}.{held.token}"}
+    lease = f"Lease {job}.{held.attempt}.{held.token}"
     address = f"{site.url}/queue/api/jobs/{job}/outputs/{held.attempt}/0/x.bin"
     big = bytes(range(256)) * 80_000  # 20 MB: more than a message may have, less than a file
-    async with site.http.put(address, data=io.BytesIO(big), headers=headers) as response:
-        stored = await response.json()
-        assert response.status == 201, stored
+    await asyncio.to_thread((tmp_path / "x.bin").write_bytes, big)
+    carrier = Carrier()
+    said = await asyncio.to_thread(carrier.put, Errand(str(tmp_path / "x.bin"), address, lease))
+    carrier.close()
+    assert said.get("status") == 201, said
+    stored = said["answer"]
     output = {"node_id": "2", "kind": "file", "filename": "x.bin", "content_type": "application/octet-stream"}
     output |= {"size": len(big), "hash": stored["hash"], "key": stored["key"], "name": stored["name"]}
     await worker.finish(held, {"outputs": [output], "timings": {}})
