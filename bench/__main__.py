@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from bench import access, deliveries, demo, files, fleet, inputs, load, main_job, queue, reconnect, recovery, scale
+from bench.dashboard import main as dashboard
 
 BENCHES = {
     "main-job": main_job.main,
@@ -19,6 +20,7 @@ BENCHES = {
     "reconnect": reconnect.main,
     "recovery": recovery.main,
     "access": access.main,
+    "dashboard": dashboard.main,
 }
 
 
