@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from broker.errors import EmqError
 _PACKAGE = Path(__file__).resolve().parent.parent
 THEMES = ("auto", "light", "dark")
 THEME = "emq_theme"
+MOST_KEPT = 5000
 
 
 def folder(name: str) -> Path:
@@ -33,9 +34,19 @@ def folder(name: str) -> Path:
     return packed if packed.is_dir() else _PACKAGE.parent / name
 
 
+class Environment(jinja2.Environment):
+    """``each.name`` looks into a mapping first: jinja's own order raises an exception for each name that it finds."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """What a template writes as ``obj.attribute``."""
+        if type(obj) is dict and attribute in obj:
+            return obj[attribute]
+        return super().getattr(obj, attribute)
+
+
 def environment() -> jinja2.Environment:
     """Templates that escape everything and know no undefined names."""
-    pages = jinja2.Environment(
+    pages = Environment(
         loader=jinja2.FileSystemLoader(folder("templates")),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -43,8 +54,26 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     pages.filters |= words.FILTERS
-    pages.globals["element"] = words.element
+    pages.globals |= {"element": words.element, "keep": Kept()}
     return pages
+
+
+class Kept:
+    """Pieces of pages by all that they depend on: ``{% call keep("buttons", name, paused) %}…{% endcall %}``.
+
+    For what is long to render, often shown, and the same for a while. Nothing with an age in it: it would stand still.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Hashable, ...], str] = {}
+
+    def __call__(self, *key: Hashable, caller: Callable[[], str]) -> str:
+        """The piece, rendered unless it is known."""
+        if key not in self._known:
+            if len(self._known) >= MOST_KEPT:
+                self._known.clear()
+            self._known[key] = caller()
+        return self._known[key]
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +183,14 @@ class Pages:
         found = parts_of or Parts()
         template = self.templates.get_template("problem.html" if problem else page.template)
         return template.render({**context, "frame": frame, "part": found}), found, status
+
+    async def glance(self, parts: Services, view: View) -> Parts:
+        """The strip of a page alone; raises ``Unavailable``."""
+        strip = await self.strips.read(parts, view.sees)
+        frame = Frame(self.by_name[view.page], [], view, parts.version, strip=strip)
+        found = Parts()
+        self.templates.get_template("_strip.html").render({"frame": frame, "part": found})
+        return found
 
     def visible(self, role: Role) -> list[Page]:
         """The pages that a role finds in the navigation."""

@@ -11,12 +11,13 @@ import contextlib
 import logging
 import secrets
 import time
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
 from broker.dashboard.frame import View
 from broker.dashboard.parts import Parts
-from broker.errors import RateLimited
+from broker.errors import EmqError, RateLimited
 
 log = logging.getLogger(__name__)
 
@@ -26,33 +27,47 @@ LINGER_S = 5.0
 IDLE_SHARE = 4
 """A page rests this many times as long as its reading took, whatever its own pace: many of them share one core."""
 
+GZIP_HEAD = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
+"""What a gzip stream begins with; any number of packed messages may follow."""
+PACK_LEVEL = 3
+
+GLANCE_S = 0.5
+"""How often the strip is looked at on a page that is read more seldom."""
+
 Render = Callable[[View], Awaitable[Parts]]
 
 
-@dataclass(slots=True)
+def pack(data: bytes) -> bytes:
+    """Bytes compressed by themselves, so that one result fits into the gzip stream of every tab."""
+    squeeze = zlib.compressobj(PACK_LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS)
+    return squeeze.compress(data) + squeeze.flush(zlib.Z_FULL_FLUSH)
+
+
+@dataclass(frozen=True, slots=True)
 class _Part:
+    body: str
     shape: str
-    html: str
     version: int
 
 
 class Feed:
     """One view that somebody has open."""
 
-    def __init__(self, view: View, render: Render, every_s: float) -> None:
+    def __init__(self, view: View, render: Render, glance: Render, every_s: float) -> None:
         self.epoch = secrets.token_hex(6)
         self.version = 0
         self.tabs = 0
         self.left_at = 0.0
         self.task: asyncio.Task[None] | None = None
-        self._view, self._render, self._every = view, render, every_s
-        self._parts: dict[str, _Part] = {}
+        self._view, self._render, self._glance, self._every = view, render, glance, every_s
+        self._latest = Parts()
+        self._known: dict[str, _Part] = {}
         self._inside: dict[str, str] = {}
-        self._sent: dict[int, bytes] = {}
+        self._sent: dict[tuple[int, bool], bytes] = {}
         self._next: asyncio.Future[None] | None = None
 
     async def run(self) -> None:
-        """Read and compare until cancelled."""
+        """Read and compare until cancelled; what stands on every page more often than a page that is read seldom."""
         while True:
             began = time.monotonic()
             try:
@@ -60,29 +75,36 @@ class Feed:
             except Exception:
                 log.exception("A page could not be rendered")
             took = time.monotonic() - began
-            await asyncio.sleep(max(self._every - took, IDLE_SHARE * took))
+            due = began + took + max(self._every - took, IDLE_SHARE * took)
+            while (rest := due - time.monotonic()) > GLANCE_S:
+                await asyncio.sleep(min(GLANCE_S, rest - GLANCE_S / 2))
+                with contextlib.suppress(EmqError):
+                    self.take(await self._glance(self._view), whole=False)
+            await asyncio.sleep(max(0.0, rest))
 
-    def take(self, parts: Parts) -> None:
-        """Compare with what is known, and wake the tabs if anything is different."""
-        found: dict[str, _Part] = {}
-        version = self.version + 1
-        for name in parts.bodies:
-            shape, before = parts.shape(name), self._parts.get(name)
-            same = before is not None and before.shape == shape
-            found[name] = _Part(shape, parts.bodies[name], before.version if before and same else version)
-        if all(part.version != version for part in found.values()):
-            self._whole(found, parts)
+    def take(self, parts: Parts, *, whole: bool = True) -> None:
+        """Compare with what is known, and wake the tabs if anything is different; not ``whole``: some of the parts."""
+        if not whole:
+            if not self._known.keys() >= parts.bodies.keys():
+                return
+            parts.bodies = self._latest.bodies | parts.bodies
+        version, known = self.version + 1, self._known
+        self._latest = parts
+        self._known = {name: self._compared(name, known.get(name), version) for name in parts.bodies}
+        if all(part.version != version for part in self._known.values()):
             return
-        self._whole(found, parts)
+        self._inside = {child: name for name in parts.bodies for child in parts.inside(name)}
         self.version, self._sent = version, {}
         if self._next is not None and not self._next.done():
             self._next.set_result(None)
 
-    def _whole(self, found: dict[str, _Part], parts: Parts) -> None:
-        self._inside = {child: name for name in found for child in parts.inside(name)}
-        for part in found.values():
-            part.html = parts.whole(part.html)
-        self._parts = found
+    def _compared(self, name: str, before: _Part | None, version: int) -> _Part:
+        body = self._latest.bodies[name]
+        if before is not None and before.body == body:
+            return before
+        shape = self._latest.shape(name)
+        same = before is not None and before.shape == shape
+        return _Part(body, shape, before.version if before and same else version)
 
     async def changed(self, since: int) -> None:
         """Return once there is a newer version than ``since``."""
@@ -91,17 +113,18 @@ class Feed:
                 self._next = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._next)
 
-    def since(self, version: int) -> bytes:
-        """The message that brings a tab from ``version`` (0: from nothing) to now."""
-        known = self._sent.get(version)
+    def since(self, version: int, *, packed: bool = False) -> bytes:
+        """The message that brings a tab from ``version`` (0: from nothing) to now; ``packed``: for a gzip stream."""
+        known = self._sent.get((version, packed))
         if known is None:
-            changed = {name for name, part in self._parts.items() if part.version > version}
-            lines = [
-                self._partial(name) for name in self._parts if name in changed and not self._covered(name, changed)
-            ]
-            data = "\n".join(f"data: {line}" for line in "\n".join(lines).splitlines())
-            known = self._sent[version] = f"id: {self.epoch}.{self.version}\n{data}\n\n".encode()
+            known = self._sent[version, packed] = pack(self.since(version)) if packed else self._message(version)
         return known
+
+    def _message(self, version: int) -> bytes:
+        changed = {name for name, part in self._known.items() if part.version > version}
+        lines = [self._partial(name) for name in self._known if name in changed and not self._covered(name, changed)]
+        data = "\n".join(f"data: {line}" for line in "\n".join(lines).splitlines())
+        return f"id: {self.epoch}.{self.version}\n{data}\n\n".encode()
 
     def _covered(self, name: str, changed: set[str]) -> bool:
         """Whether a part around this one is sent anyway."""
@@ -112,7 +135,8 @@ class Feed:
         return False
 
     def _partial(self, name: str) -> str:
-        return f'<hx-partial hx-target="#{name}" hx-swap="outerMorph">{self._parts[name].html}</hx-partial>'
+        html = self._latest.whole(self._latest.bodies[name])
+        return f'<hx-partial hx-target="#{name}" hx-swap="outerMorph">{html}</hx-partial>'
 
     def seen(self, event_id: str) -> int:
         """The version that a tab has which saw ``event_id`` last; 0 for another feed's."""
@@ -124,8 +148,8 @@ class Feed:
 class Feeds:
     """The feeds of this replica: one a view, while there are tabs."""
 
-    def __init__(self, render: Render) -> None:
-        self._render = render
+    def __init__(self, render: Render, glance: Render) -> None:
+        self._render, self._glance = render, glance
         self._feeds: dict[View, Feed] = {}
         self._tabs = 0
 
@@ -137,7 +161,7 @@ class Feeds:
         if self._tabs >= MAX_TABS or (feed is None and len(self._feeds) >= MAX_FEEDS):
             raise RateLimited("Too many pages are open at this broker.", retry_after_s=10)
         if feed is None:
-            feed = self._feeds[view] = Feed(view, self._render, every_s)
+            feed = self._feeds[view] = Feed(view, self._render, self._glance, every_s)
             feed.task = asyncio.create_task(feed.run(), name=f"page-{view.page}")
         feed.tabs += 1
         self._tabs += 1

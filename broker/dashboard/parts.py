@@ -5,11 +5,18 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable
+from functools import cache
 
 from markupsafe import Markup
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,63}")
 _TIME_TEXT = re.compile(r"(<time [^>]*>)[^<]*")
+
+
+@cache
+def _mark() -> str:
+    """What stands before a part's name where the part belongs: no text of a page can have it."""
+    return f"\0{secrets.token_hex(8)}:"
 
 
 class Parts:
@@ -22,7 +29,7 @@ class Parts:
     def __init__(self) -> None:
         self.bodies: dict[str, str] = {}
         """By name, in the order of the page; marks stand for the parts inside."""
-        self._mark = f"\0{secrets.token_hex(4)}:"
+        self._mark = _mark()
         self._marks = re.compile(re.escape(self._mark) + r"([a-z0-9-]+)\0")
 
     def __call__(self, name: str, caller: Callable[[], str]) -> Markup:
@@ -35,12 +42,16 @@ class Parts:
 
     def whole(self, text: str) -> str:
         """A text with its parts in their places."""
+        if self._mark not in text:
+            return text
         return self._marks.sub(lambda found: self.whole(self.bodies[found[1]]), text)
 
     def inside(self, name: str) -> list[str]:
         """The parts directly inside of one."""
-        return self._marks.findall(self.bodies[name])
+        body = self.bodies[name]
+        return self._marks.findall(body) if self._mark in body else []
 
     def shape(self, name: str) -> str:
         """What decides whether a part must be replaced: all of it but the parts inside, and the ticking of ages."""
-        return _TIME_TEXT.sub(r"\1", self._marks.sub(r"\0\1", self.bodies[name]))
+        body = self.bodies[name]
+        return _TIME_TEXT.sub(r"\1", body) if "<time " in body else body

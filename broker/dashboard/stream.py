@@ -9,14 +9,14 @@ import asyncio
 import contextlib
 from typing import Any
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from broker.access.identity import Role, current
 from broker.api.seats import seat
 from broker.api.services import services
 from broker.api.sse import send, until_the_end
 from broker.dashboard.frame import PAGES, view_of
-from broker.dashboard.live import Feed, Feeds
+from broker.dashboard.live import GZIP_HEAD, Feed, Feeds, pack
 from broker.dashboard.roles import ROLES, includes
 from broker.errors import Forbidden, Unavailable
 
@@ -26,6 +26,8 @@ PAUSE_S = 0.25
 """The least time between two messages to one tab."""
 BEAT_S = 4.0
 """A tab that hears nothing for longer than this knows that the connection is dead."""
+HELLO, BEAT = b"retry: 500\n\n", b"event: beat\ndata: .\n\n"
+BYE = b"event: bye\ndata: the session has ended\n\n"
 
 
 def add_to(app: web.Application) -> None:
@@ -45,14 +47,21 @@ async def events(request: web.Request) -> web.StreamResponse:
     view = view_of(request, page.name, who)
     async with seat(request), request.config_dict[FEEDS].join(view, page.every_s) as feed:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"})
+        packed = "gzip" in request.headers.get(hdrs.ACCEPT_ENCODING, "")
+        if packed:
+            response.headers[hdrs.CONTENT_ENCODING] = "gzip"
         await response.prepare(request)
+        seen = feed.seen(request.headers.get("Last-Event-ID", "")[:64])
         with contextlib.suppress(ConnectionError, TimeoutError), until_the_end(request) as stop:
-            await send(response, b"retry: 500\n\n")
-            await _pump(response, feed, stop, feed.seen(request.headers.get("Last-Event-ID", "")[:64]))
+            await send(response, GZIP_HEAD + pack(HELLO) if packed else HELLO)
+            await _pump(response, feed, stop, seen, packed=packed)
     return response
 
 
-async def _pump(response: web.StreamResponse, feed: Feed, stop: asyncio.Future[Any], seen: int) -> None:
+async def _pump(
+    response: web.StreamResponse, feed: Feed, stop: asyncio.Future[Any], seen: int, *, packed: bool
+) -> None:
+    beat, bye = (pack(BEAT), pack(BYE)) if packed else (BEAT, BYE)
     while True:
         change = asyncio.ensure_future(feed.changed(seen))
         try:
@@ -61,12 +70,12 @@ async def _pump(response: web.StreamResponse, feed: Feed, stop: asyncio.Future[A
             change.cancel()
         if stop.done():
             if stop.cancelled():
-                await send(response, b"event: bye\ndata: the session has ended\n\n")
+                await send(response, bye)
             return
         if feed.version <= seen:
-            await send(response, b"event: beat\ndata: .\n\n")
+            await send(response, beat)
             continue
-        version, message = feed.version, feed.since(seen)
+        version, message = feed.version, feed.since(seen, packed=packed)
         await send(response, message)
         seen = version
         await asyncio.sleep(PAUSE_S)

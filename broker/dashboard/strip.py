@@ -9,7 +9,7 @@ from typing import Any
 from broker.api.services import Services
 from broker.protocol.base import now_ms
 
-MAX_AGE_S = 0.4
+MAX_AGE_S = 0.25
 SAME_MS = 1500
 MEASURE_S = 10.0
 STEPS_MS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -34,7 +37,14 @@ def duration(ms: float | None) -> str:
 
 def exact(moment_ms: int | None) -> str:
     """A moment to the second, in UTC."""
-    return f"{datetime.fromtimestamp(moment_ms / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC" if moment_ms else ""
+    return _stamp(moment_ms // 1000)[1] if moment_ms else ""
+
+
+@lru_cache(4096)
+def _stamp(second: int) -> tuple[str, str]:
+    """A moment for machines, and for people."""
+    moment = datetime.fromtimestamp(second, UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%SZ}", f"{moment:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def age(moment_ms: int | None) -> Markup | str:
@@ -43,10 +53,8 @@ def age(moment_ms: int | None) -> Markup | str:
         return ""
     seconds = time.time() - moment_ms / 1000
     text = span(seconds) if seconds >= 0 else f"in {span(-seconds)}"
-    stamp = f"{datetime.fromtimestamp(moment_ms / 1000, UTC):%Y-%m-%dT%H:%M:%SZ}"
-    return Markup('<time datetime="{}" data-at="{}" title="{}">{}</time>').format(
-        stamp, int(moment_ms), exact(moment_ms), text
-    )
+    stamp, title = _stamp(moment_ms // 1000)
+    return Markup(f'<time datetime="{stamp}" data-at="{int(moment_ms)}" title="{title}">{text}</time>')  # noqa: S704 # nosec B704 - digits and words
 
 
 def count(number: float | None) -> str:
@@ -71,6 +79,21 @@ def size(number: Any) -> str:
     return f"{value:.1f} GB"
 
 
+@lru_cache(4096)
+def _course(values: tuple[int, ...], most: int) -> str:
+    steps = [16 - round(15 * min(value, most) / most) for value in values]
+    return f"M{60 - len(steps)} {steps[0]}" + "".join(f"l1 {b - a}" for a, b in pairwise(steps))
+
+
+def sparkline(values: Sequence[float], title: str, most: int = 100) -> Markup:
+    """Up to 60 numbers as a line; ``most`` is the top of the scale."""
+    return Markup(
+        '<svg class="spark" viewBox="0 0 60 17" preserveAspectRatio="none" role="img" aria-label="{}"><title>{}</title>'
+        '<path d="{}"/></svg>'
+    ).format(title, title, _course(tuple(round(value) for value in values), most))
+
+
+@lru_cache(4096)
 def element(kind: str, name: Any) -> str:
     """An element's id for something with any name, fit for selectors."""
     return f"{kind}-{blake3(str(name).encode()).hexdigest()[:12]}"
@@ -81,6 +104,12 @@ def segment(name: Any) -> str:
     return quote(str(name), safe="")
 
 
+def term(value: Any, name: str) -> str:
+    """A word of a search of jobs, in quotes where it needs them."""
+    text = str(value)
+    return f'{name}:"{text}"' if not text or any(c.isspace() or c == ":" for c in text) else f"{name}:{text}"
+
+
 def query(fields: dict[str, Any]) -> str:
     """A query string of the fields that have a value."""
     return urlencode({name: value for name, value in fields.items() if value not in ("", None)})
@@ -88,5 +117,5 @@ def query(fields: dict[str, Any]) -> str:
 
 FILTERS = {
     "age": age, "exact": exact, "span": span, "duration": duration, "count": count, "megabytes": megabytes,
-    "size": size, "segment": segment, "query": query,
+    "size": size, "segment": segment, "sparkline": sparkline, "query": query, "term": term,
 }  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import zlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
@@ -13,7 +14,7 @@ import pytest
 
 from broker.access.identity import Role
 from broker.dashboard.frame import View
-from broker.dashboard.live import Feed
+from broker.dashboard.live import GZIP_HEAD, Feed
 from broker.dashboard.parts import Parts
 from tests.access.conftest import Guarded, bearer, guarded, own_valkey
 from tests.api.conftest import Broker, start_broker, submit
@@ -36,7 +37,7 @@ def feed() -> Feed:
     async def never(view: View) -> Parts:
         raise NotImplementedError
 
-    return Feed(View("p", (), "", "", Role.VIEWER, False, ""), never, 1)
+    return Feed(View("p", (), "", "", Role.VIEWER, False, ""), never, never, 1)
 
 
 def sent(feed: Feed, since: int) -> str:
@@ -59,6 +60,18 @@ def test_only_the_row_that_changed_is_sent() -> None:
     it.take(rendered(("a", "2"), ("b", "1")))
     assert sent(it, 1) == partial("a", A2)
     assert sent(it, 0) == partial("all", f'<p id="all">{A2}{B1}</p>') + partial("end", "<i id=end></i>")
+
+
+def test_a_glance_changes_its_part_alone() -> None:
+    it = feed()
+    it.take(rendered(("a", "1"), end="1"))
+    seen = Parts()
+    seen("end", lambda: "<i id=end>2</i>")
+    it.take(seen, whole=False)
+    assert sent(it, 1) == partial("end", "<i id=end>2</i>")
+    assert sent(it, 0) == partial("all", f'<p id="all">{A1}</p>') + partial("end", "<i id=end>2</i>")
+    it.take(rendered(("a", "1"), end="2"))
+    assert it.version == 2, "what was seen already is nothing new"
 
 
 def test_what_changed_twice_is_sent_once_and_what_changed_back_not_lost() -> None:
@@ -100,6 +113,21 @@ def test_a_tab_goes_on_where_it_was_and_from_another_feed_from_nothing() -> None
     assert it.seen(f"{it.epoch}.99") == 2
     for foreign in ("", "x", f"{it.epoch}.", f"{it.epoch}.-1", f"{it.epoch}.x", "0123456789ab.1"):
         assert it.seen(foreign) == 0
+
+
+def test_one_packed_message_fits_into_the_stream_of_any_tab() -> None:
+    it = feed()
+    it.take(rendered(("a", "1")))
+    first = it.since(0, packed=True)
+    it.take(rendered(("a", "2")))
+    later, whole = it.since(1, packed=True), it.since(0, packed=True)
+    for messages, text in (((first, later), b"2</b>"), ((whole,), b"2</b>")):
+        stream = zlib.decompressobj(16 + zlib.MAX_WBITS)
+        read = stream.decompress(GZIP_HEAD)
+        for message in messages:
+            read += stream.decompress(message)
+        assert text in read
+        assert read.endswith(b"\n\n"), "nothing is held back"
 
 
 @pytest.mark.parametrize("name", ["", "A", "a b", "a\0", "1", 'a"'])
@@ -161,8 +189,10 @@ async def test_an_open_page_hears_what_changes(broker: Broker) -> None:
         assert 'hx-target="#fleet"' not in data, "it goes on where it was"
 
 
-async def test_a_quiet_page_hears_a_beat(broker: Broker) -> None:
-    async with tab(broker) as quiet:
+@pytest.mark.parametrize(("accepts", "encoding"), [("gzip, br", "gzip"), ("identity", None)])
+async def test_a_quiet_page_hears_a_beat(broker: Broker, accepts: str, encoding: str | None) -> None:
+    async with tab(broker, **{"Accept-Encoding": accepts}) as quiet:
+        assert quiet.response.headers.get("Content-Encoding") == encoding
         await quiet.until(lambda event, *_: event == "beat")
 
 
