@@ -17,6 +17,8 @@ from broker.protocol.base import now_ms
 SPANS = {"1": "1 h", "24": "24 h", "168": "7 days"}
 PAGES = 8
 MOST = 100
+FEW_JOBS, MOST_JOBS = 5, 500
+"""Jobs that a group names among others, and alone."""
 
 
 def add_to(app: web.Application) -> None:
@@ -26,19 +28,23 @@ def add_to(app: web.Application) -> None:
 
 
 async def read(parts: Services, view: View) -> dict[str, Any]:
-    """The groups of the last hours (``span``)."""
+    """The groups of the last hours (``span``); ``worker`` shows one worker's, ``group`` one group with all its jobs."""
     hours = int(view.get("span", "24")) if view.get("span", "24") in SPANS else 24
-    groups, whole = await _groups(parts, view.sees, hours)
+    worker, wanted = view.get("worker"), view.get("group")
+    groups, whole = await _groups(parts, view.sees, hours, worker)
+    if wanted:
+        groups = [group for group in groups if group.signature == wanted]
     total = sum(len(group.jobs) for group in groups)
-    return {"groups": groups[:MOST], "hours": hours, "spans": SPANS, "whole": whole, "total": total}
+    return {"groups": groups[:MOST], "hours": hours, "spans": SPANS, "whole": whole, "total": total,
+            "worker": worker, "group": wanted, "shown": MOST_JOBS if wanted else FEW_JOBS}  # fmt: skip
 
 
-async def _groups(parts: Services, tenant: str, hours: int) -> tuple[list[FailureGroup], bool]:
+async def _groups(parts: Services, tenant: str, hours: int, worker: str = "") -> tuple[list[FailureGroup], bool]:
     """The groups, and whether all failures of the time were looked at."""
     since, jobs = now_ms() - hours * 3_600_000, []
     until: int | None = None
     for _ in range(PAGES):
-        page, until = await parts.history.ended(since=since, until=until, status="failed", tenant=tenant)
+        page, until = await parts.history.ended(since=since, until=until, status="failed", tenant=tenant, worker=worker)
         jobs += page
         if until is None:
             break
@@ -46,7 +52,7 @@ async def _groups(parts: Services, tenant: str, hours: int) -> tuple[list[Failur
 
 
 async def retry(request: web.Request) -> web.StreamResponse:
-    """Run every job of a group again."""
+    """Run every job of a group again; with ``elsewhere`` not on the worker that failed, if another can."""
     form = await read_form(request)
     parts, who, wanted = services(request), current(request), request.match_info["signature"]
     span = field(form, "span", "24")
@@ -57,7 +63,7 @@ async def retry(request: web.Request) -> web.StreamResponse:
     again = 0
     for job_id in group.jobs:
         try:
-            await parts.operations.retry(job_id, who.sees)
+            await parts.operations.retry(job_id, who.sees, elsewhere=field(form, "elsewhere") == "1")
             again += 1
         except (Conflict, NotFound):
             continue  # somebody was faster, or its record has gone

@@ -11,6 +11,7 @@ from aiohttp import web
 
 from broker.api.services import Services
 from broker.dashboard.frame import Page, View, add_page
+from broker.dashboard.job_files import deliveries, inputs
 from broker.dashboard.previews import PREVIEWS
 from broker.errors import NotFound
 from broker.jobs.figures import number, shown_node
@@ -57,7 +58,9 @@ async def read(app: web.Application, parts: Services, view: View) -> dict[str, A
         "workflow": text[:MOST_TEXT],
         "cut": len(text) > MOST_TEXT,
         "curl": curl(view.address, job, payload),
+        "inputs": inputs(payload, own=job["tenant"] == view.tenant),
         "outputs": outputs(job["result"]),
+        "deliveries": deliveries(await ops.queue.deliveries(job_id, view.sees)),
         "ended": job["status"] in TERMINAL,
     }
 

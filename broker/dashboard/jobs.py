@@ -11,6 +11,7 @@ from aiohttp import web
 from broker.access.identity import Role
 from broker.api.services import Services
 from broker.dashboard.frame import Page, View, add_page
+from broker.dashboard.words import term
 from broker.errors import NotFound
 from broker.jobs.operations import Operations
 from broker.jobs.search import Search
@@ -81,15 +82,8 @@ async def facets(parts: Services, sees: str) -> list[tuple[str, list[tuple[str, 
     out = []
     for title, name, field in (("Errors", "error", "error_code"), ("Failed on", "worker", "worker_id")):
         counts = Counter(job[field] for job in failures if job[field])
-        out.append(
-            (title, [(word, f"status:failed {name}:{quoted(word)}", n) for word, n in counts.most_common(FACETS)])
-        )
+        out.append((title, [(word, f"status:failed {term(word, name)}", n) for word, n in counts.most_common(FACETS)]))
     return [(title, words) for title, words in out if words]
-
-
-def quoted(word: str) -> str:
-    """A word of a search, in quotes where it needs them."""
-    return f'"{word}"' if any(c.isspace() or c == ":" for c in word) else word
 
 
 async def read_bulk(parts: Services, view: View) -> dict[str, Any]:

@@ -9,10 +9,11 @@ from aiohttp import web
 
 from broker.api.services import Services
 from broker.dashboard.frame import Page, View, add_page
+from broker.jobs.history import OTHERS
 
 SPANS = {"60": "1 h", "360": "6 h", "1440": "24 h"}
 POINTS = 60
-MOST_KINDS = 15
+MOST_KINDS, MOST_GPUS = 15, 24
 
 
 def add_to(app: web.Application) -> None:
@@ -32,7 +33,8 @@ async def read(parts: Services, view: View) -> dict[str, Any]:
         tenants = {name: number for name, number in tenants.items() if name == view.sees}
     return {
         "minutes": minutes, "spans": SPANS, "size": size, "samples": len(samples), "charts": _charts(groups, size),
-        "kinds": kinds[:MOST_KINDS], "tenants": tenants, "estimates": (await parts.operations.stats(""))["estimates"],
+        "kinds": kinds[:MOST_KINDS], "gpus": _gpus(groups), "tenants": tenants,
+        "estimates": (await parts.operations.stats(""))["estimates"],
     }  # fmt: skip
 
 
@@ -53,6 +55,17 @@ def _charts(groups: list[list[dict[str, Any]]], size: int) -> list[dict[str, Any
     ]
 
 
+def _gpus(groups: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """How busy each GPU was, in percent, the least busy first: over the time, and point by point."""
+    names = {name for group in groups for sample in group for name in sample["gpus"]}
+    rows = []
+    for name in names:
+        points = [[sample["gpus"].get(name, 0) for sample in group] for group in groups]
+        values = [sum(point) / len(point) for point in points]
+        rows.append({"worker_id": name, "busy": sum(values) / len(values), "values": values})
+    return sorted(rows, key=lambda row: (row["busy"], row["worker_id"]))[:MOST_GPUS]
+
+
 def _p95(group: list[dict[str, Any]], name: str) -> float:
     """The worst kind's p95, in s: an average of quantiles would be none."""
     found = [k[name][1] for sample in group for k in sample["kinds"].values() if k[name]]
@@ -67,7 +80,8 @@ def _kinds(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
             found[kind].append(figures)
     rows = [
         {
-            "kind": kind, "n": sum(f["n"] for f in minutes), "failed": sum(f["failed"] for f in minutes),
+            "kind": kind, "model": "" if kind.startswith(("class ", OTHERS)) else kind.partition(" + ")[0],
+            "n": sum(f["n"] for f in minutes), "failed": sum(f["failed"] for f in minutes),
             "wait_p50": _over(minutes, "wait_ms", "p50"), "wait_p95": _over(minutes, "wait_ms", "p95"),
             "run_p50": _over(minutes, "run_ms", "p50"), "run_p95": _over(minutes, "run_ms", "p95"),
         }

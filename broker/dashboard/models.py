@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from aiohttp import web
 
 from broker.api.services import Services
 from broker.dashboard.frame import Page, View, add_page
+from broker.jobs.demand import Demand, Wanted
 
 MOST = 500
 HOUR_MIN = 60
@@ -21,40 +23,44 @@ class Model:
 
     name: str
     folder: str
-    workers: list[str] = field(default_factory=list)
+    on: int = 0
+    """Live workers that have the file."""
     loaded: list[str] = field(default_factory=list)
     jobs: int = 0
     failed: int = 0
     run_ms: float | None = None
+    wanted: Wanted = field(default_factory=Wanted)
 
 
 def add_to(app: web.Application) -> None:
     """Register the page."""
-    add_page(app, Page("models", "/models", "Models", "models.html", read, nav="Models", every_s=3))
+    add_page(app, Page("models", "/models", "Models", "models.html", partial(read, Demand()), nav="Models", every_s=3))
 
 
-async def read(parts: Services, view: View) -> dict[str, Any]:
+async def read(demand: Demand, parts: Services, view: View) -> dict[str, Any]:
     """The model files that live workers have, the most used first; ``folder`` and ``q`` choose."""
     fleet, workers = await parts.operations.fleet.view(), await parts.operations.workers()
     models: dict[str, Model] = {}
     for profile in fleet.profiles:
         for folder, names in profile.models.items():
             for name in names:
-                models.setdefault(f"{folder}/{name}", Model(name, folder))
+                models.setdefault(f"{folder}/{name}", Model(name, folder)).on += fleet.workers[profile.profile_id]
     live = [worker for worker in workers if worker["status"] != "offline"]
     _loaded(models, live)
     _used(models, await parts.history.samples(HOUR_MIN))
     folders: dict[str, int] = defaultdict(int)
+    wanted_by = await demand.by_model(parts.operations.queue)
     for model in models.values():
         folders[model.folder] += 1
+        model.wanted = wanted_by.get(model.name, model.wanted)
     wanted, text = view.get("folder"), view.get("q").casefold()
     found = [
         model for model in models.values()
         if (not wanted or model.folder == wanted) and (not text or text in model.name.casefold())
     ]  # fmt: skip
-    found.sort(key=lambda model: (-model.jobs, -len(model.loaded), model.folder, model.name))
+    found.sort(key=lambda model: (-model.jobs, -model.wanted.waiting, -len(model.loaded), model.folder, model.name))
     return {"models": found[:MOST], "hidden": len(found) - MOST, "folders": dict(sorted(folders.items())),
-            "folder": wanted, "q": view.get("q"), "total": len(models), "profiles": len(fleet.profiles)}  # fmt: skip
+            "folder": wanted, "q": view.get("q"), "total": len(models), "live": len(live)}  # fmt: skip
 
 
 def _loaded(models: dict[str, Model], live: list[dict[str, Any]]) -> None:

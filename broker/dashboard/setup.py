@@ -17,6 +17,7 @@ from broker.dashboard import (
     guide,
     job,
     job_actions,
+    job_files,
     jobs,
     login,
     metrics,
@@ -35,8 +36,8 @@ from broker.dashboard.roles import ROLES
 from broker.dashboard.stream import FEEDS
 
 PARTS = (
-    fleet, queue, jobs, job, job_actions, workers, timeline, failures, gallery, models, metrics, admin, guide, stream,
-    previews, actions, login,
+    fleet, queue, jobs, job, job_actions, job_files, workers, timeline, failures, gallery, models, metrics, admin,
+    guide, stream, previews, actions, login,
 )  # fmt: skip
 """Modules with routes; pages stand in the navigation in this order."""
 
@@ -66,7 +67,10 @@ async def _feeds(app: web.Application) -> AsyncIterator[None]:
         await app[PAGES].render(app[SERVICES], view, found)
         return found
 
-    app[FEEDS] = Feeds(render)
+    async def glance(view: View) -> Parts:
+        return await app[PAGES].glance(app[SERVICES], view)
+
+    app[FEEDS] = Feeds(render, glance)
     app[PREVIEWS] = Previews(app[SERVICES].streams.hub)
     yield
     await app[FEEDS].stop()

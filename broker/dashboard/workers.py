@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 from aiohttp import web
 
 from broker.api.services import Services
+from broker.dashboard.fleet import dress
 from broker.dashboard.frame import Page, View, add_page
+from broker.dashboard.previews import PREVIEWS
 from broker.jobs.history import kind_of
 from broker.protocol.base import now_ms
 
@@ -21,12 +24,13 @@ STATES = ("idle", "busy", "draining", "unhealthy", "offline")
 def add_to(app: web.Application) -> None:
     """Register the pages."""
     add_page(app, Page("workers", "/workers", "Workers", "workers.html", read, nav="Workers", every_s=1))
-    add_page(app, Page("worker", "/workers/{worker_id}", "Worker", "worker.html", read_one))
+    add_page(app, Page("worker", "/workers/{worker_id}", "Worker", "worker.html", partial(read_one, app)))
 
 
 async def read(parts: Services, view: View) -> dict[str, Any]:
-    """Every worker that is known, also those that are gone; ``status`` and ``q`` choose."""
-    workers = await parts.operations.workers(view.sees)
+    """Every worker that is known, also those that are gone; ``status``, ``q`` and ``has`` (a model file) choose."""
+    has = view.get("has")
+    workers = await parts.operations.workers(view.sees, has)
     counts = {state: sum(worker["status"] == state for worker in workers) for state in STATES}
     wanted, text = view.get("status"), view.get("q").casefold()
     shown = [
@@ -34,7 +38,7 @@ async def read(parts: Services, view: View) -> dict[str, Any]:
         if (not wanted or worker["status"] == wanted) and (not text or text in _words(worker))
     ]  # fmt: skip
     return {"workers": shown[:MOST], "hidden": len(shown) - MOST, "counts": counts, "total": len(workers),
-            "status": wanted, "q": view.get("q")}  # fmt: skip
+            "status": wanted, "q": view.get("q"), "has": has}  # fmt: skip
 
 
 def _words(worker: dict[str, Any]) -> str:
@@ -43,24 +47,21 @@ def _words(worker: dict[str, Any]) -> str:
     return " ".join(named).casefold()
 
 
-async def read_one(parts: Services, view: View) -> dict[str, Any]:
+async def read_one(app: web.Application, parts: Services, view: View) -> dict[str, Any]:
     """One worker: its record, what it does, what it did last, and how busy it was. Raises ``NotFound``."""
     worker_id = view.get("worker_id")
     await parts.operations.worker(worker_id)  # not there: said so
-    [worker], load, (ended, _) = await asyncio.gather(
+    [worker], load, (ended, _), (failed, more) = await asyncio.gather(
         parts.operations.working(worker_id),
         parts.history.gpu_load(),
         parts.history.ended(worker=worker_id, limit=RECENT, tenant=view.sees),
+        parts.history.ended(worker=worker_id, status="failed", since=now_ms() - HOUR_MS, tenant=view.sees),
     )
-    for job in worker["doing"]:
-        job["mine"] = view.sees in ("", job["tenant"])
-        job["preview"] = 0
+    dress(worker, load, app[PREVIEWS], view)
     for job in ended:
         job["kind"] = kind_of(job)
         job["ran_ms"] = _ran_ms(job)
-    last_hour = [job for job in ended if (job["finished_at"] or 0) > now_ms() - HOUR_MS]
-    worker["history"] = load.get(worker_id, [])
-    return {"worker": worker, "ended": ended, "failed": sum(job["status"] == "failed" for job in last_hour)}
+    return {"worker": worker, "ended": ended, "failed": len(failed), "more_failed": more is not None}
 
 
 def _ran_ms(job: dict[str, Any]) -> int | None:

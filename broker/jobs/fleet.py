@@ -39,6 +39,8 @@ class FleetView:
 
     profiles: list[Profile] = field(default_factory=list)
     taken_at: float = 0.0
+    workers: dict[str, int] = field(default_factory=dict)
+    """Live workers by profile."""
     _known: frozenset[str] | None = None
     _folders: dict[str, set[str]] | None = None
     _values: Known | None = None
@@ -66,6 +68,10 @@ class FleetView:
                     for name in files:
                         self._folders.setdefault(name, set()).add(folder)
         return self._folders.get(file, set())
+
+    def with_model(self, file: str) -> set[str]:
+        """The profiles that have ``file``."""
+        return {profile.profile_id for profile in self.profiles if f"m:{file}" in profile.atoms}
 
     def model_inputs(self, class_type: str) -> dict[str, str] | None:
         """Which inputs of a class name files of which folder; ``None`` when no worker that has it says so."""
@@ -124,8 +130,9 @@ class Fleet:
             if self._view.taken_at < wanted:
                 now = time.monotonic()
                 answer = await self._queue.fleet(list(self._parsed))
+                live = {row.text("profile") or row.outcome: row.number("workers", 1) for row in answer.rows}
                 self._view = FleetView(
-                    [await self._profile(row) for row in answer.rows if row.number("workers", 1)], now
+                    [await self._profile(row) for row in answer.rows if row.number("workers", 1)], now, live
                 )
                 self._parsed = {profile.profile_id: profile for profile in self._view.profiles}
         return self._view

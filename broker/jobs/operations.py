@@ -177,10 +177,14 @@ class Operations:
         """The queue's figures."""
         return public_stats(await self.queue.stats(tenant))
 
-    async def workers(self, sees: str = "") -> list[dict[str, Any]]:
-        """The fleet; ``sees``: only this tenant's jobs are named."""
+    async def workers(self, sees: str = "", has: str = "") -> list[dict[str, Any]]:
+        """The fleet; ``sees``: only this tenant's jobs are named; ``has``: those live ones that have a model file."""
         answer = await self.queue.workers(jobs=sees != "")
-        shown = (public_worker(row, sees) for row in answer.rows)
+        rows = answer.rows
+        if has:
+            able = (await self.fleet.view()).with_model(has)
+            rows = [row for row in rows if row.text("profile") in able and not row.text("gone")]
+        shown = (public_worker(row, sees) for row in rows)
         return sorted(shown, key=lambda worker: str(worker["worker_id"]))
 
     async def working(self, worker_id: str = "") -> list[dict[str, Any]]:

@@ -107,6 +107,7 @@ NEEDS = {
     ("POST", "/ui/jobs/{job_id}/raise"): "operator",
     ("POST", "/ui/jobs/{job_id}/lower"): "operator",
     ("POST", "/ui/jobs/{job_id}/duplicate"): "operator",
+    ("POST", "/ui/jobs/{job_id}/redeliver"): "operator",
     ("POST", "/ui/jobs/selected"): "operator",
     ("POST", "/ui/jobs/search"): "operator",
     ("GET", "/ui/events"): "read",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -73,7 +74,7 @@ async def test_timeline_has_a_bar_for_each_execution(broker: Broker) -> None:
     running = await job_of(broker, worker)
     svg = (await page(broker, "/timeline?span=5")).one("svg", role="img")
     links = {link.attrs["href"] for link in svg.all("a")}
-    assert links == {f"/jobs/{one.job_id}" for one in (held, failed, running)}
+    assert links == {"/workers/gpu-1", *(f"/jobs/{one.job_id}" for one in (held, failed, running))}
     assert len(svg.all("rect", class_="failed")) == 1
     rows = (await page(broker, "/timeline?span=5")).one("details").one("tbody").all("tr")
     assert [cell.text for cell in rows[0].all("td")][1:3] == ["3", "1"]
@@ -91,7 +92,13 @@ async def test_failures_of_one_kind_are_one_group_and_run_again(broker: Broker) 
     shown = (await page(broker, "/failures")).one(id="failures")
     groups = shown.all("article")
     assert [len(group.all("a", class_="id")) for group in groups] == [2, 1]
-    retry = groups[0].one("form")
+    retry, elsewhere = groups[0].all("form")
+    assert elsewhere.one("input", name="elsewhere").attrs["value"] == "1"
+    link = groups[0].one("a", class_="button").attrs["href"]
+    [alone] = (await page(broker, link)).one(id="failures").all("article")
+    assert {each.attrs["href"] for each in alone.all("a", class_="id")} == {f"/jobs/{job.job_id}" for job in jobs[:2]}
+    assert len((await page(broker, "/failures?worker=gpu-1")).one(id="failures").all("article")) == 2
+    assert "Nothing has failed" in (await page(broker, "/failures?worker=gpu-2")).text
     fields = {field.attrs["name"]: field.attrs["value"] for field in retry.all("input")}
     assert await post(broker, retry.attrs["action"], fields) == (303, "/failures", "")
     assert (await page(broker, "/failures")).one(id="said").text == "2 of 2 jobs run again."
@@ -135,7 +142,28 @@ async def test_models_of_the_fleet(broker: Broker) -> None:
     rows = (await page(broker, "/models")).one(id="models").one("tbody").all("tr")
     assert [row.one("th").text for row in rows] == ["sd15.safetensors", "flux.safetensors"]
     assert rows[0].one("a", class_="name").text == "gpu-1"
+    await broker.worker("gpu-2", models=("sd15.safetensors",)).register()
     assert len((await page(broker, "/models?q=FLUX")).one(id="models").one("tbody").all("tr")) == 1
+
+
+async def test_models_tell_who_has_them_who_waits_and_what_a_load_costs(broker: Broker) -> None:
+    worker, other = broker.worker("gpu-1", models=("a.safetensors", "b.safetensors")), broker.worker("gpu-2")
+    await worker.register()
+    await other.register()
+    needs = {"requirements": {"models": ["a.safetensors"]}}
+    for cold, exec_ms in ((1, 9000), (0, 2000)):
+        held = await job_of(broker, worker, **needs)
+        result = {"outputs": [], "timings": {}}
+        await worker.call(
+            "finish", job=held.job_id, token=held.token, result=json.dumps(result), exec_ms=exec_ms, cold=cold
+        )
+    await broker.json("POST", "/api/jobs", json=submit(**needs))
+    first, second = (await page(broker, "/models")).one(id="models").one("tbody").all("tr")
+    cells = [cell.text for cell in first.all("td")]
+    assert (first.one("th").text, cells[1], cells[3], cells[7]) == ("a.safetensors", "1 of 2", "1", "7.0 s")
+    assert [cell.text for cell in second.all("td")][3:] == ["", "", "", "", ""]
+    link = first.all("td")[1].one("a").attrs["href"]
+    assert [name.text for name in (await page(broker, link)).one(id="workers").all("a", class_="name")] == ["gpu-1"]
 
 
 async def test_admin_makes_keys_people_and_limits(start_broker: Start, own_valkey: RedisServer) -> None:

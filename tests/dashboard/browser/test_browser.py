@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from playwright.async_api import Browser, Page, expect
 
+from broker.app import CONNECTION
+from broker.jobs.history import Recorder
+from broker.queue.series import Series
 from tests.api.conftest import Broker, Start, submit
-from tests.dashboard.test_jobs import evil_jobs
+from tests.dashboard.browser.conftest import WATCH
+from tests.dashboard.test_jobs import EVIL, evil_jobs
 from tests.support.servers import free_port
 from tests.support.simulated import Held, SimulatedWorker
 
@@ -18,6 +24,10 @@ ROOT = Path(__file__).resolve().parents[3]
 SHOTS = ROOT / "artifacts" / "dashboard"
 AXE = (Path(__file__).parent / "axe" / "axe.min.js").read_text()
 NODE = {"id": "3", "class_type": "KSampler", "value": 12, "max": 20}
+
+
+NAMING = ("/workers", f"/workers/{quote(EVIL, safe='')}", "/timeline", "/failures")
+"""Further pages that show a worker's name."""
 
 
 async def new(broker: Broker, **fields: Any) -> str:
@@ -196,9 +206,11 @@ async def test_hostile_strings_stay_text_on_every_page(desk: Broker, tab: Page) 
     jobs = await evil_jobs(desk)
     dialogs: list[str] = []
     tab.on("dialog", lambda dialog: dialogs.append(dialog.message))
-    for path in ("", "/?layout=table", "/queue", "/jobs", *(f"/jobs/{job}" for job in jobs)):
+    named = ("", "/?layout=table", "/queue", "/jobs", *(f"/jobs/{job}" for job in jobs), *NAMING)
+    for path in (*named, "/gallery", "/models", "/metrics-view", "/admin"):
         await opened(tab, desk.url + path)
-        await expect(tab.locator("main")).to_contain_text("{{7*7}}")
+        if path in named:
+            await expect(tab.locator("main")).to_contain_text("{{7*7}}")
         assert await tab.locator("img[src=x]").count() == 0
     assert dialogs == []
 
@@ -210,7 +222,8 @@ async def settled(tab: Page) -> dict[str, Any]:
     return {rule["id"]: [node["html"][:200] for node in rule["nodes"]] for rule in found["violations"]}
 
 
-async def test_pages_are_accessible_fit_a_phone_and_are_kept_as_pictures(desk: Broker, browser: Browser) -> None:
+async def something_of_everything(desk: Broker) -> dict[str, str]:
+    """Work that every page has something to show of, and the address of each page."""
     _, held = await working(desk)
     failed = await new(desk, max_attempts=1, metadata={"order": 17})
     await new(desk, requirements={"models": ["flux-dev.safetensors"]})
@@ -220,16 +233,34 @@ async def test_pages_are_accessible_fit_a_phone_and_are_kept_as_pictures(desk: B
     assert taken is not None
     await other.report(taken, 1, node=NODE)
     await other.fail(taken, "out_of_memory", "No memory is left.", retry="no")
+    made = await new(desk)
+    taken = await other.claim(made)
+    assert taken is not None
+    await other.report(taken, 1, node=NODE)
+    words = {"node_id": "3", "kind": "text", "filename": "a.txt", "text": "some words"}
+    await other.finish(taken, {"outputs": [words], "timings": {}})
     await new(desk)
-    SHOTS.mkdir(parents=True, exist_ok=True)
-    paths = {
+    now = round(time.time() * 1000)
+    series = Series(desk.server.app[CONNECTION], desk.queue.prefix)  # type: ignore[attr-defined]
+    sample = await Recorder(desk.queue, series).sample(now)
+    for minutes in (3, 2, 1):
+        await series.add({**sample, "t": now - minutes * 60_000})
+    return {
         "fleet": "/", "fleet-table": "/?layout=table", "queue": "/queue", "jobs": "/jobs", "error": "/nowhere",
-        "job-running": f"/jobs/{held.job_id}", "job-failed": f"/jobs/{failed}",
-        "bulk": "/jobs/bulk?q=status:failed&do=retry",
+        "job-running": f"/jobs/{held.job_id}", "job-failed": f"/jobs/{failed}", "job-completed": f"/jobs/{made}",
+        "bulk": "/jobs/bulk?q=status:failed&do=retry", "workers": "/workers", "worker": "/workers/gpu-7",
+        "timeline": "/timeline?span=5", "failures": "/failures", "gallery": "/gallery", "models": "/models",
+        "metrics": "/metrics-view", "admin": "/admin", "help": "/help", "style": "/style",
     }  # fmt: skip
+
+
+async def test_pages_are_accessible_fit_a_phone_and_are_kept_as_pictures(desk: Broker, browser: Browser) -> None:
+    paths = await something_of_everything(desk)
+    SHOTS.mkdir(parents=True, exist_ok=True)
     wrong = {}
     for theme, width in (("light", 1280), ("dark", 1280), ("light", 375)):
         context = await browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme)  # type: ignore[arg-type]
+        await context.add_init_script(WATCH)
         page = await context.new_page()
         for name, path in paths.items():
             await page.goto(desk.url + path)
@@ -240,5 +271,6 @@ async def test_pages_are_accessible_fit_a_phone_and_are_kept_as_pictures(desk: B
                 wrong[f"{name} {width}"] = {"too wide": []}
             if width == 1280 and (found := await settled(page)):
                 wrong[f"{name} {theme}"] = found
+            wrong |= {f"{name} {theme}: {what}": {} for what in await page.evaluate("window.violations")}
         await context.close()
     assert not wrong, json.dumps(wrong, indent=1)
