@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
@@ -204,7 +205,7 @@ def add_page(app: web.Application, page: Page) -> None:
     """Register a page: its address, its role, its place in the navigation, its live changes."""
     app[PAGES].by_name[page.name] = page
     app[ROLES]["GET", page.path] = page.role
-    app.router.add_get(page.path, partial(show, page=page))
+    app.router.add_get(any_name(page.path), partial(show, page=page))
 
 
 def add_action(
@@ -212,7 +213,12 @@ def add_action(
 ) -> None:
     """Register what a form posts to, and the least role that may."""
     app[ROLES]["POST", path] = role
-    app.router.add_post(path, handler)
+    app.router.add_post(any_name(path), handler)
+
+
+def any_name(path: str) -> str:
+    """A route for names of any text; by itself it would not take those with braces."""
+    return re.sub(r"\{(\w+)\}", r"{\1:[^/]+}", path)
 
 
 def view_of(request: web.Request, page: str, who: Identity) -> View:

@@ -27,6 +27,8 @@ async def read(parts: Services, view: View) -> dict[str, Any]:
     samples = await parts.history.samples(minutes)
     size = max(1, minutes // POINTS)
     groups = [samples[at : at + size] for at in range(0, len(samples), size)]
+    if len(groups) == 1:
+        groups *= 2  # a course has two ends
     kinds = _kinds(samples)
     tenants = _tenants(samples)
     if view.sees:

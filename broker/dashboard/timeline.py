@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,9 @@ from broker.jobs.history import kind_of
 from broker.protocol.base import now_ms
 
 SPANS = {"5": "5 min", "30": "30 min", "120": "2 h", "720": "12 h"}
-MOST_ROWS, PAGES = 60, 8
+MOST_ROWS, PAGES, MOST_KINDS = 60, 8, 10
 COLOURS = 8
+FOREIGN = "another tenant's"
 WIDTH, ROW, LABEL, TOP = 1000, 22, 150, 18
 
 
@@ -55,13 +57,36 @@ async def read(parts: Services, view: View) -> dict[str, Any]:
             (job["started_at"], until, job) for job in worker["doing"] if job["started_at"]
         ]  # fmt: skip
     busy = [worker for worker in workers if spans[worker["worker_id"]] or worker["status"] != "offline"]
-    rows = [_row(worker, spans[worker["worker_id"]], since, until, view) for worker in busy[:MOST_ROWS]]
+    kinds = Counter(_kind(job, view) for worker in busy for _, _, job in spans[worker["worker_id"]])
+    colours = coloured(kinds)
+    rows = [
+        _row(worker, spans[worker["worker_id"]], since, until, view=view, colours=colours)
+        for worker in busy[:MOST_ROWS]
+    ]
     return {
+        "legend": [(kind, colours[kind]) for kind, _ in kinds.most_common(MOST_KINDS)],
         "rows": rows, "hidden": len(busy) - len(rows), "minutes": minutes, "spans": SPANS,
         "ticks": _ticks(since, until),
         "height": TOP + ROW * max(1, len(rows)), "width": WIDTH, "label": LABEL, "pitch": ROW, "top": TOP,
         "worker": view.get("worker"),
     }  # fmt: skip
+
+
+def _kind(job: dict[str, Any], view: View) -> str:
+    """What a bar's colour stands for."""
+    if view.sees not in ("", job["tenant"]):
+        return FOREIGN
+    return kind_of(job)
+
+
+def coloured(kinds: Iterable[str]) -> dict[str, int]:
+    """A colour for each kind: by its name, so that it keeps it, and another one where two have the same."""
+    found: dict[str, int] = {}
+    for kind in sorted(kinds):
+        first = blake3(kind.encode()).digest()[0]
+        free = [colour for n in range(COLOURS) if (colour := (first + n) % COLOURS) not in found.values()]
+        found[kind] = free[0] if free else first % COLOURS
+    return found
 
 
 async def _ended(parts: Services, since: int, view: View) -> dict[str, list[tuple[int, int, dict[str, Any]]]]:
@@ -79,7 +104,13 @@ async def _ended(parts: Services, since: int, view: View) -> dict[str, list[tupl
 
 
 def _row(
-    worker: dict[str, Any], spans: list[tuple[int, int, dict[str, Any]]], since: int, until: int, view: View
+    worker: dict[str, Any],
+    spans: list[tuple[int, int, dict[str, Any]]],
+    since: int,
+    until: int,
+    *,
+    view: View,
+    colours: dict[str, int],
 ) -> dict[str, Any]:
     scale = (WIDTH - LABEL) / (until - since)
     bars: list[Bar] = []
@@ -87,16 +118,16 @@ def _row(
     for start, end, job in sorted(spans, key=lambda span: span[0]):
         begin, finish = max(start, since), min(end, until)
         mine = view.sees in ("", job["tenant"])
-        kind = kind_of({"class": "", **job}) if job.get("models") or job.get("class") else "job"
+        kind = _kind(job, view)
         bars.append(
             Bar(
                 x=round(LABEL + (begin - since) * scale, 1),
                 width=max(1.0, round((finish - begin) * scale - 0.5, 1)),
                 job_id=job["job_id"] if mine else "",
-                kind=kind if mine else "another tenant's",
+                kind=kind,
                 status=job["status"],
                 ms=end - start,
-                colour=blake3(kind.encode()).digest()[0] % COLOURS,
+                colour=colours[kind],
                 mine=mine,
                 swap=bool(before) and kind != before,
             )

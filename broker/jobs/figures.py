@@ -157,6 +157,7 @@ def _doing(row: Answer) -> dict[str, Any]:
         "started_at": row.number("started_at") or None,
         "expected_ms": float(row.text("run_ms") or 0) or None,
         "models": row.lines("models"),
+        "class": row.text("class"),
         "progress": number(known.get("progress")),
         "node": shown_node(known.get("node")),
         "nodes_done": number(known.get("nodes_done")),

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from urllib.parse import quote
 
 import pytest
+from yarl import URL
 
+from broker.dashboard.timeline import COLOURS, coloured
 from broker.jobs.failures import grouped, shape
 from broker.protocol.base import now_ms
 from tests.api.conftest import Broker, Start, submit
@@ -76,8 +79,16 @@ async def test_timeline_has_a_bar_for_each_execution(broker: Broker) -> None:
     links = {link.attrs["href"] for link in svg.all("a")}
     assert links == {"/workers/gpu-1", *(f"/jobs/{one.job_id}" for one in (held, failed, running))}
     assert len(svg.all("rect", class_="failed")) == 1
+    assert len((await page(broker, "/timeline?span=5")).one("ul", class_="legend").all("li")) == 1
     rows = (await page(broker, "/timeline?span=5")).one("details").one("tbody").all("tr")
     assert [cell.text for cell in rows[0].all("td")][1:3] == ["3", "1"]
+
+
+def test_kinds_keep_their_colours_and_share_none_while_there_are_enough() -> None:
+    few = coloured([f"model{n}" for n in range(COLOURS)])
+    assert sorted(few.values()) == list(range(COLOURS))
+    assert coloured(["model3"])["model3"] == coloured(["model3", "zebra"])["model3"]
+    assert set(coloured([f"model{n}" for n in range(30)]).values()) == set(range(COLOURS))
 
 
 async def test_failures_of_one_kind_are_one_group_and_run_again(broker: Broker) -> None:
@@ -197,8 +208,9 @@ async def test_hostile_names_are_text_on_every_page(broker: Broker) -> None:
     await worker.register()
     held = await job_of(broker, worker, metadata={"x": EVIL})
     await worker.fail(held, "node_error", EVIL, retry="no")
-    for address in [*ADDRESSES, f"/workers/{held and worker.worker_id.replace('/', '%2F').replace('?', '%3F')}"]:
-        async with broker.http.get(broker.url + address.replace('"', "%22").replace("<", "%3C")) as response:
+    for address in [*ADDRESSES, f"/workers/{quote(worker.worker_id, safe='')}"]:
+        async with broker.http.get(URL(broker.url + address, encoded=True)) as response:
             text = await response.text()
+            assert response.status == 200, address
             assert "<img src=x" not in text, address
             assert "49" not in text.partition("{{7*7}}")[2][:3]

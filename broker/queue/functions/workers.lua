@@ -12,7 +12,7 @@ local FIELDS = {
 -- What a worker does with a job: state, since when, how long such jobs run on the average, the stored progress.
 local function work(u, job)
   local out, r = { 'ok', 'job_id', job }, redis.call('HMGET', u.P .. 'j:' .. job, unpack(FIELDS))
-  for i = 1, 8 do
+  for i = 1, 9 do
     if r[i] then
       out[#out + 1] = FIELDS[i]
       out[#out + 1] = r[i]
