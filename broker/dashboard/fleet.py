@@ -13,6 +13,8 @@ from broker.dashboard.forms import done, read_form
 from broker.dashboard.frame import Page, View, add_action, add_page
 from broker.dashboard.previews import PREVIEWS, Previews
 
+MAX_AGE_S = 0.3
+"""How old what workers do may be: open pages with different queries share one reading."""
 MOST = 400
 """Workers on one page."""
 
@@ -26,26 +28,27 @@ def add_to(app: web.Application) -> None:
 
 async def read(app: web.Application, parts: Services, view: View) -> dict[str, Any]:
     """The workers, live ones first, with what each does; other tenants' jobs are not named."""
-    workers, load = await parts.operations.working(), await parts.history.gpu_load()
-    for worker in workers:
-        dress(worker, load, app[PREVIEWS], view)
+    told, load = await parts.operations.working(max_age_s=MAX_AGE_S if view.live else 0), await parts.history.gpu_load()
+    workers = [dress(worker, load, app[PREVIEWS], view) for worker in told]
     live = [worker for worker in workers if worker["status"] != "offline"]
     gone = [worker for worker in workers if worker["status"] == "offline"]
     shown = (live + gone)[:MOST]
     return {"workers": shown, "hidden": len(workers) - len(shown), "layout": view.get("layout", "grid")}
 
 
-def dress(worker: dict[str, Any], load: dict[str, list[float]], previews: Previews, view: View) -> None:
-    """Add what a card shows beyond the record: how busy it was, its GPUs in a line, what may be seen of its jobs."""
-    worker["history"] = tuple(load.get(worker["worker_id"], ()))
-    worker["gpu"] = ", ".join(gpu["name"] for gpu in worker["gpus"])
-    if worker["doing"] and worker["status"] == "idle":
-        worker["status"] = "busy"  # the heartbeat that says so is still to come
-    for job in worker["doing"]:
-        job["mine"] = view.sees in ("", job["tenant"])
-        job["preview"] = previews.version(job["job_id"])
-    own = (job["job_id"] for job in worker["doing"] if job["mine"] and job["phase"] != "finishing")
-    worker["runs"] = next(own, "")
+def dress(told: dict[str, Any], load: dict[str, list[float]], previews: Previews, view: View) -> dict[str, Any]:
+    """What a card shows beyond the record: how busy it was, its GPUs in a line, what may be seen of its jobs."""
+    doing = [
+        {**job, "mine": view.sees in ("", job["tenant"]), "preview": previews.version(job["job_id"])}
+        for job in told["doing"]
+    ]
+    own = (job["job_id"] for job in doing if job["mine"] and job["phase"] != "finishing")
+    return {
+        **told, "doing": doing, "runs": next(own, ""),
+        "status": "busy" if doing and told["status"] == "idle" else told["status"],  # its heartbeat is still to come
+        "history": tuple(load.get(told["worker_id"], ())),
+        "gpu": ", ".join(gpu["name"] for gpu in told["gpus"]),
+    }  # fmt: skip
 
 
 async def act(request: web.Request) -> web.StreamResponse:

@@ -16,7 +16,7 @@ from aiohttp import web
 
 from broker.access.identity import IDENTITY, Identity, Role, current
 from broker.api.services import Services, services
-from broker.dashboard import words
+from broker.dashboard import cards, words
 from broker.dashboard.forms import SAID, take_said
 from broker.dashboard.parts import Parts
 from broker.dashboard.roles import ROLES, includes
@@ -54,7 +54,7 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    pages.filters |= words.FILTERS
+    pages.filters |= words.FILTERS | cards.FILTERS
     pages.globals |= {"element": words.element, "keep": Kept()}
     return pages
 
@@ -91,6 +91,8 @@ class View:
     read_only: bool
     address: str
     """The broker's URL as this browser sees it."""
+    live: bool = False
+    """An open page's changes, which may be read for several at once; a page that is asked for is of that moment."""
 
     def get(self, name: str, default: str = "") -> str:
         """A value of the query."""
@@ -176,7 +178,7 @@ class Pages:
         page, status, context, problem = self.by_name[view.page], 200, {}, ""
         strip = Strip()
         try:
-            strip = await self.strips.read(parts, view.sees, MAX_AGE_S if parts_of else 0)
+            strip = await self.strips.read(parts, view.sees, MAX_AGE_S if view.live else 0)
             context = await page.read(parts, view)
         except EmqError as error:
             problem, status = error.message, error.http_status

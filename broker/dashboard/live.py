@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 MAX_FEEDS, MAX_TABS = 256, 2000
 LINGER_S = 5.0
 """How long a page is still read after its last tab has gone: tabs come back from a reload."""
-IDLE_SHARE = 4
+IDLE_SHARE = 11
 """A page rests this many times as long as its reading took, whatever its own pace: many of them share one core."""
 
 GZIP_HEAD = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
@@ -106,12 +106,11 @@ class Feed:
         same = before is not None and before.shape == shape
         return _Part(body, shape, before.version if before and same else version)
 
-    async def changed(self, since: int) -> None:
-        """Return once there is a newer version than ``since``."""
-        while self.version <= since:
-            if self._next is None or self._next.done():
-                self._next = asyncio.get_running_loop().create_future()
-            await asyncio.shield(self._next)
+    def arrival(self) -> asyncio.Future[None]:
+        """Done with the next version; all tabs share it, so nobody may cancel it."""
+        if self._next is None or self._next.done():
+            self._next = asyncio.get_running_loop().create_future()
+        return self._next
 
     def since(self, version: int, *, packed: bool = False) -> bytes:
         """The message that brings a tab from ``version`` (0: from nothing) to now; ``packed``: for a gzip stream."""

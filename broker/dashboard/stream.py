@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import replace
 from typing import Any
 
 from aiohttp import hdrs, web
@@ -44,7 +45,7 @@ async def events(request: web.Request) -> web.StreamResponse:
         raise Forbidden("There is no such page for this role.")
     if parts.stopping.is_set():
         raise Unavailable("This broker stops.")
-    view = view_of(request, page.name, who)
+    view = replace(view_of(request, page.name, who), live=True)
     async with seat(request), request.config_dict[FEEDS].join(view, page.every_s) as feed:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"})
         packed = "gzip" in request.headers.get(hdrs.ACCEPT_ENCODING, "")
@@ -63,11 +64,8 @@ async def _pump(
 ) -> None:
     beat, bye = (pack(BEAT), pack(BYE)) if packed else (BEAT, BYE)
     while True:
-        change = asyncio.ensure_future(feed.changed(seen))
-        try:
-            await asyncio.wait({stop, change}, timeout=BEAT_S, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            change.cancel()
+        if feed.version <= seen:
+            await asyncio.wait({stop, feed.arrival()}, timeout=BEAT_S, return_when=asyncio.FIRST_COMPLETED)
         if stop.done():
             if stop.cancelled():
                 await send(response, bye)

@@ -11,6 +11,7 @@ from aiohttp import web
 from blake3 import blake3
 
 from broker.api.services import Services
+from broker.dashboard.fleet import MAX_AGE_S
 from broker.dashboard.frame import Page, View, add_page
 from broker.jobs.history import kind_of
 from broker.protocol.base import now_ms
@@ -18,6 +19,7 @@ from broker.protocol.base import now_ms
 SPANS = {"5": "5 min", "30": "30 min", "120": "2 h", "720": "12 h"}
 MOST_ROWS, PAGES, MOST_KINDS = 60, 8, 10
 COLOURS = 8
+MINUTE_MS = 60_000
 FOREIGN = "another tenant's"
 WIDTH, ROW, LABEL, TOP = 1000, 22, 150, 18
 
@@ -48,10 +50,11 @@ async def read(parts: Services, view: View) -> dict[str, Any]:
     minutes = int(view.get("span", "30")) if view.get("span", "30") in SPANS else 30
     until = now_ms() // 1000 * 1000
     since = until - minutes * 60_000
-    workers = await parts.operations.working()
+    workers = await parts.operations.working(max_age_s=MAX_AGE_S if view.live else 0)
     if view.get("worker"):
         workers = [worker for worker in workers if worker["worker_id"] == view.get("worker")]
-    spans = await _ended(parts, since, view)
+    spans, known = await _ended(parts, since, view)
+    loads = [] if known == since else await parts.history.samples(minutes)
     for worker in workers:
         spans[worker["worker_id"]] += [
             (job["started_at"], until, job) for job in worker["doing"] if job["started_at"]
@@ -63,7 +66,10 @@ async def read(parts: Services, view: View) -> dict[str, Any]:
         _row(worker, spans[worker["worker_id"]], since, until, view=view, colours=colours)
         for worker in busy[:MOST_ROWS]
     ]
+    for row in rows:
+        row["loads"] = coarse(row["worker_id"], loads, since, known, (WIDTH - LABEL) / (until - since))
     return {
+        "known_s": None if known == since else (until - known) // 1000,
         "legend": [(kind, colours[kind]) for kind, _ in kinds.most_common(MOST_KINDS)],
         "rows": rows, "hidden": len(busy) - len(rows), "minutes": minutes, "spans": SPANS,
         "ticks": _ticks(since, until),
@@ -89,7 +95,10 @@ def coloured(kinds: Iterable[str]) -> dict[str, int]:
     return found
 
 
-async def _ended(parts: Services, since: int, view: View) -> dict[str, list[tuple[int, int, dict[str, Any]]]]:
+async def _ended(
+    parts: Services, since: int, view: View
+) -> tuple[dict[str, list[tuple[int, int, dict[str, Any]]]], int]:
+    """Executions by worker, and from when on all of them are there: of many only the latest are read."""
     found: dict[str, list[tuple[int, int, dict[str, Any]]]] = defaultdict(list)
     until: int | None = None
     for _ in range(PAGES):
@@ -99,8 +108,26 @@ async def _ended(parts: Services, since: int, view: View) -> dict[str, list[tupl
             if job["worker_id"] and job["started_at"] and end:
                 found[job["worker_id"]].append((job["started_at"], end, job))
         if until is None:
-            break
-    return found
+            return found, since
+    return found, max(since, until or since)
+
+
+def coarse(
+    worker: str, samples: list[dict[str, Any]], since: int, until: int, scale: float
+) -> list[tuple[float, float, int]]:
+    """What is known of the time before the executions: x, width and how busy (1-4), minute by minute."""
+    cells: list[tuple[float, float, int]] = []
+    for sample in samples:
+        end, share = min(sample["t"], until), sample["gpus"].get(worker, 0)
+        begin = max(sample["t"] - MINUTE_MS, since)
+        if share and begin < end:
+            x, width, level = LABEL + (begin - since) * scale, (end - begin) * scale, min(4, 1 + int(share // 25))
+            before = cells[-1] if cells else (0.0, 0.0, 0)
+            if before[2] == level and abs(before[0] + before[1] - x) < 0.5:
+                x, width = before[0], before[1] + width
+                cells.pop()
+            cells.append((round(x, 1), round(width, 1), level))
+    return cells
 
 
 def _row(

@@ -12,6 +12,7 @@ from broker.api.services import Services
 from broker.dashboard.fleet import dress
 from broker.dashboard.frame import Page, View, add_page
 from broker.dashboard.previews import PREVIEWS
+from broker.jobs.figures import shown_gpus
 from broker.jobs.history import kind_of
 from broker.protocol.base import now_ms
 
@@ -37,6 +38,8 @@ async def read(parts: Services, view: View) -> dict[str, Any]:
         worker for worker in workers
         if (not wanted or worker["status"] == wanted) and (not text or text in _words(worker))
     ]  # fmt: skip
+    for worker in shown[:MOST]:
+        worker["kinds"] = tuple((gpu["name"], gpu["vram_mb"]) for gpu in shown_gpus(worker))
     return {"workers": shown[:MOST], "hidden": len(shown) - MOST, "counts": counts, "total": len(workers),
             "status": wanted, "q": view.get("q"), "has": has}  # fmt: skip
 
@@ -57,7 +60,7 @@ async def read_one(app: web.Application, parts: Services, view: View) -> dict[st
         parts.history.ended(worker=worker_id, limit=RECENT, tenant=view.sees),
         parts.history.ended(worker=worker_id, status="failed", since=now_ms() - HOUR_MS, tenant=view.sees),
     )
-    dress(worker, load, app[PREVIEWS], view)
+    worker = dress(worker, load, app[PREVIEWS], view)
     for job in ended:
         job["kind"] = kind_of(job)
         job["ran_ms"] = _ran_ms(job)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -37,6 +38,8 @@ class Operations:
         self.submitter = submitter
         self.deliver = deliver
         self.remove_files = remove_files
+        self._working: list[dict[str, Any]] = []
+        self._working_at = float("-inf")
 
     # -- jobs ---------------------------------------------------------------------------------------------------------
 
@@ -187,10 +190,16 @@ class Operations:
         shown = (public_worker(row, sees) for row in rows)
         return sorted(shown, key=lambda worker: str(worker["worker_id"]))
 
-    async def working(self, worker_id: str = "") -> list[dict[str, Any]]:
-        """The fleet (or one worker) with what each does right now (``doing``)."""
+    async def working(self, worker_id: str = "", max_age_s: float = 0) -> list[dict[str, Any]]:
+        """The fleet (or one worker) with what each does right now (``doing``), not to be changed."""
+        now = time.monotonic()
+        if not worker_id and now - self._working_at < max_age_s:
+            return self._working
         answer = await self.queue.workers(worker_id, jobs=True)
-        return sorted((working(row) for row in answer.rows), key=lambda worker: str(worker["worker_id"]))
+        found = sorted((working(row) for row in answer.rows), key=lambda worker: str(worker["worker_id"]))
+        if not worker_id:
+            self._working, self._working_at = found, now
+        return found
 
     async def worker(self, worker_id: str, sees: str = "") -> dict[str, Any]:
         """One worker, of its jobs only those that ``sees`` may know (empty: all); raises ``NotFound``."""

@@ -9,7 +9,7 @@ from urllib.parse import quote
 import pytest
 from yarl import URL
 
-from broker.dashboard.timeline import COLOURS, coloured
+from broker.dashboard.timeline import COLOURS, LABEL, coarse, coloured
 from broker.jobs.failures import grouped, shape
 from broker.protocol.base import now_ms
 from tests.api.conftest import Broker, Start, submit
@@ -82,6 +82,15 @@ async def test_timeline_has_a_bar_for_each_execution(broker: Broker) -> None:
     assert len((await page(broker, "/timeline?span=5")).one("ul", class_="legend").all("li")) == 1
     rows = (await page(broker, "/timeline?span=5")).one("details").one("tbody").all("tr")
     assert [cell.text for cell in rows[0].all("td")][1:3] == ["3", "1"]
+
+
+def test_before_the_single_executions_stands_how_busy_each_minute_was() -> None:
+    minute = 60_000
+    samples = [{"t": n * minute, "gpus": {"a": load}} for n, load in ((1, 100), (2, 90), (3, 0), (4, 30), (5, 10))]
+    scale = 10 / minute
+    cells = coarse("a", samples, 0, 4 * minute + minute // 2, scale)
+    assert cells == [(LABEL, 20.0, 4), (LABEL + 30, 10.0, 2), (LABEL + 40, 5.0, 1)]
+    assert coarse("b", samples, 0, minute, scale) == []
 
 
 def test_kinds_keep_their_colours_and_share_none_while_there_are_enough() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import json
 
 import pytest
@@ -279,3 +281,23 @@ async def test_a_new_class_meets_many_profiles(desk: Desk) -> None:
         await desk.queue.sweep()
     assert desk.client.exists(desk.key("match")) == 0
     assert len({await worker.take() for worker in workers}) == 300
+
+
+async def test_a_fleet_that_beats_while_it_is_read_in_parts_is_read_whole(desk: Desk) -> None:
+    """Heartbeats change the order of the index: each worker is to be there once all the same."""
+    workers = [await desk.worker(f"gpu-{number:02}") for number in range(90)]
+
+    async def beat() -> None:
+        for number in itertools.count():
+            desk.tick(1)
+            await workers[number * 37 % 90].heartbeat()
+
+    beating = asyncio.create_task(beat())
+    try:
+        for _ in range(10):
+            rows = (await desk.queue.workers(jobs=True)).rows
+            assert sorted(row.text("worker_id") for row in rows) == [f"gpu-{number:02}" for number in range(90)]
+    finally:
+        beating.cancel()
+        await asyncio.gather(beating, return_exceptions=True)
+    assert (await desk.queue.workers("gpu-01\ngpu-02")).rows == []

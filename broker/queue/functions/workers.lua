@@ -1,8 +1,9 @@
 -- emq_workers: the workers' records.
 -- Guarantee: reads only.
--- Arguments: `worker` (empty: all, those with the latest heartbeat first), `offset` `limit` (100, at most 1,000) `jobs`
--- (1: with what it does).
--- Answer: `ok` `next` (the offset that goes on; empty: no more) then `worker`
+-- Arguments: `worker` (lines; empty: all, those with the latest heartbeat first), `offset` `limit` (100, at most 1,000)
+-- `jobs` (1: with what it does); `names` (1: the names alone; heartbeats change the order, so whoever reads in parts
+-- asks for these first).
+-- Answer: `ok` `names` (lines), or `ok` `next` (the offset that goes on; empty: no more) then `worker`
 -- <nested `ok` with `worker_id`, the record, `held` (lines `<job> <phase>`), with `jobs` also `job` <nested `ok` with
 -- `job_id`, some fields of the record, `run_ms` (average of such jobs), `progress` (JSON)> for each> for each.
 local FIELDS = {
@@ -53,8 +54,11 @@ end
 local function workers(keys, argv)
   local u, a = Q.begin(keys, argv)
   local from, limit = tonumber(a.offset or 0) or 0, math.max(1, math.min(1000, tonumber(a.limit or 100) or 100))
-  local names, more = { a.worker }, false
-  if not a.worker or a.worker == '' then
+  if a.names == '1' then
+    return { 'ok', 'names', table.concat(redis.call('ZREVRANGE', u.P .. 'workers', 0, -1), '\n') }
+  end
+  local names, more = Q.lines(a.worker), false
+  if not names[1] then
     names = redis.call('ZREVRANGE', u.P .. 'workers', from, from + limit)
     more = #names > limit
     names[limit + 1] = nil

@@ -1,0 +1,58 @@
+"""What a fleet shows of each worker and job, as HTML: by functions, because hundreds of them are drawn each second."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from markupsafe import Markup, escape
+
+from broker.dashboard.words import age, duration, megabytes, segment
+
+Job = dict[str, Any]
+
+
+def job_link(job_id: Any) -> Markup:
+    """A link to a job."""
+    text = escape(str(job_id))
+    return Markup(f'<a class="id" href="/jobs/{segment(job_id)}" title="{text}">{escape(str(job_id)[:12])}</a>')  # noqa: S704 # nosec B704 - escaped above
+
+
+def node(job: Job) -> Markup:
+    """The node that runs, and its step; what a job does when none runs."""
+    told = job["node"]
+    if told:
+        step = f' <span class="num">{int(told["value"])}/{int(told["max"])}</span>' if told["max"] else ""
+        name = escape(str(told["class_type"] or told["id"]))
+        return Markup(f'<span class="node">{name}{step}</span>')  # noqa: S704 # nosec B704 - escaped above
+    word = "uploading" if job["phase"] == "finishing" else "starting" if job["status"] == "claimed" else ""
+    return Markup(f'<span class="node quiet">{word}</span>' if word else "")  # noqa: S704 # nosec B704 - own words
+
+
+def bar(job: Job) -> Markup:
+    """How far a job is."""
+    label = escape(job["job_id"][:12])
+    return Markup(f'<progress max="100" value="{job["progress"] or 0}" aria-label="progress of {label}"></progress>')  # noqa: S704 # nosec B704 - a number and an escaped text
+
+
+def elapsed(job: Job) -> Markup:
+    """Since when it runs, and how long such jobs take."""
+    since = job["started_at"] or job["claimed_at"]
+    usual = f' <span class="quiet">of ≈ {duration(job["expected_ms"])}</span>' if job["expected_ms"] else ""
+    return Markup(f"{age(since)}{usual}" if since else "")  # noqa: S704 # nosec B704 - times only
+
+
+def vram(gpus: Iterable[dict[str, Any]]) -> Markup:
+    """How much of its memory each GPU uses."""
+    return Markup("").join(_memory(gpu["vram_mb"], gpu["vram_free_mb"]) for gpu in gpus if gpu["vram_mb"])
+
+
+def _memory(whole: float, free: float | None) -> Markup:
+    if free is None:
+        return Markup(f'<span class="vram quiet">{megabytes(whole)} VRAM</span>')  # noqa: S704 # nosec B704 - a number
+    used, most = whole - free, megabytes(whole)
+    meter = f'<meter min="0" max="{whole}" value="{used}" aria-label="VRAM in use">{megabytes(used)}</meter>'
+    return Markup(f'<span class="vram">{meter} {megabytes(used)} of {most}</span>')  # noqa: S704 # nosec B704 - numbers
+
+
+FILTERS = {"job_link": job_link, "node": node, "bar": bar, "elapsed": elapsed, "vram": vram}
