@@ -25,6 +25,7 @@ def public_stats(answer: Answer) -> dict[str, Any]:
         "running": sum(jobs[status] for status in ACTIVE),
         "depth_by_priority": _depth(answer.lines("depth")),
         "oldest_wait_ms": answer.number("oldest_ms") or None,
+        "oldest_job_id": answer.text("oldest_job") or None,
         "workers": _workers(answer),
         "totals": _totals(answer),
         "estimates": _estimates(answer),

@@ -227,6 +227,7 @@ class Stats(Outgoing):
     running: int = Field(description="Claimed and processing jobs.")
     depth_by_priority: dict[str, int] = Field(default_factory=dict)
     oldest_wait_ms: int | None = None
+    oldest_job_id: str | None = Field(None, description="The job that waits longest.")
     workers: dict[str, int] = Field(
         default_factory=dict, description="Live workers by state, their `total`, and `down`: known and gone."
     )

@@ -24,16 +24,19 @@ async def test_an_empty_fleet_tells_a_newcomer_what_to_do(broker: Broker) -> Non
 async def test_the_strip_counts_and_links(broker: Broker) -> None:
     worker = broker.worker("gpu-7")
     await worker.register()
-    for priority in (9, 9, 0):
-        await broker.json("POST", "/api/jobs", json=submit(priority=priority))
+    jobs = [
+        (await broker.json("POST", "/api/jobs", json=submit(priority=priority)))[1]["job_id"] for priority in (9, 9, 0)
+    ]
     held = await worker.claim()
     assert held is not None
+    assert held.job_id == jobs[0]
     strip = (await page(broker)).one(id="strip")
     shown = {each.one("dt").text: each.one("dd") for each in strip.all("div")}
     assert shown["Waiting"].text.startswith("2")
     assert [chip.attrs["href"] for chip in shown["Waiting"].all("a", class_="chip")] == [
         "/queue?priority=9", "/queue?priority=0",
     ]  # fmt: skip
+    assert shown["Oldest wait"].one("a").attrs["href"] == f"/jobs/{jobs[1]}"
     assert shown["Running"].text == "1"
     assert shown["Workers"].text == "1 up"
     assert shown["Failed in 1 h"].text == "0"

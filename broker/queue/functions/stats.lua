@@ -1,9 +1,10 @@
 -- emq_stats: the pool's figures, or a tenant's.
 -- Guarantee: reads only.
 -- Arguments: `tenant` (empty: all).
--- Answer: `ok` with a count for each status, `<what>_total`, `oldest_ms` (age of the job that waits longest); for all
--- also `depth` (lines `<priority> <waiting>`), `paused`, `workers`, `workers_idle`, `workers_busy`, `workers_paused`,
--- `workers_draining`, `workers_unhealthy`, `workers_down` (known and gone), `dead`, `failed_hour` (in the last hour).
+-- Answer: `ok` with a count for each status, `<what>_total`, `oldest_job` (that waits longest) and its age `oldest_ms`;
+-- for all also `depth` (lines `<priority> <waiting>`), `paused`, `workers`, `workers_idle`, `workers_busy`,
+-- `workers_paused`, `workers_draining`, `workers_unhealthy`, `workers_down` (known and gone), `dead`, `failed_hour` (in
+-- the last hour).
 local COUNTS = {
   'scheduled', 'blocked', 'pending', 'claimed', 'processing', 'completed', 'failed', 'cancelled',
   'submitted_total', 'completed_total', 'failed_total', 'cancelled_total', 'retried_total', 'lost_total', 'running',
@@ -19,7 +20,7 @@ local function oldest(u, tenants)
     if first[1] and (not arrival or tonumber(first[2]) < arrival) then job, arrival = first[1], tonumber(first[2]) end
   end
   local created = job and redis.call('HGET', u.P .. 'j:' .. job, 'created_at')
-  return created and Q.int(u.now - created) or '0'
+  return created and Q.int(u.now - created) or '0', created and job or ''
 end
 
 local function depth(u)
@@ -53,8 +54,8 @@ local function stats(keys, argv)
     out[#out + 1] = name
     out[#out + 1] = values[i] or '0'
   end
-  out[#out + 1] = 'oldest_ms'
-  out[#out + 1] = oldest(u, one and { a.tenant } or redis.call('SMEMBERS', u.P .. 'tenants'))
+  local age, job = oldest(u, one and { a.tenant } or redis.call('SMEMBERS', u.P .. 'tenants'))
+  for _, value in ipairs({ 'oldest_ms', age, 'oldest_job', job }) do out[#out + 1] = value end
   if one then return out end
   local dead = Q.int(redis.call('ZCARD', u.P .. 'dead'))
   local failed = redis.call('ZCOUNT', u.P .. 'fin:failed', Q.int(u.now - 3600000), '+inf')
