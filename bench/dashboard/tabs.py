@@ -37,10 +37,9 @@ class Heard:
     def note(self, what: str, ages: Sequence[float]) -> None:
         self.ages.setdefault(what, []).extend(ages)
 
-    def percentile(self, share: int, what: str = "") -> float:
-        """Milliseconds within which this share (1-99) was there: of one kind, or of all."""
-        found = self.ages.get(what, []) if what else [age for ages in self.ages.values() for age in ages]
-        return statistics.quantiles(found, n=100)[share - 1] if len(found) > 1 else float("nan")
+    def percentile(self, share: int, what: str) -> float:
+        """Milliseconds within which this share (1-99) of what is of one kind was there."""
+        return statistics.quantiles(self.ages[what], n=100)[share - 1]
 
 
 class Message:
