@@ -185,7 +185,10 @@ class Pages:
         frame = Frame(page, self.visible(view.role), view, parts.version, strip=strip, problem=problem, **about)
         found = parts_of or Parts()
         template = self.templates.get_template("problem.html" if problem else page.template)
-        return template.render({**context, "frame": frame, "part": found}), found, status
+        began = time.thread_time()
+        text = template.render({**context, "frame": frame, "part": found})
+        found.cost_s = time.thread_time() - began
+        return text, found, status
 
     async def glance(self, parts: Services, view: View) -> Parts:
         """The strip of a page alone; raises ``Unavailable``."""

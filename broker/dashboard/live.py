@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 MAX_FEEDS, MAX_TABS = 256, 2000
 LINGER_S = 5.0
 """How long a page is still read after its last tab has gone: tabs come back from a reload."""
-IDLE_SHARE = 11
-"""A page rests this many times as long as its reading took, whatever its own pace: many of them share one core."""
+IDLE_SHARE = 14
+"""A page rests this many times as long as it kept the processor, whatever its own pace: many of them share one core."""
 
 GZIP_HEAD = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
 """What a gzip stream begins with; any number of packed messages may follow."""
@@ -69,13 +69,14 @@ class Feed:
     async def run(self) -> None:
         """Read and compare until cancelled; what stands on every page more often than a page that is read seldom."""
         while True:
-            began = time.monotonic()
+            due, cost_s = time.monotonic() + self._every, 0.0
             try:
-                self.take(await self._render(self._view))
+                parts = await self._render(self._view)
+                cost_s = parts.cost_s
+                self.take(parts)
             except Exception:
                 log.exception("A page could not be rendered")
-            took = time.monotonic() - began
-            due = began + took + max(self._every - took, IDLE_SHARE * took)
+            due = max(due, time.monotonic() + IDLE_SHARE * cost_s)
             while (rest := due - time.monotonic()) > GLANCE_S:
                 await asyncio.sleep(min(GLANCE_S, rest - GLANCE_S / 2))
                 with contextlib.suppress(EmqError):

@@ -29,6 +29,8 @@ class Parts:
     def __init__(self) -> None:
         self.bodies: dict[str, str] = {}
         """By name, in the order of the page; marks stand for the parts inside."""
+        self.cost_s = 0.0
+        """How long the page kept the processor when it was rendered."""
         self._mark = _mark()
         self._marks = re.compile(re.escape(self._mark) + r"([a-z0-9-]+)\0")
 
