@@ -12,6 +12,7 @@ from broker.access.identity import Role, current
 from broker.api.services import services
 from broker.dashboard.forms import done, field, read_form
 from broker.dashboard.frame import add_action
+from broker.errors import BadMessage
 from broker.queue.queue import Answer
 
 MOST_INPUTS = 60
@@ -50,5 +51,8 @@ async def redeliver(request: web.Request) -> web.StreamResponse:
     """Tell the webhook once more, with the same ``webhook-id``."""
     form, job_id = await read_form(request), request.match_info["job_id"]
     ops, sees = services(request).operations, current(request).sees
+    await ops.queue.deliveries(job_id, sees)  # whose job it is comes before what is asked of it
+    if not field(form, "entry"):
+        raise BadMessage("entry: the delivery, as the job's log names it.")
     await ops.queue.deliveries(job_id, sees, redeliver=field(form, "entry"))
     return done(request, form, "The webhook is told again.")

@@ -75,7 +75,7 @@ async def test_timeline_has_a_bar_for_each_execution(broker: Broker) -> None:
     failed = await job_of(broker, worker)
     await worker.fail(failed, retry="no")
     running = await job_of(broker, worker)
-    svg = (await page(broker, "/timeline?span=5")).one("svg", role="img")
+    svg = (await page(broker, "/timeline?span=5")).one("svg", role="group")
     links = {link.attrs["href"] for link in svg.all("a")}
     assert links == {"/workers/gpu-1", *(f"/jobs/{one.job_id}" for one in (held, failed, running))}
     assert len(svg.all("rect", class_="failed")) == 1

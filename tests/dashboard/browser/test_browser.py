@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import pytest
 from playwright.async_api import Browser, Page, expect
 
 from broker.app import CONNECTION
@@ -254,6 +255,7 @@ async def something_of_everything(desk: Broker) -> dict[str, str]:
     }  # fmt: skip
 
 
+@pytest.mark.timeout(300)
 async def test_pages_are_accessible_fit_a_phone_and_are_kept_as_pictures(desk: Broker, browser: Browser) -> None:
     paths = await something_of_everything(desk)
     SHOTS.mkdir(parents=True, exist_ok=True)
