@@ -223,9 +223,9 @@ async def settled(tab: Page) -> dict[str, Any]:
     return {rule["id"]: [node["html"][:200] for node in rule["nodes"]] for rule in found["violations"]}
 
 
-async def something_of_everything(desk: Broker) -> dict[str, str]:
-    """Work that every page has something to show of, and the address of each page."""
-    _, held = await working(desk)
+async def something_of_everything(desk: Broker) -> tuple[dict[str, str], list[SimulatedWorker]]:
+    """Work that every page has something to show of: the address of each page, and the workers."""
+    worker, held = await working(desk)
     failed = await new(desk, max_attempts=1, metadata={"order": 17})
     await new(desk, requirements={"models": ["flux-dev.safetensors"]})
     other = desk.worker("gpu-8")
@@ -246,18 +246,19 @@ async def something_of_everything(desk: Broker) -> dict[str, str]:
     sample = await Recorder(desk.queue, series).sample(now)
     for minutes in (3, 2, 1):
         await series.add({**sample, "t": now - minutes * 60_000})
-    return {
+    paths = {
         "fleet": "/", "fleet-table": "/?layout=table", "queue": "/queue", "jobs": "/jobs", "error": "/nowhere",
         "job-running": f"/jobs/{held.job_id}", "job-failed": f"/jobs/{failed}", "job-completed": f"/jobs/{made}",
         "bulk": "/jobs/bulk?q=status:failed&do=retry", "workers": "/workers", "worker": "/workers/gpu-7",
         "timeline": "/timeline?span=5", "failures": "/failures", "gallery": "/gallery", "models": "/models",
         "metrics": "/metrics-view", "admin": "/admin", "help": "/help", "style": "/style",
     }  # fmt: skip
+    return paths, [worker, other]
 
 
 @pytest.mark.timeout(300)
 async def test_pages_are_accessible_fit_a_phone_and_are_kept_as_pictures(desk: Broker, browser: Browser) -> None:
-    paths = await something_of_everything(desk)
+    paths, workers = await something_of_everything(desk)
     SHOTS.mkdir(parents=True, exist_ok=True)
     wrong = {}
     for theme, width in (("light", 1280), ("dark", 1280), ("light", 375)):
@@ -265,6 +266,8 @@ async def test_pages_are_accessible_fit_a_phone_and_are_kept_as_pictures(desk: B
         await context.add_init_script(WATCH)
         page = await context.new_page()
         for name, path in paths.items():
+            for worker in workers:
+                await worker.heartbeat()
             await page.goto(desk.url + path)
             if name not in ("bulk", "error"):
                 await expect(page.locator("#live")).to_have_text("live")
