@@ -27,6 +27,7 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 THEMES = ("auto", "light", "dark")
 THEME = "emq_theme"
 MOST_KEPT = 5000
+_METHODS = frozenset(dir(dict))
 
 
 def folder(name: str) -> Path:
@@ -36,11 +37,14 @@ def folder(name: str) -> Path:
 
 
 class Environment(jinja2.Environment):
-    """``each.name`` looks into a mapping first: jinja's own order raises an exception for each name that it finds."""
+    """``each.name`` looks into a mapping first: jinja's own order raises an exception for each name that it finds.
+
+    A mapping's methods stay what they are, whatever names somebody has put into it.
+    """
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         """What a template writes as ``obj.attribute``."""
-        if type(obj) is dict and attribute in obj:
+        if type(obj) is dict and attribute in obj and attribute not in _METHODS:
             return obj[attribute]
         return super().getattr(obj, attribute)
 

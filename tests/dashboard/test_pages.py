@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from broker.dashboard.frame import environment
 from tests.api.conftest import Broker, Start, submit
 from tests.dashboard.html import page, post
 
@@ -140,6 +141,11 @@ async def test_whatever_a_worker_or_job_says_is_text(broker: Broker) -> None:
         assert [e for e in seen.all("img") if e.attrs.get("src") == "x"] == []
         assert "{{7*7}}" in seen.text
         assert all(not name.startswith("on") for e in seen.inside for name in e.attrs)
+
+
+def test_a_name_in_a_mapping_is_found_and_hides_no_method() -> None:
+    text = "{{ told.name }} {% for name, value in told.items() %}{{ name }}={{ value }} {% endfor %}"
+    assert environment().from_string(text).render(told={"name": "a", "items": "b"}) == "a name=a items=b "
 
 
 @pytest.mark.parametrize("template", sorted((ROOT / "templates").glob("*.html")), ids=lambda p: p.name)
