@@ -28,10 +28,11 @@ class Site:
 
 
 @asynccontextmanager
-async def site(folder: Path, redis_url: str, **settings: str) -> AsyncIterator[Site]:
+async def site(folder: Path, redis_url: str, *, nginx_workers: int = 1, **settings: str) -> AsyncIterator[Site]:
     """Run one; ``settings`` are more environment variables of the brokers."""
+    edits = {"worker_processes 1;": f"worker_processes {nginx_workers};"}
     ports = [free_port(), free_port()]
-    async with nginx("nginx.conf", folder / "nginx", [f"127.0.0.1:{port}" for port in ports]) as front:
+    async with nginx("nginx.conf", folder / "nginx", [f"127.0.0.1:{port}" for port in ports], **edits) as front:
         env = {"EMQ_REDIS_URL": redis_url, "EMQ_PUBLIC_URL": front.url, "EMQ_TRUSTED_PROXIES": "127.0.0.1", **settings}
         brokers = [
             BrokerProcess(folder / f"{port}.log", data=folder / "data", port=port, settings=env) for port in ports

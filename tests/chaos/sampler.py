@@ -77,14 +77,14 @@ class Track:
         return {
             "rss_mb": [round(rss[0], 1), round(rss[-1], 1)],
             "rss_mb_per_hour": round(slope(hours, rss), 2),
-            "fds": _ends(self.fds[first:]),
-            **({"tasks": _ends(self.tasks[-len(at) :])} if self.tasks else {}),
+            "fds": ends(self.fds[first:]),
+            **({"tasks": ends(self.tasks[-len(at) :])} if self.tasks else {}),
             "cpu_share": round((self.cpu[-1] - self.cpu[first]) / (at[-1] - at[0]), 3),
         }
 
 
-def _ends(values: Sequence[float]) -> list[float]:
-    """The median of the first quarter and that of the last."""
+def ends(values: Sequence[float]) -> list[float]:
+    """The median of the first quarter of some values and that of the last."""
     quarter = max(1, len(values) // 4)
     return [statistics.median(values[:quarter]), statistics.median(values[-quarter:])]
 

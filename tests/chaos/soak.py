@@ -16,6 +16,7 @@ import signal
 import sys
 import tempfile
 import time
+from array import array
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,8 @@ import redis
 from broker.queue.connection import Connection
 from broker.queue.fsck import Check
 from broker.queue.queue import Queue
-from tests.chaos.sampler import Track, broken
+from broker.queue.series import KEPT
+from tests.chaos.sampler import Track, broken, ends
 from tests.support.comfyui import ROOT, BrokerProcess, Process
 from tests.support.nginx import nginx
 from tests.support.processes import children
@@ -36,6 +38,7 @@ from tests.support.waiting import wait_until
 
 MOST_MB_PER_HOUR = 1.0
 MEMORY_BACK = 0.02
+MOST_WAITING = 10
 SAMPLE_S, WRITE_S = 5.0, 60.0
 DRAIN_S = 300.0
 SETTINGS = {
@@ -108,6 +111,8 @@ class Soak:
     clients: Process | None = None
     baseline: Memory | None = None
     after: Memory | None = None
+    waiting: array[float] = field(default_factory=lambda: array("d"))
+    """Jobs in the queue at each look: they take memory everywhere, so a run in which they grow tells nothing."""
     findings: list[str] = field(default_factory=list)
     ended: bool = False
     _began: float = 0.0
@@ -129,6 +134,7 @@ class Soak:
             self.http = await stack.enter_async_context(aiohttp.ClientSession())
             self._traffic()
             await asyncio.sleep(self.plan.warm_s)
+            await asyncio.to_thread(self._fill_history)
             self.baseline = await self._empty()
             self._traffic()
             await self._watch()
@@ -147,19 +153,8 @@ class Soak:
             self.brokers.append(BrokerProcess(log, data=data, port=port, settings=env).start())
         self._track_servers()
         for name, way in (("redis", ["--redis", self.server.url]), ("gateway", [])):
-            options = [
-                "--rate",
-                "0",
-                "--stuck",
-                "0",
-                "--pace",
-                "10",
-                "--workers",
-                str(self.plan.gpus),
-                "--name",
-                name,
-                *way,
-            ]
+            options = ["--rate", "0", "--stuck", "0", "--pace", "20"]
+            options += ["--workers", str(self.plan.gpus), "--name", name, *way]
             self.gpus.append(self._child(f"gpus-{name}", "broker", "simulate", "--broker", self.url, *options))
 
     def _track_servers(self) -> None:
@@ -190,7 +185,7 @@ class Soak:
 
     async def _sample(self) -> None:
         at = time.monotonic() - self._began
-        tasks = {f"broker-{n}": await self._tasks(broker) for n, broker in enumerate(self.brokers)}
+        tasks = {f"broker-{n}": await self._figures(broker) for n, broker in enumerate(self.brokers)}
         for name, track in self.tracks.items():
             try:
                 track.sample(at, tasks.get(name))
@@ -202,9 +197,12 @@ class Soak:
             self._written = at
             self.write()
 
-    async def _tasks(self, broker: BrokerProcess) -> float:
+    async def _figures(self, broker: BrokerProcess) -> float:
+        """A broker's tasks; the first one tells of the queue too."""
         async with self.http.get(broker.url + "/metrics") as answer:
             lines = (await answer.text()).splitlines()
+        if broker is self.brokers[0]:
+            self.waiting.append(sum(float(line.split()[1]) for line in lines if line.startswith("emq_queue_depth{")))
         return next(float(line.split()[1]) for line in lines if line.startswith("emq_broker_tasks "))
 
     async def _empty(self) -> Memory:
@@ -225,6 +223,16 @@ class Soak:
         await connection.close()
         await asyncio.sleep(35)  # what has a life time of its own (idempotency keys, open pages) ends too
         return await asyncio.to_thread(self._memory)
+
+    def _fill_history(self) -> None:
+        """As after a day: else pages and brokers would have more of it with every minute, up to its bound."""
+        with redis.Redis.from_url(self.server.url) as client:
+            known = client.lrange("emq:{default}:history", 0, -1)
+            if not known:
+                return
+            sample = json.loads(known[0])
+            more = [json.dumps({**sample, "t": sample["t"] - n * 60_000}) for n in range(1, KEPT - len(known) + 1)]
+            client.lpush("emq:{default}:history", *more)
 
     def _memory(self) -> Memory:
         with redis.Redis.from_url(self.server.url) as client:
@@ -268,6 +276,9 @@ class Soak:
     def wrong(self) -> list[str]:
         """What did not hold so far."""
         wrong = [text for name, summary in self.summaries().items() for text in broken(name, summary, MOST_MB_PER_HOUR)]
+        first, last = ends(self.waiting) if self.waiting else (0.0, 0.0)
+        if last - first > MOST_WAITING:
+            wrong.append(f"the queue went from {first:g} to {last:g} jobs: too busy a machine, this tells nothing")
         wrong += [*self.findings, *self.errors()[:20], *self._said().get("wrong", [])]
         if self.baseline and self.after and abs(self.memory_change()) > MEMORY_BACK:
             wrong.append(f"Redis' memory is not back: {self.memory_change():+.2%}")
@@ -293,7 +304,7 @@ class Soak:
         known: dict[str, Any] = {
             "minutes": round((time.monotonic() - self._began) / 60, 1), "of": self.plan.minutes, "ended": self.ended,
             "good": not wrong, "wrong": wrong, "machine_share": round(share, 3), "processes": summaries,
-            "clients": self._said(),
+            "clients": self._said(), "waiting": ends(self.waiting) if self.waiting else [],
         }  # fmt: skip
         if self.baseline:
             known["redis"] = {"baseline": self.baseline.figures()}
