@@ -190,14 +190,17 @@ class Courier:
         self._brokers, self._carry = brokers, carry
 
     def places(self, job: Claimed) -> list[Uploads]:
-        """Where this job's files may go, in the order to try."""
-        if job.uploads is not None:
-            return [job.uploads]
-        ticket = lease_ticket(job)
-        return [
-            Uploads(f"{broker.rstrip('/')}/api/jobs/{job.job_id}/outputs/{job.attempt}/", ticket)
+        """Where this job's files may go, in the order to try.
+
+        The broker that handed the job out may be gone since; any other takes them under the same ticket.
+        """
+        first = job.uploads
+        ticket, most = (first.authorization, first.max_bytes) if first else (lease_ticket(job), None)
+        places = [
+            Uploads(f"{broker.rstrip('/')}/api/jobs/{job.job_id}/outputs/{job.attempt}/", ticket, most)
             for broker in self._brokers(job.pool)
         ]
+        return [first, *(place for place in places if place != first)] if first else places
 
     async def deliver(self, job: Claimed, gathered: Gathered, is_held: Callable[[], bool]) -> list[dict[str, Any]]:
         """Upload everything; the result's ``outputs``.

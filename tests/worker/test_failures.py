@@ -89,7 +89,7 @@ async def test_a_person_s_interrupt_ends_the_job(client: Client, comfy: ComfyPro
 
 async def test_a_prompt_that_a_person_removes_ends_the_job(client: Client, comfy: ComfyProcess) -> None:
     """Cleared from ComfyUI's queue while a prompt of the page still ran."""
-    await comfy.post("/prompt", {"prompt": slow(60, 0.05, seed=5), "client_id": "page"})
+    await comfy.post("/prompt", {"prompt": slow(400, 0.05, seed=5), "client_id": "page"})
     await comfy.post("/prompt", {"prompt": slow(20, 0.05, seed=6), "client_id": "page"})
     job = await client.submit(plain_image(5), worker=comfy)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -14,7 +15,10 @@ from broker.cli import checks
 from broker.trial.runtime import TrialRuntime
 from broker.trial.workflows import plain_image
 from tests.support.comfyui import BrokerProcess, ComfyProcess, fails, node, slow
+from tests.support.nginx import nginx
+from tests.support.servers import RedisServer
 from tests.support.waiting import wait_until
+from tests.worker.conftest import MakeBroker, MakeComfy
 
 
 @pytest.fixture(scope="module")
@@ -144,3 +148,50 @@ async def test_a_job_outlives_its_broker(away: tuple[BrokerProcess, ComfyProcess
         record = await client.until(job, timeout=40)
         assert (record["status"], record["attempt"]) == ("completed", 1)
         assert (await client.run(plain_image(8)))["status"] == "completed"
+
+
+async def test_a_worker_moves_to_another_replica_in_mid_job(
+    make_broker: MakeBroker, make_comfy: MakeComfy, own_valkey: RedisServer, tmp_path: Path
+) -> None:
+    """It knows NGINX' address alone. The replica that has its socket is killed, then the other is ended in good order:
+    each time the job and its picture come through the one that is left."""
+    settings = {"EMQ_REDIS_URL": own_valkey.url, "EMQ_LEASE_S": "20"}
+    replicas = [make_broker(**settings), make_broker(**settings)]
+    upstream = [f"127.0.0.1:{replica.port}" for replica in replicas]
+    async with nginx("nginx.conf", tmp_path / "nginx", upstream) as front:
+        comfy = make_comfy(EMQ_BROKER_URL=front.url).start().wait_ready()
+        for seed, end in enumerate((BrokerProcess.kill, BrokerProcess.end)):
+            holder = await the_one_of(replicas)
+            (other,) = [replica for replica in replicas if replica is not holder]
+            async with other.client() as client:
+                job = await client.submit(
+                    {**plain_image(20 + seed), "3": slow(80, 0.05, seed=30 + seed)["1"]}, worker=comfy
+                )
+                await client.until(job, "processing")
+                end(holder)
+                await wait_until(lambda other=other: sockets(other), 30, "the worker is at the other replica")
+                record = await client.until(job, timeout=40)
+                assert (record["status"], record["attempt"], record["crashes"]) == ("completed", 1, 0)
+                assert (await client.fetch(record["result"]["outputs"][0])).startswith(b"\x89PNG")
+            holder.start()
+            async with holder.client() as client:  # the picture lies at the other one
+                record = await client.job(job)
+                assert (await client.fetch(record["result"]["outputs"][0])).startswith(b"\x89PNG")
+
+
+async def the_one_of(replicas: list[BrokerProcess]) -> BrokerProcess:
+    """The replica that has the worker's socket."""
+    found: list[BrokerProcess] = []
+
+    async def is_one() -> bool:
+        found[:] = [replica for replica in replicas if await sockets(replica)]
+        return len(found) == 1
+
+    await wait_until(is_one, 20, "one replica has the worker")
+    return found[0]
+
+
+async def sockets(broker: BrokerProcess) -> bool:
+    """Whether a worker is connected there."""
+    async with aiohttp.ClientSession() as http, http.get(f"{broker.url}/metrics") as answer:
+        return 'emq_broker_sockets{kind="worker"} 1.0' in await answer.text()
