@@ -12,8 +12,8 @@ from broker.cli.command import Command
 from broker.errors import ConfigurationError, EmqError
 
 MODULES = (
-    "serve", "submit", "jobs", "templates", "workers", "functions", "transfer", "keys", "users", "tenants", "fsck",
-    "doctor", "demo", "simulate",
+    "serve", "submit", "jobs", "templates", "workers", "functions", "pause", "transfer", "keys", "users", "tenants",
+    "fsck", "doctor", "demo", "simulate",
 )  # fmt: skip
 """Modules of ``broker/cli``; each has a ``COMMANDS`` dictionary of sub-commands."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,11 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from standardwebhooks import Webhook
 
+from broker.files.store import open_stores
 from broker.jobs import webhooks
+from broker.jobs.archive import Archive
+from broker.jobs.export import Exporter, Stores
+from broker.settings import Settings
 from tests.api.conftest import Broker, Start, submit
 from tests.support.waiting import wait_until
 
@@ -98,6 +103,18 @@ async def test_chosen_events(open_broker: Broker, receiver: Receiver) -> None:
     types = sorted(event["type"] for event in receiver.events(await secret_of(open_broker)))
     assert types == ["job.failed", "job.retrying", "job.started", "job.started"]
     assert len({headers["webhook-id"] for headers, _ in receiver.got}) == 4
+
+
+async def test_a_job_that_an_export_takes_is_told_as_cancelled(
+    open_broker: Broker, receiver: Receiver, tmp_path: Path
+) -> None:
+    job = await post(open_broker, receiver)
+    folder, stores = Archive.create(tmp_path / "export"), Stores(*open_stores(Settings(data=tmp_path)))
+    done = await Exporter(open_broker.queue, stores, folder).run(take=True)
+    assert (done.written, done.taken) == (1, 1)
+    await wait_until(lambda: receiver.got, 20, "the webhook")
+    (event,) = receiver.events(await secret_of(open_broker))
+    assert (event["type"], event["data"]["job_id"], event["data"]["reason"]) == ("job.cancelled", job, "exported")
 
 
 async def test_failed_delivery_is_tried_again_with_its_id(

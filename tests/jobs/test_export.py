@@ -20,6 +20,7 @@ from broker.jobs.fleet import Fleet
 from broker.jobs.replay import Replay
 from broker.jobs.submission import Submitter
 from broker.protocol.base import now_ms
+from broker.queue.connection import Connection
 from broker.queue.queue import Queue
 from broker.settings import Settings
 from tests.api.conftest import GRAPH
@@ -204,6 +205,37 @@ async def test_replay_on_a_plain_comfyui(plain_comfyui: ComfyProcess, archive: A
     assert {json.loads(line)["job_id"] for line in (archive.folder / "replayed.jsonl").read_text().splitlines()} == set(
         payloads
     )
+
+
+async def test_pause_resume_and_drain(valkey_url: str, pool: str, tmp_path: Path) -> None:
+    """Without a broker. A drain waits for what runs, and for no longer than it is told to."""
+    connection = Connection(valkey_url)
+    queue = Queue(connection, pool)
+    await connection.load(queue.prefix)
+    at, place = ("--redis", valkey_url, "--data", str(tmp_path)), Place(queue, tmp_path)
+    jobs = [await place.submit(), await place.submit("bob")]
+    worker = SimulatedWorker(queue, profile=profile(nodes=("EmptyImage", "SaveImage")), slots=2)
+    await worker.register()
+    held = await worker.claim(jobs[0])
+    assert held is not None
+    code, out, _ = await emq("drain", "--limit", "0", *at, EMQ_POOL=pool)
+    assert (code, out) == (1, f"pool {pool} is paused; 1 jobs still run\n")
+    assert await worker.claim() is None
+    draining = asyncio.create_task(emq("drain", *at, EMQ_POOL=pool))
+    await worker.report(held, 1)
+    assert not draining.done()
+    await worker.finish(held)
+    assert (await draining)[:2] == (0, f"pool {pool} is paused, and nothing runs\n")
+    assert (await emq("pause", "--tenant", "bob", *at, EMQ_POOL=pool))[0] == 0
+    assert (await emq("resume", *at, EMQ_POOL=pool))[:2] == (0, f"pool {pool} goes on\n")
+    assert await worker.claim() is None, "bob is paused still"
+    assert (await emq("resume", "--tenant", "bob", *at, EMQ_POOL=pool))[0] == 0
+    held = await worker.claim()
+    assert held is not None
+    assert held.job_id == jobs[1]
+    code, _, err = await emq("pause", "--worker", "nobody", *at, EMQ_POOL=pool)
+    assert (code, "There is no worker nobody" in err) == (1, True)
+    await connection.close()
 
 
 async def test_the_three_commands(valkey_url: str, pool: str, tmp_path: Path) -> None:
