@@ -13,9 +13,8 @@ import pytest
 from aiohttp.test_utils import TestServer
 
 from tests.api.conftest import Broker, Client, Start, broker, start_broker
-from tests.client.conftest import between
 
-__all__ = ["Broker", "Start", "between", "broker", "start_broker"]
+__all__ = ["Broker", "Start", "broker", "start_broker"]
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "examples" / "api_server"
 USERS = "a-token:ann:pro,b-token:bob:free"

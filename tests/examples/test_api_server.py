@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -11,7 +16,8 @@ from tests.api.conftest import GRAPH, Broker, Start
 from tests.api.test_outputs import PNG, put
 from tests.examples.conftest import Serve
 from tests.support.comfyui import ComfyProcess, node
-from tests.support.proxy import Proxy
+from tests.support.nginx import nginx
+from tests.support.waiting import wait_until
 
 
 async def test_job_with_its_priority_progress_and_picture(broker: Broker, serve: Serve) -> None:
@@ -26,6 +32,16 @@ async def test_job_with_its_priority_progress_and_picture(broker: Broker, serve:
         assert held.answer.number("priority") == 20
         await worker.report(held, 40)
         assert (await ann.of_job(job, "progress"))["progress"] >= 0
+        about = json.dumps({"job_id": job, "node_id": "2", "image_type": "image/jpeg"}).encode()
+        frame = struct.pack(">II", 4, len(about)) + about + b"picture"
+
+        async def shown(numbers: Iterator[int] = itertools.count(10)) -> bool:  # noqa: B008 - one count for all calls
+            await worker.preview(held, frame, next(numbers))
+            await ann.send({"type": "status", "jobs": []})
+            await ann.until("status")
+            return b"picture" in ann.previews
+
+        await wait_until(shown, 20, "a preview")
         _, stored = await put(broker, held)
         output = {"node_id": "2", "kind": "image", "filename": "cat.png", **stored}
         await worker.finish(held, {"outputs": [output], "timings": {}})
@@ -61,21 +77,35 @@ async def test_status_of_many_after_its_own_restart(broker: Broker, serve: Serve
 
 
 async def test_death_of_a_replica_is_not_noticed(
-    broker: Broker, start_broker: Start, serve: Serve, between: Proxy, valkey_url: str
+    broker: Broker, start_broker: Start, serve: Serve, valkey_url: str, tmp_path: Path
 ) -> None:
-    shop = await serve(QUEUE_URL=f"http://127.0.0.1:{between.port}")
-    async with shop.client() as ann:
-        await ann.send({"type": "generate", "workflow": GRAPH})
-        job = (await ann.until("accepted"))["job"]
-        other = await start_broker()
-        assert other.server.port is not None
-        between.target = other.server.port
-        await broker.server.close()
-        between.cut()
-        async with other.worker().running(valkey_url):
-            await ann.of_job(job, "done")
-        events = [message["event"] for message in ann.heard if message.get("job") == job and "event" in message]
-        assert len(events) == len(set(events))
+    """Through NGINX, under its path for the queue: the replica that has its socket ends, and no event comes twice."""
+    replicas = [broker, await start_broker()]
+    upstream = [replica.url.removeprefix("http://") for replica in replicas]
+    async with nginx("nginx.conf", tmp_path / "nginx", upstream) as front:
+        shop = await serve(QUEUE_URL=f"{front.url}/queue")
+        async with shop.client() as ann:
+            await ann.send({"type": "generate", "workflow": GRAPH})
+            job = (await ann.until("accepted"))["job"]
+            await wait_until(lambda: has_one(replicas), 20, "one replica has the socket")
+            (holder,) = [replica for replica in replicas if await sockets(replica)]
+            (other,) = [replica for replica in replicas if replica is not holder]
+            await holder.server.close()
+            async with other.worker().running(valkey_url):
+                await ann.of_job(job, "done")
+            events = [message["event"] for message in ann.heard if message.get("job") == job and "event" in message]
+            assert len(events) == len(set(events)) > 2
+
+
+async def has_one(replicas: list[Broker]) -> bool:
+    return sorted([await sockets(replica) for replica in replicas]) == [0, 1]
+
+
+async def sockets(broker: Broker) -> int:
+    """Clients' sockets that are open there."""
+    async with broker.http.get(f"{broker.url}/metrics") as answer:
+        (line,) = [x for x in (await answer.text()).splitlines() if x.startswith('emq_broker_sockets{kind="client"}')]
+    return int(float(line.split()[1]))
 
 
 @pytest.mark.parametrize(
