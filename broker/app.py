@@ -35,7 +35,7 @@ from broker.api.tickets import FileAccess
 from broker.dashboard import setup as dashboard
 from broker.dashboard.problems import errors_to_pages
 from broker.dashboard.roles import check_role
-from broker.errors import Unavailable
+from broker.errors import ConfigurationError, Unavailable
 from broker.files.cleanup import Cleaner, drop_unused
 from broker.files.objects import open_objects
 from broker.files.outputs import delivered_result, remove_outputs
@@ -51,13 +51,14 @@ from broker.jobs.operations import Operations
 from broker.jobs.records import Deliver
 from broker.jobs.submission import Submitter
 from broker.jobs.templates import Templates
+from broker.jobs.traces import LOOK_S, TraceMaker, Tracer
 from broker.jobs.webhooks import Webhooks
 from broker.outbound import Outbound, UrlRule
 from broker.queue.connection import Connection
 from broker.queue.events import EventHub
 from broker.queue.group_events import GroupHub
 from broker.queue.inbox import Inbox
-from broker.queue.janitor import Janitor
+from broker.queue.janitor import Janitor, repeat
 from broker.queue.queue import Queue
 from broker.queue.seal import Seal
 from broker.queue.series import Series
@@ -75,6 +76,7 @@ HUB = web.AppKey("hub", EventHub)
 SIGNER = web.AppKey("signer", UrlSigner)
 SIDE_KEYS = web.AppKey("side_keys", SideKeys)
 STORE = web.AppKey("store", FileStore)
+TRACER = web.AppKey[Tracer | None]("tracer")
 JANITOR = web.AppKey("janitor", Janitor)
 SECRETS = web.AppKey("secrets", Secrets)
 SERVER_SECTIONS = ("server", "clients", "memory", "persistence", "stats", "replication", "cpu", "commandstats")
@@ -91,7 +93,7 @@ def create_app(settings: Settings) -> web.Application:
     app[edge.GUARD] = OriginGuard(settings)
     app[PROXIES] = Proxies(settings.trusted_proxies)
     app.on_response_prepare.append(edge.add_headers)
-    app.cleanup_ctx.extend([_queue, _access, _files, _events, _services, _webhooks])
+    app.cleanup_ctx.extend([_queue, _traces, _access, _files, _events, _services, _webhooks])
     rest.add_to(app)
     websocket.add_to(app)
     gateway.add_to(app)
@@ -139,6 +141,28 @@ async def _queue(app: web.Application) -> AsyncIterator[None]:
         app[CONNECTION], app[QUEUE], app[JANITOR] = connection, queue, janitor
         yield
         await janitor.stop()
+
+
+async def _traces(app: web.Application) -> AsyncIterator[None]:
+    """Spans of what becomes of jobs, where they are wanted."""
+    app[TRACER] = None
+    if not app[SETTINGS].traces:
+        yield
+        return
+    try:
+        from broker.tracing import OtelTracer  # noqa: PLC0415 - an optional dependency
+    except ImportError as error:
+        raise ConfigurationError(
+            "EMQ_TRACES needs packages that are not installed: "
+            f"pip install opentelemetry-sdk opentelemetry-exporter-otlp-proto-http ({error})."
+        ) from None
+    app[TRACER] = tracer = OtelTracer(emq_version())
+    maker = TraceMaker(app[QUEUE], tracer)
+    looking = asyncio.create_task(repeat("traces", maker.look, LOOK_S), name="traces")
+    yield
+    looking.cancel()
+    await asyncio.gather(looking, return_exceptions=True)
+    await tracer.close()
 
 
 async def _secrets(settings: Settings, store: AccessStore) -> Secrets:
@@ -241,7 +265,7 @@ async def _services(app: web.Application) -> AsyncIterator[None]:
     fleet, series = Fleet(queue), Series(app[CONNECTION], queue.prefix)
     store = TemplateStore(app[CONNECTION], queue.prefix, queue.seal)
     stored = Templates(store, fleet, settings.max_payload_kb * 1024)
-    submitter = Submitter(queue, fleet, settings, ring.policies, app[SIDE_KEYS], templates=stored)
+    submitter = Submitter(queue, fleet, settings, ring.policies, app[SIDE_KEYS], templates=stored, tracer=app[TRACER])
     operations = Operations(queue, fleet, submitter, deliver, partial(remove_outputs, app[STORE]))
     parts = Services(
         settings=settings,

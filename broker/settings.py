@@ -309,6 +309,11 @@ class Settings(BaseSettings):
     max_output_mb: int = Field(
         4096, gt=0, validation_alias=_env("EMQ_MAX_OUTPUT_MB"), description="Largest output file."
     )
+    traces: bool = Field(
+        False,
+        validation_alias=_env("EMQ_TRACES"),
+        description="Send OpenTelemetry traces of jobs; the exporter is set by the OTEL_… variables.",
+    )
     webhook_urls: str = Field(
         "public",
         pattern=r"^(off|public|any|allow:.+)$",

@@ -111,7 +111,9 @@ class Closing:
         reports = [*run.unconfirmed(), *(following.unconfirmed() if following is not None else ())]
         if not gathered.outputs:
             result = {"outputs": [], "timings": {**run.timings(), "output_ms": 0}}
-            return await self._end(run, lambda: run.queue.finish(run.job, result, run.cold, reports, claim))
+            return await self._end(
+                run, lambda: run.queue.finish(run.job, result, run.cold, reports, claim, steps=run.steps())
+            )
         claimed = await self._call(run, lambda: run.queue.executed(run.job, run.timings(), run.cold, reports, claim))
         for each in (run, following):
             if each is not None:
@@ -155,7 +157,7 @@ class Closing:
             await self.give_back(run, "shutdown")
             return None
         log.info("job %s: %s: %s", run.job.job_id, failure.code, failure.message)
-        return await self._end(run, lambda: run.queue.fail(run.job, failure, claim))
+        return await self._end(run, lambda: run.queue.fail(run.job, failure, claim, steps=run.steps()))
 
     async def give_back(self, run: Run, reason: str) -> None:
         """Give a job back to the queue; no attempt is counted."""
@@ -182,12 +184,13 @@ class Closing:
         finally:
             gathered.discard()
             self.delivering -= 1
+            run.upload = (began, loop.time())
         if run.failure is not None or run.lost:
             await self._fail(run, None)
             return
         timings = {**run.timings(), "output_ms": round((loop.time() - began) * 1000)}
         result = {"outputs": outputs, "timings": timings}
-        await self._end(run, lambda: run.queue.finish(run.job, result, run.cold, (), None))
+        await self._end(run, lambda: run.queue.finish(run.job, result, run.cold, (), None, steps=run.steps()))
         self._clean_up(run)
 
     async def _end(self, run: Run, call: Callable[[], Awaitable[Claimed | None]]) -> Run | None:

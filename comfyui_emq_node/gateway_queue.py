@@ -27,10 +27,12 @@ from .queue import (
     Report,
     Reported,
     StaleLease,
+    Step,
     Superseded,
     Terms,
     Unregistered,
     Uploads,
+    told,
 )
 
 log = logging.getLogger("emq")
@@ -175,14 +177,25 @@ class GatewayQueue:
         return await self._end("job_executed", job, {"timings": dict(timings), "cold": cold}, reports, claim)
 
     async def finish(
-        self, job: Claimed, result: Mapping[str, Any], cold: bool, reports: Sequence[Report], claim: Claim | None
+        self,
+        job: Claimed,
+        result: Mapping[str, Any],
+        cold: bool,
+        reports: Sequence[Report],
+        claim: Claim | None,
+        *,
+        steps: Sequence[Step] = (),
     ) -> Claimed | None:
         """Complete the job."""
-        return await self._end("complete_job", job, {"result": dict(result), "cold": cold}, reports, claim)
+        more = {"result": dict(result), "cold": cold, **_trace(steps)}
+        return await self._end("complete_job", job, more, reports, claim)
 
-    async def fail(self, job: Claimed, failure: Failure, claim: Claim | None) -> Claimed | None:
+    async def fail(
+        self, job: Claimed, failure: Failure, claim: Claim | None, *, steps: Sequence[Step] = ()
+    ) -> Claimed | None:
         """End the job without a result."""
         more: Message = {"error": failure.as_error(), "hand_back": failure.hand_back, "missing": list(failure.missing)}
+        more |= _trace(steps)
         if not failure.retry:
             more["retry"] = "no"
         return await self._end("fail_job", job, more, (), claim)
@@ -327,6 +340,7 @@ class GatewayQueue:
             preview_px=message.get("preview_px"),
             queued_ms=message.get("queued_ms"),
             rules=str(message.get("rules") or ""),
+            traced=bool(message.get("traceparent")),
             uploads=self._uploads(uploads) if isinstance(uploads, dict) else None,
         )
 
@@ -336,6 +350,10 @@ class GatewayQueue:
         if prefix.startswith("/"):
             prefix = self._broker + prefix
         return Uploads(prefix.rstrip("/") + "/", str(uploads["authorization"]), uploads.get("max_bytes"))
+
+
+def _trace(steps: Sequence[Step]) -> Message:
+    return {"trace": told(steps)} if steps else {}
 
 
 def _error(answer: Message) -> Exception:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 
@@ -76,6 +76,8 @@ class Claimed:
     uploads: Uploads | None = None
     rules: str = ""
     """What the job's tenant may use (``rules.py``)."""
+    traced: bool = False
+    """Its steps are to be told at the end."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,22 @@ class Reported:
 
 
 @dataclass(frozen=True)
+class Step:
+    """A step of a job: ``inputs``, ``execution``, ``node`` or ``upload``; ms, the start counted from the claim."""
+
+    kind: str
+    start_ms: int
+    ms: int
+    node_id: str | None = None
+    class_type: str | None = None
+
+
+def told(steps: Sequence[Step]) -> dict[str, Any]:
+    """Steps as they are told at the end of a job."""
+    return {"steps": [{name: value for name, value in asdict(step).items() if value is not None} for step in steps]}
+
+
+@dataclass(frozen=True)
 class Failure:
     """Why a job ended without a result; ``missing`` are requirement atoms this worker turned out not to have."""
 
@@ -201,11 +219,20 @@ class WorkQueue(Protocol):
         """The device is free, files are still going out. ``reports`` are made before; gives the next job, if any."""
 
     async def finish(
-        self, job: Claimed, result: Mapping[str, Any], cold: bool, reports: Sequence[Report], claim: Claim | None
+        self,
+        job: Claimed,
+        result: Mapping[str, Any],
+        cold: bool,
+        reports: Sequence[Report],
+        claim: Claim | None,
+        *,
+        steps: Sequence[Step] = (),
     ) -> Claimed | None:
         """Complete the job, after ``reports``; gives the next one, if any."""
 
-    async def fail(self, job: Claimed, failure: Failure, claim: Claim | None) -> Claimed | None:
+    async def fail(
+        self, job: Claimed, failure: Failure, claim: Claim | None, *, steps: Sequence[Step] = ()
+    ) -> Claimed | None:
         """End the job without a result; gives the next one, if any."""
 
     async def release(self, job: Claimed, reason: str) -> None:

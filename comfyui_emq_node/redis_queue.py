@@ -22,9 +22,11 @@ from .queue import (
     Report,
     Reported,
     StaleLease,
+    Step,
     Superseded,
     Terms,
     Unregistered,
+    told,
 )
 from .redis_client import close_client, forget_nodes, open_client, open_wire, server_of, words
 from .redis_wire import Wire
@@ -194,14 +196,23 @@ class RedisQueue:
         return await self._end("executed", job, more, reports, claim)
 
     async def finish(
-        self, job: Claimed, result: Mapping[str, Any], cold: bool, reports: Sequence[Report], claim: Claim | None
+        self,
+        job: Claimed,
+        result: Mapping[str, Any],
+        cold: bool,
+        reports: Sequence[Report],
+        claim: Claim | None,
+        *,
+        steps: Sequence[Step] = (),
     ) -> Claimed | None:
         """Complete the job."""
         timings = result.get("timings") or {}
-        more = {"result": _json(result), "exec_ms": timings.get("execution_ms", 0), "cold": cold}
+        more = {"result": _json(result), "exec_ms": timings.get("execution_ms", 0), "cold": cold, **_spans(steps)}
         return await self._end("finish", job, more, reports, claim)
 
-    async def fail(self, job: Claimed, failure: Failure, claim: Claim | None) -> Claimed | None:
+    async def fail(
+        self, job: Claimed, failure: Failure, claim: Claim | None, *, steps: Sequence[Step] = ()
+    ) -> Claimed | None:
         """End the job without a result."""
         more = {
             "code": failure.code,
@@ -209,6 +220,7 @@ class RedisQueue:
             "hand_back": failure.hand_back,
             "missing": "\n".join(failure.missing),
             "retry": "auto" if failure.retry else "no",
+            **_spans(steps),
         }
         return await self._end("fail", job, more, (), claim)
 
@@ -345,6 +357,10 @@ def _report(report: Report) -> Call:
     return "report", {**_about(report.job), "p": report.number, "data": _json(report.data), "store": report.store}
 
 
+def _spans(steps: Sequence[Step]) -> Pairs:
+    return {"spans": _json(told(steps))} if steps else {}
+
+
 def _px(answer: Answer) -> int | None:
     """How large previews are wished for; None: as usual."""
     return int(answer.number("watch", 0)) if answer.number("watch", 0) > 1 else None
@@ -370,6 +386,7 @@ def _claimed(pool: str, answer: Answer) -> Claimed | None:
         timeout_s=answer.number("timeout_s", 0) or None,
         watched=answer.flag("watch"),
         rules=answer.text("rules"),
+        traced=bool(answer.text("trace")),
         input_urls=answer.text("input_urls"),
         preview_px=_px(answer),
         queued_ms=int(answer.number("queued_ms", -1)) if answer.text("queued_ms") else None,

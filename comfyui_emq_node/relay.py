@@ -19,6 +19,8 @@ REPORT_PAUSE_S = 0.2
 STORE_PAUSE_S = 1.0
 UNKNOWN_S = 0.1
 STEP_S = 0.1
+MAX_STEPS = 100
+"""Nodes that are told of in a trace."""
 
 
 class Durations:
@@ -75,6 +77,7 @@ class Progress:
         self._value, self._max = 0.0, 1.0
         self._node_since = self._since = time.monotonic()
         self._best = 0.0
+        self._ran: list[tuple[str, float, float]] = []
 
     def event(self, name: str, data: Mapping[str, Any]) -> None:
         """Take one of ComfyUI's events."""
@@ -99,6 +102,7 @@ class Progress:
         node = None if node is None else _outer(node)
         if before is not None and before != node:
             self._done = self._done | {before}
+            self._ran.append((before, self._node_since, now))
             if before in self._classes:
                 self._durations.note(self._classes[before], now - self._node_since)
         if node != before:
@@ -136,6 +140,15 @@ class Progress:
         }
         eta = self._eta()
         return found if eta is None else {**found, "eta_s": eta}
+
+    def ran(self, until: float) -> list[tuple[str, str | None, float, float]]:
+        """The nodes that took longest, by start: id, class, and when each began and ended (by ``time.monotonic``)."""
+        ran = [*self._ran, (self._node, self._node_since, until)] if self._node is not None else self._ran
+        longest = sorted(ran, key=lambda each: each[1] - each[2])[:MAX_STEPS]
+        return [
+            (node, self._classes.get(node), began, ended)
+            for node, began, ended in sorted(longest, key=lambda each: each[1])
+        ]
 
     def remaining(self) -> float | None:
         """Seconds to the end by what nodes took here before; None while a class is new."""

@@ -13,7 +13,7 @@ from .comfy import Comfy
 from .inputs import Inputs, InputUnavailable
 from .payload import BadPayload, ModelInputs, extra_of, graph_of, mark_outputs, model_files, read_payload, stray_name
 from .previews import PAUSE_S, SIDE, Preview, encode
-from .queue import Claimed, Failure, QueueAway, Report, StaleLease, Superseded, Unregistered, WorkQueue
+from .queue import Claimed, Failure, QueueAway, Report, StaleLease, Step, Superseded, Unregistered, WorkQueue
 from .relay import (
     REPORT_PAUSE_S,
     STORE_PAUSE_S,
@@ -52,6 +52,8 @@ class Run:
         self.relay: Relay | None = None
         self.ending: Ending | None = None
         self.input_s = 0.0
+        self.upload: tuple[float, float] | None = None
+        """When its files began to go out, and when that was over."""
         self.cold = False
         self.model_files: list[str] = []
         self._comfy, self._durations, self._worker = comfy, durations, worker
@@ -376,3 +378,21 @@ class Run:
         seconds = self.relay.seconds() if self.relay is not None else 0.0
         queued = {} if self.job.queued_ms is None else {"queued_ms": self.job.queued_ms}
         return {**queued, "input_ms": round(self.input_s * 1000), "execution_ms": round(seconds * 1000)}
+
+    def steps(self) -> list[Step]:
+        """What its trace is to show; nothing where it has none."""
+        if not self.job.traced:
+            return []
+        steps = [self._step("inputs", self.claimed_at, self.claimed_at + self.input_s)] if self.input_s else []
+        if self.relay is not None and self.is_started:
+            over = self.relay.ended_at or time.monotonic()
+            steps.append(self._step("execution", self.relay.started_at, over))
+            ran = self.relay.progress.ran(over)
+            steps += [self._step("node", began, ended, node, kind) for node, kind, began, ended in ran]
+        return [*steps, self._step("upload", *self.upload)] if self.upload else steps
+
+    def _step(
+        self, kind: str, began: float, ended: float, node_id: str | None = None, class_type: str | None = None
+    ) -> Step:
+        start = max(0, round((began - self.claimed_at) * 1000))
+        return Step(kind, start, max(0, round((ended - began) * 1000)), node_id, class_type)

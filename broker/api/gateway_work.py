@@ -136,6 +136,7 @@ class Work:
             input_urls=answer.text("input_urls") or None,
             queued_ms=held.queued_ms,
             rules=answer.text("rules"),
+            traceparent=answer.text("trace") or None,
             uploads=self._files.uploads(held),
         )
 
@@ -241,6 +242,7 @@ class Work:
                 "result": result,
                 "exec_ms": jobs.exec_ms(message.result.get("timings")),
                 "cold": message.cold or None,
+                "spans": message.trace.model_dump_json(exclude_none=True) if message.trace else None,
                 **self._fused(message),
             },
         )
@@ -262,6 +264,7 @@ class Work:
                 "hand_back": message.hand_back,
                 "missing": "\n".join(message.missing),
                 "retry": message.retry,
+                "spans": message.trace.model_dump_json(exclude_none=True) if message.trace else None,
                 **self._fused(message),
             },
         )

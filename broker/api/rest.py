@@ -98,14 +98,15 @@ async def submit(request: web.Request) -> web.Response:
     ops, who = asks(request, Scope.SUBMIT)
     body = await read_json(request)
     echo = commands.message_id(body)
+    trace = {"traceparent": header[:256]} if (header := request.headers.get("traceparent")) else {}
     try:
         if "jobs" in body and "payload" not in body:
-            return await _submit_many(ops, who, body, echo)
+            return await _submit_many(ops, who, body, echo, trace)
         key = request.headers.get("Idempotency-Key")
         if key is not None:
             body.setdefault("idempotency_key", key)
         accepted = await ops.submitter.submit(
-            who.tenant, {**body, "type": body.get("type", "submit_job")}, key_id=who.key_id
+            who.tenant, {**trace, **body, "type": body.get("type", "submit_job")}, key_id=who.key_id
         )
     except EmqError as error:
         return response(error, echo)
@@ -116,9 +117,12 @@ async def submit(request: web.Request) -> web.Response:
     return reply
 
 
-async def _submit_many(ops: Operations, who: Identity, body: dict[str, Any], echo: str | None) -> web.Response:
+async def _submit_many(
+    ops: Operations, who: Identity, body: dict[str, Any], echo: str | None, trace: dict[str, str]
+) -> web.Response:
     bulk = commands.read(m.SubmitJobs, {**body, "type": "submit_jobs"})
-    outcomes = await ops.submitter.submit_many(who.tenant, bulk.jobs, bulk.group, key_id=who.key_id)
+    jobs = [{**trace, **job} for job in bulk.jobs] if trace else bulk.jobs
+    outcomes = await ops.submitter.submit_many(who.tenant, jobs, bulk.group, key_id=who.key_id)
     return answer(commands.wire(m.JobsAccepted(results=commands.bulk_results(bulk, outcomes)), echo))
 
 

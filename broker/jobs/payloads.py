@@ -15,7 +15,9 @@ from broker.jobs.templates import Bound
 from broker.jobs.workflow import Graph, check_inputs
 from broker.protocol.messages import MAX_PARENTS, InputFile, SubmitJob
 
-NOT_IN_BODY = frozenset({"message_id", "timestamp", "type", "subscribe", "strict", "dry_run", "idempotency_key"})
+NOT_IN_BODY = frozenset(
+    {"message_id", "timestamp", "type", "subscribe", "strict", "dry_run", "idempotency_key", "traceparent"}
+)
 """Fields that do not change which job a submit means: a repeated one may differ in them."""
 
 

@@ -36,6 +36,7 @@ from broker.jobs.ranges import Problem, node_errors
 from broker.jobs.references import lift
 from broker.jobs.requirements import Requirement, complete
 from broker.jobs.templates import Bound, Loaded, Templates
+from broker.jobs.traces import Submits, Tracer
 from broker.jobs.ui_format import convert
 from broker.jobs.waiting import explain, from_atoms, values
 from broker.jobs.workflow import Graph, check, normalise
@@ -56,6 +57,7 @@ class Draft:
 
     submit: SubmitJob
     job: NewJob
+    began: int
     need: Requirement
     problems: list[Problem]
     partner_keys: dict[str, str] = field(default_factory=dict, repr=False)
@@ -80,8 +82,10 @@ class Submitter:
         side: SideKeys | None = None,
         *,
         templates: Templates | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         """``side`` takes partner keys; without it they are refused."""
+        self._tracer = tracer
         self._side = side
         self._policies = policies or Policies(settings)
         self._queue = queue
@@ -176,9 +180,10 @@ class Submitter:
         for draft in guarded:
             assert self._side is not None
             await self._side.put(draft.job.job_id, draft.partner_keys)
-        answers = await self._queue.submit(
-            tenant, [draft.job for draft in drafts], self._policies.at_submit(tenant, key_id)
-        )
+        limits = self._policies.at_submit(tenant, key_id)
+        given = [(draft.job, draft.submit.traceparent, draft.began) for draft in drafts]
+        with Submits(self._tracer, tenant, given) as traced:
+            answers = traced.answered(await self._queue.submit(tenant, [draft.job for draft in drafts], limits))
         for draft, answer in zip(drafts, answers, strict=True):
             if draft.partner_keys and self._side and answer.outcome != "ok":
                 await self._side.drop(draft.job.job_id)
@@ -197,6 +202,7 @@ class Submitter:
         job_id: str | None,
         named: Mapping[str, Loaded | EmqError],
     ) -> Draft:
+        began = time.time_ns()
         self.check_size(message)
         try:
             submit = SubmitJob.model_validate(message)
@@ -216,7 +222,7 @@ class Submitter:
         problems = view.values.problems(graph, payload.get("inputs") or ()) if graph else []
         spec = spec_of(submit, problems, bound, secret=self._queue.seal.active)
         job = self._new_job(submit, payload, need, job_id or new_job_id(), spec)
-        return Draft(submit, job, need, problems, partner_keys, bound)
+        return Draft(submit, job, began, need, problems, partner_keys, bound)
 
     def _without_keys(self, submit: SubmitJob) -> tuple[SubmitJob, dict[str, str]]:
         """A submit without its partner keys, and they; what is secret asks for workers behind the gateway."""

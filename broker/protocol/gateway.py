@@ -152,6 +152,22 @@ class WorkerProgress(_Leased):
     message: Annotated[str, StringConstraints(max_length=512)] | None = None
 
 
+class Step(Incoming):
+    """A step of a claim, for its trace."""
+
+    kind: Literal["inputs", "execution", "node", "upload"]
+    start_ms: int = Field(ge=0, description="After the claim.")
+    ms: int = Field(ge=0, description="How long it took.")
+    node_id: Id | None = None
+    class_type: Name | None = None
+
+
+class Steps(Incoming):
+    """What a worker tells of a claim whose job has a trace."""
+
+    steps: list[Step] = Field(default_factory=list, max_length=256)
+
+
 class JobExecuted(_Leased, ClaimFields):
     """The GPU is free; outputs are still uploading."""
 
@@ -166,6 +182,7 @@ class WorkerComplete(_Leased, ClaimFields):
     type: Literal["complete_job"] = "complete_job"
     result: dict[str, Any] = Field(default_factory=dict)
     cold: bool = Field(False, description="Models were loaded for it.")
+    trace: Steps | None = Field(None, description="With a `traceparent` in `job_assigned`: the steps.")
 
 
 class WorkerFailure(Incoming):
@@ -188,6 +205,7 @@ class WorkerFail(_Leased, ClaimFields):
         default_factory=list, max_length=64, description="With hand_back: n:<node class>, m:<model file>."
     )
     retry: Literal["auto", "no"] = "auto"
+    trace: Steps | None = Field(None, description="As in `complete_job`.")
 
 
 class ReleaseJob(_Leased):
@@ -265,6 +283,7 @@ class JobAssigned(Reply):
     input_urls: str | None = Field(None, description="Where its input files may be fetched from (EMQ_INPUT_URLS).")
     queued_ms: int | None = None
     rules: str = Field("", description="What the job's tenant may use (JSON); the worker looks at it again.")
+    traceparent: str | None = Field(None, description="The job has a trace: tell its steps at the end.")
     uploads: Uploads
 
 

@@ -79,6 +79,9 @@ class SubmitJob(Message):
         ["completed", "failed", "cancelled"], max_length=8, description="What it is told of."
     )
     group: Id | None = None
+    traceparent: Annotated[str, StringConstraints(max_length=256)] | None = Field(
+        None, description="W3C trace context of the client: the job's trace goes on from there."
+    )
     subscribe: bool = True
     strict: bool = Field(False, description="Refuse instead of waiting for a worker that could run it.")
     dry_run: bool = Field(False, description="Answer everything, submit nothing.")

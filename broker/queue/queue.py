@@ -55,6 +55,8 @@ class NewJob:
     labels: Sequence[str] = ()
     hook: str | None = None
     """Events that a webhook is told of, joined by spaces."""
+    trace: str | None = None
+    """The context of its submit's span (a ``traceparent``), where it has a trace."""
 
     def pairs(self) -> list[tuple[str, Value | None]]:
         """The job's section of ``emq_submit``; what has its default is left out."""
@@ -69,7 +71,7 @@ class NewJob:
             ("depends_on", "\n".join(self.depends_on) or None),
             ("on_parent_failure", self.on_parent_failure if self.on_parent_failure != "fail" else None),
             ("group", self.group), ("est", self.estimate), ("labels", "".join(self.labels) or None),
-            ("hook", self.hook),
+            ("hook", self.hook), ("trace", self.trace),
         ]  # fmt: skip
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comfyui_emq_node.relay import Durations, Progress, needed_nodes
+from comfyui_emq_node.relay import MAX_STEPS, Durations, Progress, needed_nodes
 
 GRAPH: dict[str, Any] = {
     "4": {"class_type": "Loader", "inputs": {}},
@@ -41,6 +42,24 @@ def test_a_sampler_weighs_more_than_a_loader() -> None:
     assert 40 < half["progress"] < 60
     progress.event("executing", {"node": "9"})
     assert progress.snapshot()["progress"] > 90
+
+
+def test_a_trace_has_the_nodes_that_ran_with_the_longest_kept() -> None:
+    progress = fresh()
+    progress.event("execution_start", {})
+    progress.event("execution_cached", {"nodes": ["4"]})
+    for node in ("3", "9"):
+        progress.event("executing", {"node": node})
+    sampler, save = progress.ran(time.monotonic() + 5)
+    assert [each[:2] for each in (sampler, save)] == [("3", "Sampler"), ("9", "Save")], "the last one still runs"
+    assert sampler[2] <= sampler[3] == save[2] < save[3] - 4
+    for _ in range(2 * MAX_STEPS):
+        progress.event("executing", {"node": "3"})
+        progress.event("executing", {"node": "9"})
+    ran = progress.ran(time.monotonic() + 5)
+    assert len(ran) == MAX_STEPS
+    assert ran == sorted(ran, key=lambda each: each[2])
+    assert ran[-1][0] == "9"
 
 
 def test_cached_nodes_are_done() -> None:

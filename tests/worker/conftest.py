@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from broker.trial.runtime import TrialRuntime, frontend, prepare
+from tests.api.conftest import own_valkey
+from tests.support.collector import Collector, collecting
 from tests.support.comfyui import BrokerProcess, Client, ComfyProcess
 
+__all__ = ["own_valkey"]
+
 LEASE_S = "2"
+BOTH_WAYS = {"test_main_path", "test_cancel", "test_failures", "test_inputs", "test_outputs"}
+"""What every run tries over Redis and over the gateway, on shared ComfyUIs; EMQ_TEST_GATEWAY=1: the rest too."""
+NAMES = {"GPU_COUNT": "3", "COMFYUI_HOST": "gpu-box", "COMFYUI_PORT": "8188", "COMFYUI_WS_PORT": "8189"}
+"""What only labels the shared workers."""
 MakeComfy = Callable[..., ComfyProcess]
 MakeBroker = Callable[..., BrokerProcess]
 
@@ -21,6 +30,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "tests/worker/" in item.path.as_posix():
             item.add_marker(pytest.mark.comfyui)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """The way that a test's workers use to the queue."""
+    if "way" in metafunc.fixturenames:
+        shared = metafunc.module.__name__.rpartition(".")[2] in BOTH_WAYS and "make_comfy" not in metafunc.fixturenames
+        both = shared or os.environ.get("EMQ_TEST_GATEWAY")
+        metafunc.parametrize("way", ("redis", "gateway") if both else ("redis",))
+
+
+def _address(broker: BrokerProcess, way: str) -> dict[str, str]:
+    return {"EMQ_BROKER_URL": broker.url} if way == "gateway" else {"EMQ_REDIS_URL": broker.redis_url}
 
 
 @pytest.fixture(scope="session")
@@ -35,10 +56,18 @@ def numbers() -> Iterator[int]:
 
 
 @pytest.fixture(scope="session")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
+def collector() -> Iterator[Collector]:
+    """Where the shared broker sends traces."""
+    with collecting() as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Iterator[BrokerProcess]:
     """The broker that most tests share, with a short lease."""
     folder = tmp_path_factory.mktemp("broker")
     settings = {"EMQ_LEASE_S": LEASE_S, "EMQ_BACKOFF_S": "0.1", "EMQ_INPUT_URLS": "any", "LOG_LEVEL": "DEBUG"}
+    settings |= {"EMQ_TRACES": "1", **collector.settings}
     process = BrokerProcess(folder / "log", data=folder / "data", settings=settings).start()
     yield process
     process.end()
@@ -50,30 +79,42 @@ def _comfy(runtime: TrialRuntime, folder: Path, name: str, settings: dict[str, s
 
 
 @pytest.fixture(scope="session")
-def comfy(
+def comfys(
     runtime: TrialRuntime, broker: BrokerProcess, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[ComfyProcess]:
-    """The ComfyUI that most tests share, with its real page, its worker on Redis."""
-    folder = tmp_path_factory.mktemp("comfy")
-    names = {"GPU_COUNT": "3", "COMFYUI_HOST": "gpu-box", "COMFYUI_PORT": "8188", "COMFYUI_WS_PORT": "8189"}
-    names["EMQ_JOB_TYPES"] = "comfyui, video"
-    process = _comfy(runtime, folder, "shared", {"EMQ_REDIS_URL": broker.redis_url, **names})
-    process.options = ("--front-end-root", str(frontend()))
-    process.furnish().start().wait_ready()
-    yield process
-    process.end()
+) -> Iterator[Callable[[str], ComfyProcess]]:
+    """The ComfyUIs that most tests share, with their real page: one for each way, started when it is asked for."""
+    started: dict[str, ComfyProcess] = {}
+
+    def get(way: str) -> ComfyProcess:
+        if way not in started:
+            folder = tmp_path_factory.mktemp("comfy")
+            settings = {**_address(broker, way), **NAMES, "EMQ_JOB_TYPES": "comfyui, video"}
+            process = started[way] = _comfy(runtime, folder, f"shared-{way}", settings)
+            process.options = ("--front-end-root", str(frontend()))
+            process.furnish().start().wait_ready()
+        return started[way]
+
+    yield get
+    for process in started.values():
+        process.end()
+
+
+@pytest.fixture
+def comfy(comfys: Callable[[str], ComfyProcess], way: str) -> ComfyProcess:
+    """The shared ComfyUI whose worker uses this way."""
+    return comfys(way)
 
 
 @pytest.fixture
 def make_comfy(
-    runtime: TrialRuntime, tmp_path_factory: pytest.TempPathFactory, numbers: Iterator[int]
+    runtime: TrialRuntime, tmp_path_factory: pytest.TempPathFactory, numbers: Iterator[int], way: str
 ) -> Iterator[MakeComfy]:
     """Makes a ComfyUI of a test's own, not started yet; it ends with the test."""
     made: list[ComfyProcess] = []
 
     def make(broker: BrokerProcess | None = None, **settings: str) -> ComfyProcess:
         folder = tmp_path_factory.mktemp("comfy")
-        address = {"EMQ_REDIS_URL": broker.redis_url} if broker is not None else {}
+        address = _address(broker, way) if broker is not None else {}
         made.append(_comfy(runtime, folder, f"own-{next(numbers)}", {**address, **settings}).furnish())
         return made[-1]
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import secrets
 import struct
 
 from PIL import Image
 
 from broker.trial.workflows import plain_image, text_to_image
+from tests.support.collector import Collector, about
 from tests.support.comfyui import Client, ComfyProcess, node, slow
 
 
@@ -22,7 +24,7 @@ async def test_a_picture_comes_back(client: Client, comfy: ComfyProcess) -> None
     assert content.startswith(b"\x89PNG")
     timings = record["result"]["timings"]
     assert set(timings) >= {"queued_ms", "input_ms", "execution_ms", "output_ms"}
-    assert (record["worker_id"], record["attempt"], record["progress"]) == ("shared", 1, 100)
+    assert (record["worker_id"], record["attempt"], record["progress"]) == (comfy.worker_id, 1, 100)
 
 
 async def test_a_sampler_tells_its_steps(client: Client, comfy: ComfyProcess) -> None:
@@ -36,7 +38,7 @@ async def test_a_sampler_tells_its_steps(client: Client, comfy: ComfyProcess) ->
     assert progress == sorted(progress)
     assert (progress[0] < 50, progress[-1]) == (True, 100)
     assert reports[0]["nodes_total"] == 7
-    assert {report["worker_id"] for report in reports} == {"shared"}
+    assert {report["worker_id"] for report in reports} == {comfy.worker_id}
 
 
 async def test_a_watched_sampler_shows_previews(client: Client, comfy: ComfyProcess) -> None:
@@ -144,12 +146,16 @@ async def test_many_jobs_come_through(client: Client, comfy: ComfyProcess) -> No
 
 
 async def test_the_fleet_shows_what_the_worker_has(client: Client, comfy: ComfyProcess) -> None:
-    worker = await client.worker("shared")
+    worker = await client.worker(comfy.worker_id)
     assert worker is not None
     assert worker["machine_id"] == "test"
     assert worker["comfyui_version"] == "0.3.75"
     assert worker["status"] in ("idle", "busy")
-    assert (worker["tags"], worker["supported_job_types"], worker["gpu_count"]) == (["shared"], ["comfyui", "video"], 3)
+    assert (worker["tags"], worker["supported_job_types"], worker["gpu_count"]) == (
+        [comfy.worker_id],
+        ["comfyui", "video"],
+        3,
+    )
     assert worker["labels"] == {"comfyui_host": "gpu-box", "comfyui_port": "8188", "comfyui_ws_port": "8189"}
     assert worker["torch_version"].startswith("2.")
 
@@ -162,3 +168,27 @@ async def test_a_worker_takes_the_types_of_jobs_that_it_is_told(client: Client, 
     record = await client.job(left)
     assert (record["status"], record["waiting_for"][0]["code"]) == ("pending", "no_worker_has_job_type")
     await client.json("POST", f"/api/jobs/{left}/cancel", {})
+
+
+async def test_a_trace_shows_the_nodes_and_the_upload(
+    client: Client, comfy: ComfyProcess, collector: Collector
+) -> None:
+    trace = secrets.token_hex(16)
+    given = f"00-{trace}-{'ab' * 8}-01"
+    graph = {**plain_image(77, 16), "3": slow(10, 0.05, seed=secrets.randbelow(1 << 30))["1"]}
+    record = await client.run(graph, worker=comfy, traceparent=given)
+    assert record["status"] == "completed"
+    spans = await collector.named(
+        trace, "submit", "wait", "attempt", "execution", "node SaveImage", "node EMQTestProgress", "upload"
+    )
+    assert {span.parent_span_id.hex() for span in collector.of(trace) if span.name.startswith("node ")} == {
+        spans["execution"].span_id.hex()
+    }
+    slowest = spans["node EMQTestProgress"]
+    assert about(slowest)["emq.node_id"] == "3"
+    assert slowest.end_time_unix_nano - slowest.start_time_unix_nano >= 400_000_000
+    assert about(spans["attempt"])["emq.worker_id"] == comfy.worker_id
+    within = spans["attempt"]
+    for name in ("execution", "node EMQTestProgress", "upload"):
+        assert within.start_time_unix_nano <= spans[name].start_time_unix_nano <= spans[name].end_time_unix_nano
+        assert spans[name].end_time_unix_nano <= within.end_time_unix_nano

@@ -50,7 +50,12 @@ async def test_the_status_is_the_worker_s(http: aiohttp.ClientSession, client: C
     job = await client.submit(slow(200, 0.05, seed=500), worker=comfy)
     await client.until(job, "processing")
     status, told = await ask(http, "/emq/status")
-    assert (status, told["worker_id"], told["state"], told["connected"]) == (200, "shared", "busy", {"default": True})
+    assert (status, told["worker_id"], told["state"], told["connected"]) == (
+        200,
+        comfy.worker_id,
+        "busy",
+        {"default": True},
+    )
     assert [(each["job_id"], each["phase"]) for each in told["jobs"]] == [(job, "running")]
     assert set(told["queue"]) == {"queued", "running", "paused"}
     assert (await ask(http, f"/api/emq/jobs/{job}/cancel", {}))[0] == 200
@@ -64,7 +69,7 @@ async def test_a_worker_is_paused_and_drained_where_it_is(
         status, told = await ask(http, f"/emq/{word}", {})
         assert (status, told[field]) == (200, True)
         job = await client.submit(plain_image(0x55, 16), worker=comfy)
-        worker = await client.worker("shared")
+        worker = await client.worker(comfy.worker_id)
         assert worker is not None
         assert worker[field] is True
         assert (await client.job(job))["status"] == "pending"
@@ -162,9 +167,9 @@ async def test_the_page_in_a_browser(comfy: ComfyProcess, client: Client, tmp_pa
         await page.wait_for_function("window.app?.extensionManager?.command && window.app.graph")
         await page.evaluate("window.app.extensionManager.sidebarTab.toggleSidebarTab('emq')")
         await page.wait_for_function(f"document.querySelector('.emq') && {STATE} === 'idle'")
-        assert await page.text_content("[data-emq=worker]") == "shared"
+        assert await page.text_content("[data-emq=worker]") == comfy.worker_id
         assert "waiting" in (await page.text_content("[data-emq=queue]") or "")
-        await _steers(page, client)
+        await _steers(page, client, comfy)
         await _queues(page)
         await _shows_previews(page)
         await page.screenshot(path=os.environ.get("EMQ_SCREENSHOT") or tmp_path / "page.png")
@@ -172,10 +177,10 @@ async def test_the_page_in_a_browser(comfy: ComfyProcess, client: Client, tmp_pa
     assert faults == []
 
 
-async def _steers(page: Page, client: Client) -> None:
+async def _steers(page: Page, client: Client, comfy: ComfyProcess) -> None:
     await page.click(".emq button:text-is('Pause')")
     await page.wait_for_function(f"{STATE}.startsWith('paused')")
-    worker = await client.worker("shared")
+    worker = await client.worker(comfy.worker_id)
     assert worker is not None
     assert worker["paused"] is True
     await page.click(".emq button:text-is('Resume')")

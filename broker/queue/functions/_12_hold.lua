@@ -63,6 +63,7 @@ end
 -- Ends a job's hold; `status` and `will_retry` are what a repeated call with its token is told.
 function Q.let_go(u, r, status, will_retry)
   redis.call('ZREM', u.P .. 'held:' .. r.instance, r._id)
+  if r.trace then Q.trace(u, r, status) end
   if r.timeout_s and r.phase == 'running' then redis.call('ZREM', u.P .. 'deadline', r._id) end
   Q.phase(u, r, nil)
   if status then Q.put(u, r, 'done', r.token .. ' ' .. status .. ' ' .. (will_retry and '1' or '0')) end

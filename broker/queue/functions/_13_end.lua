@@ -23,10 +23,12 @@ function Q.finish(u, r, status)
   Q.index_end(u, r)
   if r.group then Q.group_ended(u, r) end
   if r.hook then Q.outbox(u, r, status) end
+  if r.trace and not r.claimed_at then Q.trace(u, r, status) end
 end
 
 -- Fails a job for good. `error` is JSON, `code` what it says.
 function Q.fail_finally(u, r, code, error, dead)
+  r._why = code
   Q.put(u, r, 'error', error)
   Q.put(u, r, 'error_code', code)
   if dead then Q.put(u, r, 'dead_letter', '1') end
@@ -37,6 +39,7 @@ function Q.fail_finally(u, r, code, error, dead)
 end
 
 function Q.end_cancelled(u, r, reason)
+  r._why = reason
   Q.put(u, r, 'reason', reason)
   Q.finish(u, r, 'cancelled')
   Q.update(u, r, reason)

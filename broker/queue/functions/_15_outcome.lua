@@ -17,6 +17,7 @@ end
 -- Ends the hold as cancelled when that was asked for.
 function Q.cancelled(u, r)
   if not r.cancel then return false end
+  r._why = r.cancel
   Q.let_go(u, r, 'cancelled')
   Q.end_cancelled(u, r, r.cancel)
   return true
@@ -25,6 +26,7 @@ end
 -- A failed attempt. Answers the status and whether it is tried again.
 function Q.failed(u, r, code, error, retry)
   if Q.cancelled(u, r) then return 'cancelled', false end
+  r._why = code
   local failures = Q.add(u, r, 'failures', 1)
   if not retry or NEVER[code] or not attempts_left(r) then
     Q.let_go(u, r, 'failed')
@@ -54,6 +56,7 @@ end
 -- A job that goes back unstarted counts no attempt. `told`: its worker asked for it and hears so again when it repeats.
 function Q.released(u, r, reason, told)
   if Q.cancelled(u, r) then return 'cancelled' end
+  r._why = reason
   Q.let_go(u, r, told and 'pending' or nil)
   Q.add(u, r, 'uncounted', 1)
   Q.put_back(u, r, reason)
@@ -91,6 +94,7 @@ end
 function Q.lost(u, r)
   Q.count(u, 'lost_total', 1)
   if Q.cancelled(u, r) then return end
+  r._why = 'worker_lost'
   if r.phase == 'ahead' then
     Q.add(u, r, 'uncounted', 1)
   elseif r.phase == 'running' then

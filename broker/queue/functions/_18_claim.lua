@@ -27,7 +27,7 @@ local function assigned(u, r)
     'priority', r.priority, 'tenant', r.tenant, 'round', r.round or '1', 'timeout_s', r.timeout_s or '',
     'rules', Q.tenant(u, r.tenant).rules or config[1] or '', 'input_urls', config[2] or 'public',
     'queued_ms', Q.int(r.claimed_at - r.created_at),
-    'watch', Q.watched(u, id),
+    'watch', Q.watched(u, id), 'trace', r.trace or '',
     'payload', redis.call('GETRANGE', P .. 'b:' .. id, r.spec_len or '0', '-1'),
   }
 end

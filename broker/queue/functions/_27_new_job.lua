@@ -3,7 +3,7 @@
 -- Copied to the record unless they have this value.
 local COPIED = {
   job_type = 'comfyui', max_attempts = '3', on_parent_failure = 'fail', timeout_s = '', group = '', est = '',
-  labels = '', hook = '',
+  labels = '', hook = '', trace = '',
 }
 
 -- A new job's record and body. Redis' Lua hashes each string over its whole length, so a caller sends the body joined

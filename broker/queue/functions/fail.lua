@@ -1,7 +1,8 @@
 -- emq_fail: a claim ended without a result; claims the next job in the same call.
 -- Guarantee: retried by the class of the error while attempts are left; a hand-back counts no attempt; a requested
 -- cancel wins; a repeated call with the token gets the same answer.
--- Arguments: `job` `token` `code` `error` (JSON) `hand_back` `missing` (atoms) `retry` (`auto`, `no`), those of a claim
+-- Arguments: `job` `token` `code` `error` (JSON) `hand_back` `missing` (atoms) `retry` (`auto`, `no`) `spans` (JSON,
+--   opaque: the steps, for a trace), those of a claim
 -- Answer: `ok` `status` `will_retry` `repeated` [`next` <answer of a claim>]; `stale_lease`.
 
 -- The atoms become requirements of the job, and its worker is known not to have them.
@@ -32,6 +33,7 @@ end
 -- This worker cannot run it: it goes elsewhere.
 local function hand_back(u, r, a, error)
   if Q.cancelled(u, r) then return 'cancelled', false end
+  r._why = 'handed_back'
   local w, atoms = Q.worker(u, r.worker_id), Q.lines(a.missing)
   if Q.add(u, r, 'handbacks', 1) >= Q.setting(u, 'max_handbacks') then
     Q.let_go(u, r, 'failed')
@@ -51,6 +53,7 @@ local function fail(keys, argv)
   local repeated = not r
   if repeated and not status then return { 'stale_lease' } end
   if not repeated then
+    r._spans = a.spans
     local code = a.code and a.code ~= '' and a.code or 'node_error'
     local error = a.error and a.error ~= '' and a.error or Q.error(code, 'The worker gave no reason.')
     local again
