@@ -69,19 +69,26 @@ class Feed:
     async def run(self) -> None:
         """Read and compare until cancelled; what stands on every page more often than a page that is read seldom."""
         while True:
-            due, cost_s = time.monotonic() + self._every, 0.0
-            try:
-                parts = await self._render(self._view)
-                cost_s = parts.cost_s
-                self.take(parts)
-            except Exception:
-                log.exception("A page could not be rendered")
+            due = time.monotonic() + self._every
+            cost_s = await self._look(self._render, whole=True)
             due = max(due, time.monotonic() + IDLE_SHARE * cost_s)
             while (rest := due - time.monotonic()) > GLANCE_S:
                 await asyncio.sleep(min(GLANCE_S, rest - GLANCE_S / 2))
-                with contextlib.suppress(EmqError):
-                    self.take(await self._glance(self._view), whole=False)
+                await self._look(self._glance, whole=False)
             await asyncio.sleep(max(0.0, rest))
+
+    async def _look(self, read: Render, *, whole: bool) -> float:
+        """Read and compare; answers how long that kept the processor."""
+        try:
+            parts = await read(self._view)
+            self.take(parts, whole=whole)
+        except EmqError as error:
+            log.debug("No figures: %s", error.message)
+        except Exception:
+            log.exception("A page could not be rendered")
+        else:
+            return parts.cost_s
+        return 0.0
 
     def take(self, parts: Parts, *, whole: bool = True) -> None:
         """Compare with what is known, and wake the tabs if anything is different; not ``whole``: some of the parts."""
