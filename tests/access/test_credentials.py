@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import hashlib
+import hmac
 import io
 import re
 from pathlib import Path
@@ -12,6 +13,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from broker.access.credentials import CREDENTIALS
+from broker.errors import Unauthorized
 from tests.access.conftest import Guarded, bearer, handshake
 from tests.api.conftest import Broker, submit
 from tests.support.servers import RedisServer
@@ -253,6 +256,24 @@ async def test_secrets_are_compared_in_constant_time() -> None:
                 names = {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)}
                 names |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
                 assert not names & {"digest", "old_digest", "secret", "text"}, ast.unparse(node)
+
+
+async def test_an_unknown_id_takes_the_work_of_a_wrong_secret(
+    guarded: Guarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = await guarded.key("read")
+    ring = guarded.broker.server.app[CREDENTIALS].ring  # type: ignore[attr-defined]
+    work: list[tuple[str, str]] = []
+    monkeypatch.setattr(hmac, "compare_digest", lambda *two: work.append(two) or two[0] == two[1])  # type: ignore[func-returns-value]
+    told, done = set(), set()
+    for wrong in (f"emq_{'0' * 16}_{'A' * 43}", key[:-4] + ("AAAA" if key[-4:] != "AAAA" else "BBBB")):
+        work.clear()
+        with pytest.raises(Unauthorized) as refused:
+            ring.find(wrong)
+        told.add(refused.value.message)
+        done.add(tuple((len(mine), len(shown)) for mine, shown in work))
+    assert (len(told), len(done)) == (1, 1)
+    assert done.pop(), "they are compared at all"
 
 
 async def test_keys_outlive_a_redis_that_goes_away(guarded: Guarded, own_valkey: RedisServer) -> None:

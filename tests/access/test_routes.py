@@ -282,3 +282,19 @@ async def test_looking_changes_nothing(guarded: Guarded, own_valkey: RedisServer
             assert status < 400, f"{path}: {status}"
         changed = before.differences(dump(redis, "emq:"))
     assert [line for line in changed if not NO_CHANGE.match(line)] == []
+
+
+async def test_no_change_comes_from_another_site(guarded: Guarded) -> None:
+    """Whatever a page elsewhere can make a browser send, with whatever credential: a form, a text, a socket."""
+    own = await things(guarded, "own")
+    key = await guarded.key("admin")
+    foreign = ({"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"})
+    kinds = ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "application/json")
+    for method, path in NEEDS:
+        if method == "GET" and not path.startswith("/ws"):
+            continue
+        for site in foreign if not path.startswith("/ws") else foreign[:2]:
+            for kind in kinds:
+                headers = {**site, "Content-Type": kind}
+                status = await status_of(guarded, method, own.fill(path), key, headers=headers, data=b"{}")
+                assert status == 403, f"{method} {path} from {site}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 
@@ -20,6 +21,28 @@ def children(parent: int) -> dict[int, str]:
 def side_process(comfyui: int) -> int | None:
     """The side process of the worker in a ComfyUI."""
     return next((pid for pid, command in children(comfyui).items() if "emq.keeper" in command), None)
+
+
+def listening(pid: int) -> set[int]:
+    """The TCP ports at which a process and its children wait for connections."""
+    own = {link for process in (pid, *children(pid)) for link in _open_files(process)}
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in own:  # 0A: LISTEN
+                found.add(int(fields[1].rpartition(":")[2], 16))
+    return found
+
+
+def _open_files(pid: int) -> set[str]:
+    found = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            found.add(os.readlink(link))
+        except OSError:
+            continue
+    return found
 
 
 def pss_mb(pid: int) -> float:

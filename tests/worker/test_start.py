@@ -10,7 +10,8 @@ from pathlib import Path
 import aiohttp
 
 from broker.trial.workflows import plain_image
-from tests.support.comfyui import PACK, ComfyProcess, fails
+from tests.support.comfyui import PACK, Client, ComfyProcess, fails
+from tests.support.processes import listening, side_process
 from tests.support.waiting import wait_until
 from tests.worker.conftest import MakeBroker, MakeComfy
 
@@ -43,6 +44,14 @@ async def test_it_finds_a_broker_of_this_machine_whenever_that_starts(
         assert (await client.run(plain_image(1)))["status"] == "completed"
     assert len(lines(comfy, "the queue cannot be reached")) == 1
     assert not lines(comfy, "attempt 1 starts") or "INFO" not in comfy.said()
+
+
+async def test_the_worker_opens_nothing(client: Client, comfy: ComfyProcess) -> None:
+    """After a job, with its side process: ComfyUI's own port is the only one at which anybody here is answered."""
+    assert (await client.run(plain_image(1)))["status"] == "completed"
+    assert comfy.child is not None
+    assert side_process(comfy.child.pid) is not None
+    assert listening(comfy.child.pid) == {comfy.port}
 
 
 def test_missing_packages_are_one_line(make_comfy: MakeComfy, tmp_path: Path) -> None:
