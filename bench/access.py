@@ -169,9 +169,9 @@ PARTS = ("costs", "idle", "deaf")
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(prog="bench access", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9, help="of the comparison with and without keys")
+    parser.add_argument("--rounds", type=int, default=7, help="of the comparison with and without keys")
     parser.add_argument("--sockets", type=int, default=10_000, help="idle sockets, over two brokers")
-    parser.add_argument("--seconds", type=float, default=45, help="how long they idle")
+    parser.add_argument("--seconds", type=float, default=40, help="how long they idle")
     parser.add_argument("--deaf", type=int, default=500, help="clients that read nothing")
     parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS, help="only these measurements")
     args = parser.parse_args(argv)

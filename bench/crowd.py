@@ -25,7 +25,7 @@ SPARE = 1_000
 """Open files that are no sockets of a crowd."""
 JOBS, REPORTS_PER_S = 250, 1
 HEALTHY = 500
-BASE_S, CUT_S = 12.0, 30.0
+BASE_S, CUT_S = 10.0, 30.0
 
 
 async def idle(replicas: Sequence[Replica], key: str, count: int, seconds: float) -> list[Target]:
