@@ -181,7 +181,7 @@ class Fleet:
         for gpu in (self.gpus[number] for number in numbers):
             if gpu.running:
                 gpu.reports += 1
-                store = "1" if gpu.reports % self.events == 1 else "0"
+                store = "1" if (gpu.reports - 1) % self.events == 0 else "0"
                 calls.append(("report", [
                     "job", gpu.running.text("job_id"), "token", gpu.running.text("lease"), "p", str(gpu.reports),
                     "data", json.dumps(self._progress(gpu, now)), "store", store,
