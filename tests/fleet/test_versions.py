@@ -21,6 +21,9 @@ from typing import Any, Self
 import aiohttp
 import pytest
 
+from broker.queue.connection import Connection
+from broker.queue.fsck import Check
+from broker.queue.queue import Queue
 from broker.trial.simulated_gpu import MODELS, workflow
 from tests.api.test_serve import environment
 from tests.support.servers import free_port
@@ -209,18 +212,22 @@ async def site(valkey_url: str, pool: str, tmp_path: Path) -> AsyncIterator[tupl
             await part.process.wait()
 
 
-async def fsck(tree: Path, valkey_url: str, pool: str) -> None:
+async def fsck(old: Path, valkey_url: str, pool: str) -> None:
     """Both releases find the queue in order."""
+    connection = Connection(valkey_url)
+    assert await Check(connection, Queue(connection, pool).prefix).run() == []
+    await connection.close()
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "broker", "fsck", "--redis", valkey_url, cwd=tree, env=environment(EMQ_POOL=pool),
+        sys.executable, "-m", "broker", "fsck", "--redis", valkey_url, cwd=old, env=environment(EMQ_POOL=pool),
         stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     said, _ = await asyncio.wait_for(process.communicate(), 60)
     assert process.returncode == 0, said.decode()
 
 
-UP = ("broker-1", "broker-2", "on-redis", "at-gateway")
-DOWN = ("at-gateway", "broker-1", "on-redis", "broker-2")
+UP = (("broker-1",), ("broker-2",), ("on-redis", "at-gateway"))
+DOWN = (("broker-1", "on-redis"), ("at-gateway", "broker-2"))
+"""What starts at once: a worker asks the broker of its own first."""
 
 
 @pytest.mark.timeout(300)
@@ -229,19 +236,19 @@ async def test_an_upgrade_and_the_way_back_under_load(
 ) -> None:
     """Brokers first, then workers, and back in another order: in each mix every job of before and now is done."""
     parts, urls = site
-    for name in UP:
-        await parts[name].run(trees["old"])
+    for names in (("broker-1", "broker-2"), ("on-redis", "at-gateway")):
+        await asyncio.gather(*(parts[name].run(trees["old"]) for name in names))
     async with aiohttp.ClientSession() as http, Load(urls, http) as load:
         for release, order in (("new", UP), ("old", DOWN)):
-            for name in order:
-                await parts[name].run(trees[release])
-                job = await load.submit(f"{release} {name}", priority=10)
+            for names in order:
+                await asyncio.gather(*(parts[name].run(trees[release]) for name in names))
+                job = await load.submit(f"{release} {names}", priority=10)
                 told = [await load.end_of(job, url) for url in urls]
                 assert {record["status"] for record in told} == {"completed"}, told
-            for tree in trees.values():
-                await fsck(tree, valkey_url, pool)
         await load.stop()
         ends = [await load.end_of(job, urls[0]) for job in load.jobs.values()]
+    assert [name for name, part in parts.items() if part.process is None or part.process.returncode is not None] == []
     assert len(ends) > len(UP) + len(DOWN)
     assert {record["status"] for record in ends} == {"completed"}
     assert len({record["job_id"] for record in ends}) == len(ends)
+    await fsck(trees["old"], valkey_url, pool)
