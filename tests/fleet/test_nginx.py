@@ -15,6 +15,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from playwright.async_api import expect
 
 from broker.queue.connection import Connection
 from broker.queue.queue import Queue
@@ -22,6 +23,7 @@ from broker.settings import Settings
 from comfyui_emq_node.carrier import Carrier, Errand
 from tests.api.conftest import NODES, submit
 from tests.api.test_serve import Served, emq, serving
+from tests.support.browser import browser_page
 from tests.support.jobs import profile
 from tests.support.nginx import Nginx, nginx
 from tests.support.servers import free_port
@@ -30,7 +32,7 @@ from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 CONF = (ROOT / "deploy/nginx.conf").read_text()
-PARTS = 12
+PAGE_MS = 30_000
 
 
 @dataclass
@@ -83,7 +85,9 @@ async def site(valkey_url: str, pool: str, tmp_path: Path) -> AsyncIterator[Site
         site_nginx = await stack.enter_async_context(
             nginx("nginx.conf", tmp_path / "nginx", [f"127.0.0.1:{port}" for port in ports])
         )
-        env = {"EMQ_POOL": pool, "EMQ_PUBLIC_URL": f"{site_nginx.url}/queue", "EMQ_TRUSTED_PROXIES": "127.0.0.1"}
+        # A lease that no busy machine uses up while a replica starts: nobody sends heartbeats beside.
+        env = {"EMQ_LEASE_S": "120"}
+        env |= {"EMQ_POOL": pool, "EMQ_PUBLIC_URL": f"{site_nginx.url}/queue", "EMQ_TRUSTED_PROXIES": "127.0.0.1"}
         options = ("--data", str(tmp_path / "data"), "--redis", valkey_url)
         replicas = [Replica(port, options, env, stack) for port in ports]
         await asyncio.gather(*(replica.start() for replica in replicas))
@@ -185,6 +189,34 @@ async def test_listeners_survive_the_end_of_either_replica(site: Site, number: i
         ids = [event["event_id"] for event in follower.heard]
         assert len(ids) == len(set(ids))
     assert sum(f.connections for f in followers) > len(followers), "some had to come again"
+
+
+async def test_an_open_page_outlives_each_replica(site: Site) -> None:
+    """In Chromium, never loaded again: what happens while one replica is away comes through the other."""
+    worker = SimulatedWorker(site.queue, worker_id="gpu-7", profile=profile(nodes=NODES))
+    await worker.register()
+    await site.json("POST", site.url + "/api/jobs", json=submit())
+    held = await worker.claim()
+    assert held is not None
+    faults: list[str] = []
+    async with browser_page(faults) as page:
+        await page.goto(site.url)
+        await expect(page.locator("#live")).to_have_text("live", timeout=PAGE_MS)
+        await page.evaluate("window.mark = 1")
+        step = 0
+        for replica in site.replicas:
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                await replica.end(number)
+                step += 1
+                await worker.heartbeat()
+                await worker.report(
+                    held, 20 * step, node={"id": "3", "class_type": "KSampler", "value": step, "max": 9}
+                )
+                await expect(page.locator("article.gpu")).to_contain_text(f"KSampler {step}/9", timeout=PAGE_MS)
+                await expect(page.locator("#live")).to_have_text("live", timeout=PAGE_MS)
+                await replica.start()
+        assert await page.evaluate("window.mark === 1")
+    assert faults == []
 
 
 async def _submits(site: Site, key: str) -> None:
