@@ -1,4 +1,4 @@
-"""Model loads and waits: the real functions against a plain first-in-first-out queue, in simulated time."""
+"""Loads, waits and predicted starts: the real functions against plain first-in-first-out, in simulated time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from bench.simulation import Pool, Worker, job, profile
-from broker.queue.queue import Answer
+from broker.jobs.estimates import Forecast
+from broker.queue.queue import Answer, NewJob
 
 MODELS = 8
 WORKERS = 4
@@ -22,6 +23,10 @@ class Outcome:
 
     loads: int = 0
     waits_ms: list[int] = field(default_factory=list)
+    predicted: int = 0
+    within_p50: float = 0.0
+    """The share of the predicted starts that came by their p50."""
+    within_p90: float = 0.0
 
     def p95_s(self) -> float:
         """95th percentile of the wait for a start."""
@@ -53,6 +58,13 @@ def fifo(arrivals: list[tuple[int, str]]) -> Outcome:
     return out
 
 
+def predict(pool: Pool, new: NewJob) -> None:
+    """Note when the job is expected to start, as a broker does at the submit."""
+    answer = pool.call("forecast", "tenant", "default", "class", new.job_class, "priority", "0")
+    if forecast := Forecast.read(answer):
+        new.estimate = forecast.predict().stored()
+
+
 def emq(pool: Pool, arrivals: list[tuple[int, str]]) -> Outcome:
     """The queue's own choice, with simulated workers that load and run as long as the plain queue's."""
     out, made = Outcome(), dict[str, tuple[int, str]]()
@@ -70,6 +82,7 @@ def emq(pool: Pool, arrivals: list[tuple[int, str]]) -> Outcome:
         out.waits_ms.append(now - at)
         worker.loaded = model
         idle.discard(name)
+        pool.call("report", "job", got.text("job_id"), "token", got.text("lease"), "p", "1", "data", '{"progress":0}')
         heapq.heappush(ends, (now + RUN_MS + LOAD_MS * cold, name, got, cold))
 
     while pending or ends:
@@ -78,6 +91,7 @@ def emq(pool: Pool, arrivals: list[tuple[int, str]]) -> Outcome:
             pool.at(START + now)
             new = job(b"{}", [model])
             made[new.job_id] = (now, model)
+            predict(pool, new)
             pool.submit("default", [new])
             for name in [name for name in idle if pool.hinted(workers[name])]:
                 if got := pool.claim(workers[name]):
@@ -89,4 +103,8 @@ def emq(pool: Pool, arrivals: list[tuple[int, str]]) -> Outcome:
             idle.add(name)
             if got:
                 start(name, got, now)
+    stats = pool.call("stats", "tenant", "")
+    out.predicted = stats.number("est_total")
+    out.within_p50 = stats.number("est_within_p50_total") / max(1, out.predicted)
+    out.within_p90 = stats.number("est_within_p90_total") / max(1, out.predicted)
     return out

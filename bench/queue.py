@@ -108,6 +108,8 @@ def targets(results: Results) -> list[Target]:
         for floor in (FLOOR, DUTIES):
             if ratio := ratios(results, figure, EMQ.name, floor.name):
                 out.append(Target(what, ratio, most, most=True, against=floor.name))
+    if (functions := medians(results, "work functions").get(EMQ.name)) is not None:
+        out.append(Target("calls a job of EMQ's worker (finish and claim are one)", functions, 1.05, most=True))
     idle = medians(results, "idle calls /s").get(EMQ.name)
     if idle is not None:
         out.append(Target("idle worker, commands/s", idle, 1.0, most=True))
@@ -161,6 +163,10 @@ def main(argv: list[str] | None = None) -> int:
     if args.json:
         args.json.write_text(json.dumps(results, indent=1))
     print(f"Redis appendfsync {args.fsync}, payload 2 KiB, {args.rounds} rounds; bulk: 100 jobs a call")
+    print(
+        "EMQ and floors: calls pipelined over one connection of bench/mux.py, since one that waits for each answer "
+        "measures the loopback; peers: their own clients"
+    )
     print("versions: " + "; ".join(filter(None, (version(peer) for peer in peers))))
     print(table(results))
     print_targets(targets(results))

@@ -144,6 +144,7 @@ def draining(bench: Bench, in_flight: int, jobs: int, waiting: int) -> Figures:
     out = {f"drain {in_flight} /s": rate(stamps)}
     if in_flight > 1 or not bench.peer.parallel:
         out |= {"work cpu us": spent[0].cpu_us / total, "work calls": spent[0].calls / total}
+        out["work functions"] = spent[0].functions / total
     return out
 
 

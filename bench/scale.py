@@ -10,11 +10,11 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 
-from bench import affinity
+from bench import affinity, every_call
 from bench.server import Server, server
 from bench.simulation import Pool, Worker, claiming, job, profile
 from bench.targets import Target, print_targets
-from broker.queue.queue import SUBMIT_CHUNK, NewJob
+from broker.queue.queue import NewJob
 
 CLASSES, TENANTS, WORKFLOW = 200, 100, 4_600
 MODELS = [f"model{number}.safetensors" for number in range(CLASSES)]
@@ -118,32 +118,44 @@ def memory(count: int) -> Target:
     return Target(f"{count:,} jobs of 4.6 KB, MB", used / 1e6, 150 * count / 100_000, most=True)
 
 
-def slow_calls(up: Server, pool: Pool, workers: int) -> Target:
-    """Every kind of call with many workers registered: how many took over 5 ms."""
-    up.redis.config_set("slowlog-log-slower-than", 5000)
+def calls(pool: Pool, workers: int) -> list[Target]:
+    """Every function with many workers registered: which were missed, and which took over 5 ms."""
     fleet = [Worker(f"worker{number}") for number in range(workers)]
     for number, worker in enumerate(fleet):
         pool.register(worker, profile(MODELS[number % 20 :: 20]) if number % 2 else EVERYTHING)
-    up.redis.slowlog_reset()
-    for worker in fleet[:200]:
-        pool.call("heartbeat", *worker.who, "status", "idle", "jobs", "")
-        if got := pool.claim(worker):
-            pool.call("report", "job", got.text("job_id"), "token", got.text("lease"), "p", "1", "data", "{}")
-            pool.finish(worker, got, 1000, cold=False)
-    waiting = [job(b"{}", [MODELS[n % CLASSES]]) for n in range(1000)]
-    for begin in range(0, 1000, SUBMIT_CHUNK):
-        pool.submit("tenant1", waiting[begin : begin + SUBMIT_CHUNK])
-    for call in (
-        ("list", "tenant", "tenant1", "limit", "100"), ("list", "tenant", "", "limit", "100"), ("stats", "tenant", ""),
-        ("workers", "limit", "100"), ("fleet",), ("sweep", "limit", "100"), ("job", "job", waiting[500].job_id),
-        ("cancel", "job", waiting[1].job_id), ("priority", "job", waiting[2].job_id, "priority", "5"),
-        ("pause", "scope", "pool", "on", "1"), ("pause", "scope", "pool", "on", "0"),
-    ):  # fmt: skip
-        pool.call(*call)
-    slow = [entry for entry in up.redis.slowlog_get(50) if b"FCALL" in entry["command"]]
-    for entry in slow[:5]:
-        print(f"  slow: {entry['duration'] / 1000:.1f} ms {entry['command'][:80]!r}")
-    return Target(f"calls over 5 ms with {workers:,} workers", len(slow), 0, most=True)
+    on, slow = every_call.slow_calls(pool, MODELS, fleet[::2])  # these can run everything
+    missed = every_call.FUNCTIONS - on.called
+    print(f"{len(on.called)} functions called with {workers:,} workers; slow each time: {', '.join(slow) or 'none'}")
+    return [
+        Target("functions that were not called", len(missed), 0, most=True, against=", ".join(sorted(missed))),
+        Target(f"functions over 5 ms with {workers:,} workers", len(slow), 0, most=True, against=", ".join(slow)),
+    ]
+
+
+def positions(up: Server) -> list[Target]:
+    """Positions that are said to be exact against the order of the claims, with up to 1,000 and more lanes ahead."""
+    pool, lanes = Pool(up.redis, "positions"), 1_200
+    asked: dict[str, int] = {}
+    for number in range(lanes):
+        for answer in pool.submit(f"tenant{number:04}", [job(b"{}", MODELS[:1]) for _ in range(2)]):
+            asked[answer.text("job_id")] = number
+    told = {job_id: pool.call("job", "job", job_id) for job_id in asked}
+    worker = Worker("claimer")
+    pool.register(worker, EVERYTHING, slots=10_000)
+    order = [got.text("job_id") for _ in asked if (got := pool.claim(worker))]
+    off = {job_id: abs(told[job_id].number("position") - place) / place for place, job_id in enumerate(order, 1)}
+    exact = [job_id for job_id in order if told[job_id].flag("exact")]
+    # The first jobs of all tenants come before all second ones: so many lanes are ahead of a tenant's first job.
+    ahead = {job_id: asked[job_id] if place < lanes else lanes - 1 for place, job_id in enumerate(order)}
+    marked = [ahead[job_id] for job_id in order if not told[job_id].flag("exact")]
+    print(
+        f"positions of {len(order):,} jobs in {lanes:,} lanes: {len(exact):,} exact, {len(marked):,} marked as "
+        f"estimates, which are off by {max(off.values(), default=0):.1%} at most"
+    )
+    return [
+        Target("positions said to be exact that are wrong", sum(off[job_id] > 0 for job_id in exact), 0, most=True),
+        Target("lanes ahead up to which positions are exact", min(marked, default=lanes) - 1, 1_000),
+    ]
 
 
 def newcomer(up: Server) -> Target:
@@ -167,18 +179,21 @@ def newcomer(up: Server) -> Target:
 
 
 def loads(up: Server) -> list[Target]:
-    """A mixed stream of 8 models over 4 simulated workers."""
+    """A mixed stream of 8 models over 4 simulated workers: loads, waits, and whether starts came when predicted."""
     out = []
-    for number, per_s in enumerate((0.2, 0.5, 1.0)):
+    for number, per_s in enumerate((0.2, 0.5, 0.8, 1.0)):
         arrivals = affinity.stream(600, per_s)
         plain, ours = affinity.fifo(arrivals), affinity.emq(Pool(up.redis, f"aff{number}", lease_ms=10**9), arrivals)
         print(
             f"{per_s} jobs/s of {affinity.RUN_MS / 1000:.0f} s (a load takes {affinity.LOAD_MS / 1000:.0f} s more): "
-            f"loads {ours.loads} against {plain.loads}, p95 wait {ours.p95_s():.0f} s against {plain.p95_s():.0f} s"
+            f"loads {ours.loads} against {plain.loads}, p95 wait {ours.p95_s():.0f} s against {plain.p95_s():.0f} s; "
+            f"of {ours.predicted} predicted starts {ours.within_p50:.0%} by p50, {ours.within_p90:.0%} by p90"
         )
-        out = [
-            Target("model loads / first in, first out", ours.loads / plain.loads, 1 / 3, most=True),
-            Target("p95 wait / first in, first out", ours.p95_s() / plain.p95_s(), 1.2, most=True),
+        at = f"at {per_s} jobs/s"
+        out += [
+            Target("model loads / first in, first out", ours.loads / plain.loads, 1 / 3, most=True, against=at),
+            Target("p95 wait / first in, first out", ours.p95_s() / plain.p95_s(), 1.2, most=True, against=at),
+            Target("starts by the predicted p90", ours.within_p90, 0.8, against=at),
         ]
     return out
 
@@ -201,9 +216,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{args.jobs:,} jobs wait in {lanes:,} lanes of {CLASSES} classes and {TENANTS} tenants")
         found += claim_costs(up, pool, args.rounds)
         found.append(empty_claims(up, pool))
-        found.append(slow_calls(up, pool, args.workers))
+        found += calls(pool, args.workers)
     with server("off") as up:
         found.append(newcomer(up))
+        found += positions(up)
         found += loads(up)
     found.append(memory(args.jobs))
     print_targets(found)

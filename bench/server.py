@@ -25,6 +25,8 @@ class Spent:
     """CPU of the whole server process."""
     calls: int
     """Commands, those inside of functions included."""
+    functions: int
+    """Function calls."""
     reads: int
     """Reads from sockets: about the round trips."""
     bytes: int
@@ -40,12 +42,14 @@ class Server:
         self.process = process
         self.redis = Redis.from_url(url)
 
-    def _state(self) -> tuple[float, int, int, int, float]:
+    def _state(self) -> tuple[float, int, int, int, int, float]:
         info: dict[str, Any] = self.redis.info()
         stats: dict[str, dict[str, float]] = self.redis.info("commandstats")
         calls = [int(line["calls"]) for name, line in stats.items() if name != "cmdstat_info"]
         cpu = float(info["used_cpu_user"]) + float(info["used_cpu_sys"])
-        return cpu, sum(calls), int(info["total_reads_processed"]), int(info["used_memory"]), time.monotonic()
+        functions = int(stats.get("cmdstat_fcall", {}).get("calls", 0))
+        reads, memory = int(info["total_reads_processed"]), int(info["used_memory"])
+        return cpu, sum(calls), functions, reads, memory, time.monotonic()
 
     @contextmanager
     def spent(self) -> Iterator[list[Spent]]:
@@ -53,8 +57,8 @@ class Server:
         before = self._state()
         out: list[Spent] = []
         yield out
-        cpu, calls, reads, memory, at = (new - old for new, old in zip(self._state(), before, strict=True))
-        out.append(Spent(cpu * 1e6, int(calls), int(reads), int(memory), at))
+        cpu, calls, functions, reads, memory, at = (new - old for new, old in zip(self._state(), before, strict=True))
+        out.append(Spent(cpu * 1e6, int(calls), int(functions), int(reads), int(memory), at))
 
 
 @contextmanager

@@ -159,6 +159,12 @@ class Settings(BaseSettings):
         validation_alias=_env("EMQ_STALL_S"),
         description="A job without any event for this long is stalled.",
     )
+    timeout_s: float = Field(
+        0.0,
+        ge=0,
+        validation_alias=_env("EMQ_TIMEOUT_S"),
+        description="How long a job without timeout_s of its own may run; 0: no limit.",
+    )
     backoff_s: float = Field(
         2.0,
         ge=0,

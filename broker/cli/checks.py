@@ -112,7 +112,7 @@ def pool(stats: Answer) -> Iterator[Line]:
     waiting = sum(stats.number(name) for name in ("scheduled", "blocked", "pending"))
     said = f"{waiting} jobs wait, the oldest for {stats.number('oldest_ms') // 1000} s"
     if stats.flag("paused"):
-        yield Line("queue", "warn", f"paused; {said}", "resume it on the dashboard, or POST /api/resume")
+        yield Line("queue", "warn", f"paused; {said}", "python -m broker resume, or on the dashboard")
     elif waiting and not stats.number("workers"):
         yield Line("queue", "warn", f"{said}, and there is no worker", "start one: docs/worker.md")
     else:

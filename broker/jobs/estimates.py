@@ -16,8 +16,8 @@ MAX_AGE_S = 1.0
 """How long a forecast serves further submits of the same class, tenant and priority."""
 DISPATCH_MS = (50, 1000)
 """p50 and p90 of the way from a free worker's wake-up to the start."""
-MODEL_ERROR = 0.1
-"""Part of a predicted wait that the model itself may be wrong by (one standard deviation)."""
+MODEL_ERROR = 0.3
+"""Part of a predicted wait that the model itself may be wrong by (a standard deviation): no warm jumps are foreseen."""
 _P90 = 1.2816
 """A normal distribution's 90th percentile, in standard deviations."""
 _DIGITS = 8

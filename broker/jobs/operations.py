@@ -22,7 +22,6 @@ from broker.queue.queue import Answer, Queue, require
 
 RemoveFiles = Callable[[str, str], Awaitable[None]]
 """Removes the files of a tenant's job."""
-_CANCEL_CHUNK = 200
 _LIST_CALLS = 8
 """Calls for one page at most: each looks at a bounded number of jobs, whether they match or not."""
 
@@ -164,7 +163,7 @@ class Operations:
         """Cancel every job of a group that has not ended; ``cancelled`` counts them."""
         cancelled, more = 0, True
         while more:
-            answer = await self.queue.cancel_group(tenant, group, reason, _CANCEL_CHUNK)
+            answer = await self.queue.cancel_group(tenant, group, reason)
             found = answer.number("cancelled")
             cancelled += found
             more = answer.flag("more") and found > 0

@@ -93,6 +93,7 @@ class Submitter:
         self._templates = templates
         self._max_payload = settings.max_payload_kb * 1024
         self._max_metadata = settings.max_metadata_kb * 1024
+        self._timeout_s = settings.timeout_s or None
         self._classes: OrderedDict[str, Requirement] = OrderedDict()
         self._webhooks = UrlRule(settings.webhook_urls, settings.webhook_ports)
         self.forecasts = Forecasts(queue)
@@ -285,7 +286,7 @@ class Submitter:
             job_type=submit.job_type,
             priority=submit.priority,
             max_attempts=submit.max_attempts,
-            timeout_s=submit.timeout_s,
+            timeout_s=submit.timeout_s or self._timeout_s,
             delay_ms=round(submit.delay_s * 1000) or None,
             start_at=submit.start_at,
             expires_ms=None if submit.expires_s is None else max(1, round(submit.expires_s * 1000)),
@@ -369,6 +370,7 @@ class Submitter:
             job_id=answer.text("job_id"),
             status=JobStatus(answer.text("status", "pending")),
             position=position,
+            position_exact=answer.flag("exact") if position else None,
             estimated_start=expected.public(answer.number("created_at", now_ms())) if expected else None,
             notified_workers=answer.number("notified"),
             duplicate=duplicate,

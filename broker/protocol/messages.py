@@ -264,6 +264,7 @@ class JobAccepted(Reply):
     job_id: str | None = Field(None, description="Absent with `dry_run`.")
     status: Status
     position: int | None = None
+    position_exact: bool | None = Field(None, description="False: an estimate, with many tenants' jobs before it.")
     estimated_start: EstimatedStart | None = Field(None, description="Null while unknown.")
     notified_workers: int = 0
     duplicate: bool = False

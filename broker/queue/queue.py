@@ -238,7 +238,7 @@ class Queue:
             "priority", f"job {job_id}", job=job_id, tenant=tenant, priority=priority, front=front or None
         )
 
-    async def cancel_group(self, tenant: str, group: str, reason: str = "", limit: int = 100) -> Answer:
+    async def cancel_group(self, tenant: str, group: str, reason: str = "", limit: int = 25) -> Answer:
         """Cancel up to ``limit`` jobs of a group; ``more`` says that some are left."""
         return await self._must(
             "cancel_group", f"group {group}", tenant=tenant, group=group, reason=reason, limit=limit

@@ -28,7 +28,7 @@ async def test_job_accepted_has_every_field(broker: Broker) -> None:
     async with broker.client() as client:
         accepted = await client.ask(submit())
         m.JobAccepted.model_validate(accepted, strict=False)
-        assert accepted["position"] == 1
+        assert (accepted["position"], accepted["position_exact"]) == (1, True)
         assert accepted["notified_workers"] == 1
         assert accepted["waiting_for"] == []
         assert "dry_run" not in accepted

@@ -46,6 +46,13 @@ async def test_the_body_decides_over_a_key_not_its_delivery(submitter: Submitter
         await submitter.submit("t", {**same, "metadata": 1})
 
 
+async def test_the_pools_limit_of_a_run_holds_where_a_job_has_none_of_its_own(queue: Queue) -> None:
+    submitter = Submitter(queue, Fleet(queue), Settings(timeout_s=90))
+    for own, wanted in ({}, 90), ({"timeout_s": 5}, 5):
+        accepted = await submitter.submit("t", {"payload": GRAPH, **own})
+        assert (await queue.job(accepted.job_id or "")).number("timeout_s") == wanted
+
+
 async def test_size_comes_before_everything(submitter: Submitter) -> None:
     for message in ({"payload": "x" * 2_000_000}, {"payload": {"nodes": "x" * 2_000_000}, "priority": "high"}):
         with pytest.raises(PayloadTooLarge) as caught:

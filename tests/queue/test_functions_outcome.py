@@ -110,6 +110,35 @@ async def test_the_avoided_worker_gets_it_when_the_other_takes_nothing_for_long(
     assert await first.take() == "j"
 
 
+async def test_what_had_too_little_memory_goes_to_a_larger_gpu_while_there_is_one(desk: Desk) -> None:
+    await desk.add("j", max_attempts=9)
+    small = await desk.worker("w1", profile=profile(vram_mb=12_000))
+    alike = await desk.worker("w2", profile=profile(vram_mb=12_000))
+    large = await desk.worker("w3", profile=profile(vram_mb=24_000))
+    await small.start()
+    assert (await small.fail("j", "out_of_memory")).flag("will_retry")
+    await desk.live(2001, small, alike, large)
+    assert [(await worker.claim()).outcome for worker in (small, alike)] == ["none", "none"]
+    assert await large.start() == "j"
+    await large.fail("j", "out_of_memory")  # nobody has more: it is for the large one again, which has freed its memory
+    await desk.live(4001, small, alike, large)
+    assert [(await worker.claim()).outcome for worker in (small, alike)] == ["none", "none"]
+    assert await large.start() == "j"
+    await large.call("bye")
+    await desk.live(5001, small, alike)
+    assert await alike.take() == "j"
+
+
+async def test_what_had_too_little_memory_avoids_its_worker_where_none_is_larger(desk: Desk) -> None:
+    await desk.add("j")
+    first, second = await desk.worker("w1"), await desk.worker("w2")
+    await first.start()
+    await first.fail("j", "out_of_memory")
+    await desk.live(2001, first, second)
+    assert (await first.claim()).outcome == "none"
+    assert await second.take() == "j"
+
+
 async def test_a_hand_back_for_a_missing_file_goes_elsewhere_and_counts_nothing(desk: Desk) -> None:
     await desk.add("j", nodes=["A"])
     first = await desk.worker("w1", profile=profile(["a", "lora"], ["A"]))

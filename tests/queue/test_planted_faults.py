@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,8 +13,10 @@ import redis
 from hypothesis import Phase
 from hypothesis.stateful import run_state_machine_as_test
 
+from broker.queue import invariants
 from broker.queue.loader import library
 from tests.queue.test_state_machine import machine, profile
+from tests.support import audit
 from tests.support.audit import Broken
 from tests.support.servers import RedisServer, valkey_binary
 
@@ -87,17 +90,47 @@ FAULTS: dict[str, tuple[str, str, set[str]]] = {
     "slots do not count": ("or not ahead and held >= slots then", "or not ahead and held >= slots + 9 then", {"load"}),
     "a repeated claim gets another job": ("local before = claimed_before(w, token)", "local before", {"repeat", "I7"}),
     "a failed worker gets the job again": (
-        "return Q.served(u, c[1], w.profile)\nend", "return false\nend", {"avoid"},
+        "return c[2] == w._id and Q.served(u, c[1], w.profile)\nend", "return false\nend", {"avoid"},
+    ),
+    "a small GPU gets again what was too large": (
+        "  if vram_mb then return Q.vram_mb(u, w.profile) <= vram_mb and", "  if vram_mb then return false and",
+        {"avoid"},
     ),
     "a child waits for ever": (
         "  if Q.add(u, r, 'deps', -1) > 0 then return end", "  if Q.add(u, r, 'deps', -1) > -9 then return end",
         {"dependency", "state"},
     ),
     "a delay never ends": ("if r then Q.due(u, r) else", "if r then do end else", {"I3", "I1"}),
+    "a group's figures are forgotten": ("out[#out + 1] = g[status] or '0'", "out[#out + 1] = '0'", {"I4"}),
+    "a worker's jobs are not told": (
+        "'held:' .. w.instance, 0, -1)) do\n    held", "'held:' .. w.instance, 0, -2)) do\n    held", {"I8"},
+    ),
+    "failed jobs are not in the history": (
+        "if #wanted == 0 then wanted = { 'completed', 'failed' }", "if #wanted == 0 then wanted = { 'completed' }",
+        {"search"},
+    ),
+    "a claim starts the job": ("  Q.move(u, r, 'claimed')\n", "  Q.move(u, r, 'processing')\n", {"I2"}),
     "an idle worker is not listed": (
         "  redis.call('ZADD', key, u.ms, w._id)\n", "", {"order"},
     ),
 }  # fmt: skip
+
+
+def rules() -> Iterator[str]:
+    """Every rule that the state machine checks, its own and those of ``broker.queue.invariants``."""
+    checks = {"need": 1, "Finding": 0}
+    for path in [Path(invariants.__file__), *Path(audit.__file__).parent.glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in checks:
+                rule = node.args[checks[node.func.id]]
+                if isinstance(rule, ast.Constant):
+                    yield str(rule.value)
+
+
+def test_each_rule_has_a_fault_that_breaks_it() -> None:
+    planted = {rule for _, _, broken in FAULTS.values() for rule in broken}
+    rare = {"limit", "repair"}  # too rare in 300 histories; tests of their own break these
+    assert not set(rules()) - planted - rare
 
 
 @pytest.fixture(scope="module")

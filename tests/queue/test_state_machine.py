@@ -7,6 +7,7 @@ changed; with it, that many new ones, drawn at random: the way to look for what 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -31,7 +32,7 @@ def profile(histories: int, phases: tuple[Phase, ...] = (Phase.explicit, Phase.g
 
 
 def machine(client: redis.Redis) -> type[QueueMachine]:
-    return type("Machine", (QueueMachine,), {"client": client})
+    return type("Machine", (QueueMachine,), {"client": client, "called": set()})
 
 
 @pytest.fixture
@@ -45,4 +46,6 @@ def machine_client(redis_server: RedisServer) -> Iterator[redis.Redis]:
 
 @pytest.mark.timeout(1800)
 def test_random_histories(machine_client: redis.Redis) -> None:
-    run_state_machine_as_test(machine(machine_client), settings=profile(HISTORIES))
+    kind = machine(machine_client)
+    run_state_machine_as_test(kind, settings=profile(HISTORIES))
+    assert kind.called == set(re.findall(r"'emq_(\w+)'", library().text)), "the histories leave functions out"

@@ -19,6 +19,7 @@ class Fleet:
     def __init__(self, slots: Mapping[str, int]) -> None:
         self.slots = slots
         self.able: dict[str, set[str]] = {}
+        self.vram: dict[str, int] = {}
         self.atoms: dict[str, set[str]] = {}
         self.first: dict[str, set[str]] = {}
         """What a job needed when it was submitted."""
@@ -32,6 +33,7 @@ class Fleet:
         self.draining.discard(worker)
         said = json.loads(profile)
         models = said["models"]["checkpoints"]
+        self.vram[worker] = said["vram_mb"]
         self.able[worker] = {"t:comfyui", *(f"m:{m}" for m in models), *(f"m:checkpoints/{m}" for m in models)}
 
     def lacks(self, worker: str, atom: str, job: str) -> None:
@@ -71,7 +73,9 @@ class Fleet:
 
     def avoids(self, job: str, record: Record, worker: str, pool: Dump, now: Dump | None = None) -> bool:
         """Whether the job is kept from the worker, because another one, live (``now``, if given), could do it."""
-        if not record.get("variant", "").endswith(f"!{worker}"):
+        whom = record.get("variant", "").partition("!")[2]
+        over = int(whom[1:]) if whom.startswith(">") else None
+        if worker != whom and (over is None or self.vram.get(worker, 0) > over):
             return False
         # Not for ever: the other one may be paused.
         since = float(pool.hashes.get(f"c:{record['variant']}", {}).get("since", 0))
@@ -81,7 +85,7 @@ class Fleet:
             key[3:] for key, other in (now or pool).hashes.items()
             if key.startswith("wk:") and not other.get("gone") and key != f"wk:{worker}"
         }  # fmt: skip
-        return any(self.fits(job, other) for other in live)
+        return any(self.fits(job, other) and (over is None or self.vram[other] > over) for other in live)
 
     def claimable(self, worker: str, pool: Dump) -> list[str]:
         """The jobs in lanes that the worker could have been given."""

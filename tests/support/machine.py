@@ -27,6 +27,7 @@ TENANTS = ("ann", "bob", "eve")
 NEEDS = ((), ("A",), ("B",), ("A", "B"), ("ghost",))
 WORKERS = {"w1": ("A",), "w2": ("A", "B"), "w3": (), "w4": ("B",)}
 SLOTS = {"w4": 2}
+VRAM_MB = {"w2": 48_000}
 LEASE_MS = 10_000
 CONFIG: dict[str, Value] = {
     "lease_ms": LEASE_MS, "backoff_ms": 1000, "ttl_completed_ms": 400_000, "ttl_failed_ms": 500_000,
@@ -39,6 +40,8 @@ class Driven(RuleBasedStateMachine):
     """One pool, four workers, three tenants; the clock stands still unless a rule moves it."""
 
     client: ClassVar[redis.Redis]
+    called: ClassVar[set[str]] = set()
+    """The functions that any history called."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,6 +60,7 @@ class Driven(RuleBasedStateMachine):
         self.state = dump(self.client, PREFIX)
 
     def _fcall(self, function: str, pairs: list[tuple[str, Value | None]]) -> Any:
+        self.called.add(function)
         return self.client.fcall(f"emq_{function}", 1, PREFIX, *flatten(pairs))
 
     def call(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from broker.queue.queue import Value, parse
 from tests.support.audit import ACTIVE, TERMINAL, WAITING, need
 from tests.support.machine import PREFIX, TENANTS, WORKERS, Driven
@@ -9,6 +11,10 @@ from tests.support.machine import PREFIX, TENANTS, WORKERS, Driven
 
 class Controlling(Driven):
     """Cancels, retries, moves, pauses, limits, time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logged: list[str] = []
 
     def cancel(self, pick: int, tenant: str, twice: bool) -> None:
         job = self._pick(sorted(self.state.jobs), pick)
@@ -85,8 +91,13 @@ class Controlling(Driven):
         answer = self.call("outbox", set(), limit=20, lease_ms=60_000)
         for line in answer.lines("entries"):
             entry = line.rsplit(" ", 1)[0]
-            self.call("delivered", set(), entry=entry, log="{}", again_ms=1000 if again else None)
+            log = json.dumps({"entry": entry}, separators=(",", ":"))
+            self.call("delivered", set(), entry=entry, log=log, again_ms=1000 if again else None)
             need((entry in self.state.zsets.get("outbox", {})) == again, "I10", f"{entry} was delivered: {not again}")
+            self.logged.append(entry)
+            if (job := entry.partition(" ")[0]) in self.state.jobs:
+                told = parse(self._fcall("deliveries", [("job", job), ("tenant", "")])).lines("log")
+                need(log in told, "I10", f"{entry} is not in its log {told}")
 
     def read(self, pick: int, which: int, tenant: str) -> None:
         """Readers see what is there, and nothing of other tenants."""

@@ -13,6 +13,7 @@ from tests.support.audit import ACTIVE, TERMINAL, WAITING, need
 from tests.support.jobs import profile
 from tests.support.machine import NEEDS, TENANTS, WORKERS
 from tests.support.machine_control import Controlling
+from tests.support.machine_look import Looking
 from tests.support.machine_submit import Submitting
 from tests.support.machine_work import Working
 
@@ -35,18 +36,20 @@ MENU = [
     *["start"] * 9, *["submit"] * 6, *["submit_special"] * 2, *["claim"] * 4, *["report"] * 2, *["executed"] * 4,
     *["finish"] * 4, *["fail"] * 5, *["give_back"] * 3, *["too_late"] * 3, *["heartbeat"] * 2, *["live"] * 3,
     *["come_and_go"] * 3, *["meddle"] * 5, *["govern"] * 3, *["clock"] * 3, *["sweep"] * 3, *["read"] * 2,
+    *["look"] * 3,
 ]  # fmt: skip
 LATE = ["report", "executed", "finish", "fail", "release", "preview"]
 CODES = ["node_error", "node_error", "out_of_memory", "node_error", "validation_failed", "interrupted"]
+HOOK = {"hook": "started completed failed cancelled"}
 SPECIAL: list[dict[str, Any]] = [
-    {}, {}, {}, {"max_attempts": 1}, {"delay_ms": 3000}, {"expires_ms": 5000}, {"timeout_s": 15}, {"max_attempts": 2},
-    {"hook": "started completed failed cancelled"},
+    {}, HOOK, {}, {"max_attempts": 1}, {"delay_ms": 3000}, {"expires_ms": 5000}, {"timeout_s": 15}, {"max_attempts": 2},
+    HOOK,
 ]  # fmt: skip
 SOMEBODY = ("ann", "ann", *TENANTS)
 SOMETIMES = (False, False, False, True)
 
 
-class QueueMachine(Submitting, Working, Controlling):
+class QueueMachine(Submitting, Working, Controlling, Looking):
     """Random histories of everything. One rule draws from the menu, so that the weights are ours."""
 
     @rule(
@@ -119,11 +122,13 @@ class QueueMachine(Submitting, Working, Controlling):
         self.live()
 
     def do_come_and_go(self, pick: int, choose: Choices, flag: bool, twice: bool) -> None:
-        what = choose(["register", "register", "register", "crash", "keep", "gone", "bye"])
+        what = choose(["register", "register", "register", "crash", "keep", "gone", "bye", "leave", "leave"])
         if what == "register":
             self.register(sorted(WORKERS)[pick % len(WORKERS)], twice)
         elif self.instances and what == "crash":
             self.crash(pick)
+        elif self.instances and what == "leave":
+            self.leave(pick, twice)
         elif self.instances:
             self.keeper(pick, what, twice)
 
@@ -158,6 +163,21 @@ class QueueMachine(Submitting, Working, Controlling):
     def do_read(self, pick: int, choose: Choices, flag: bool, twice: bool) -> None:
         if self.state.jobs:
             self.read(pick, choose(range(20)), choose(SOMEBODY))
+
+    def do_look(self, pick: int, choose: Choices, flag: bool, twice: bool) -> None:
+        what = choose(["look", "look", "offer", "watch", "repair", "bounds", "deliveries"])
+        if what == "bounds":
+            self.bounds(flag)
+        elif what == "offer" and self.instances:
+            self.offer(pick)
+        elif what == "deliveries" and self.logged:
+            self.deliveries(self.logged[pick % len(self.logged)])
+        elif self.state.jobs and what == "repair":
+            self.repair(pick, twice)
+        elif self.state.jobs and what == "watch":
+            self.watch(pick, choose(SOMEBODY), twice)
+        elif self.state.jobs:
+            self.look(pick, choose(SOMEBODY))
 
     # -- the end of a history -----------------------------------------------------------------------------------------
 

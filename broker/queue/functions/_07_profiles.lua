@@ -4,7 +4,7 @@
 local BUDGET = 200
 
 local function fits(u, profile, atoms, vram_mb)
-  if vram_mb > 0 and tonumber(redis.call('GET', u.P .. 'pv:' .. profile) or 0) < vram_mb then return false end
+  if vram_mb > 0 and Q.vram_mb(u, profile) < vram_mb then return false end
   for from = 1, #atoms, 5000 do
     local part = redis.call('SMISMEMBER', u.P .. 'p:' .. profile, unpack(atoms, from, math.min(#atoms, from + 4999)))
     for _, has in ipairs(part) do
@@ -61,7 +61,7 @@ function Q.match_more(u, limit)
   end
 end
 
--- Makes a class known. `base` and `avoid` make it a variant that one worker should leave alone.
+-- Makes a class known. `base` and `avoid` make it a variant that some workers should leave alone.
 function Q.new_class(u, class, atoms, vram_mb, kind, base, avoid)
   local flat = { 'vram_mb', vram_mb, 'atoms', atoms, 'used', u.ms }
   local more = { kind = kind ~= '' and kind or nil, base = base, avoid = avoid }

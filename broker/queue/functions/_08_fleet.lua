@@ -39,14 +39,46 @@ function Q.lesser_profile(u, profile, atoms)
   return lesser
 end
 
--- Whether a live worker can run a class; `but` leaves one worker out (one of profile `but_profile`).
-function Q.served(u, class, but_profile)
+function Q.vram_mb(u, profile)
+  return tonumber(redis.call('GET', u.P .. 'pv:' .. profile) or 0)
+end
+
+-- Whether a live worker can run a class; one of `but_profile` is left out, and those with at most `over_mb` of VRAM.
+function Q.served(u, class, but_profile, over_mb)
   local live = redis.call('ZRANGE', u.P .. 'profiles', 0, 99, 'WITHSCORES')
   for i = 1, #live, 2 do
     local workers = tonumber(live[i + 1]) - (live[i] == but_profile and 1 or 0)
-    if workers > 0 and redis.call('SISMEMBER', u.P .. 'ok:' .. live[i], class) == 1 then return true end
+    local fits = workers > 0 and redis.call('SISMEMBER', u.P .. 'ok:' .. live[i], class) == 1
+    if fits and not (over_mb and Q.vram_mb(u, live[i]) <= over_mb) then return true end
   end
   return false
+end
+
+-- How many live workers can run each of some classes.
+function Q.workers_of(u, names)
+  local live, out = redis.call('ZREVRANGE', u.P .. 'profiles', 0, 99, 'WITHSCORES'), {}
+  for _, name in ipairs(names) do out[name] = 0 end
+  for i = 1, #names > 0 and #live or 0, 2 do
+    for at, fits in ipairs(redis.call('SMISMEMBER', u.P .. 'ok:' .. live[i], unpack(names))) do
+      if fits == 1 then out[names[at]] = out[names[at]] + tonumber(live[i + 1]) end
+    end
+  end
+  return out
+end
+
+-- Marks the classes that a live worker can run: profile by profile, those with most workers first.
+function Q.mark_served(u, classes)
+  local left = classes
+  for _, profile in ipairs(redis.call('ZREVRANGE', u.P .. 'profiles', 0, 99)) do
+    if #left == 0 then return end
+    local names, unserved = {}, {}
+    for i, class in ipairs(left) do names[i] = class.name end
+    for i, fits in ipairs(redis.call('SMISMEMBER', u.P .. 'ok:' .. profile, unpack(names))) do
+      left[i].served = fits == 1
+      if fits == 0 then unserved[#unserved + 1] = left[i] end
+    end
+    left = unserved
+  end
 end
 
 -- Why no live worker can run a class: atoms that nobody has, `v:<MB>`, `*` (no worker), `+` (nobody has all of it).
@@ -57,7 +89,7 @@ function Q.missing(u, class)
   local atoms, vram_mb, found, out = Q.lines(c[1]), tonumber(c[2] or 0), {}, {}
   local roomy = vram_mb == 0
   for _, profile in ipairs(live) do
-    roomy = roomy or tonumber(redis.call('GET', u.P .. 'pv:' .. profile) or 0) >= vram_mb
+    roomy = roomy or Q.vram_mb(u, profile) >= vram_mb
     if #atoms > 0 then
       for i, has in ipairs(redis.call('SMISMEMBER', u.P .. 'p:' .. profile, unpack(atoms))) do
         found[i] = found[i] or has == 1
@@ -71,12 +103,13 @@ function Q.missing(u, class)
   return #out > 0 and table.concat(out, '\n') or '+'
 end
 
--- The class of a job that worker W should not get while another can run it: `<class>!<W>`.
-function Q.variant(u, class, worker)
-  local name = class .. '!' .. worker
+-- The class of a job that worker W should not get while another can run it: `<class>!<W>`; of one that those with
+-- more VRAM than so many MB should get: `<class>!><MB>`.
+function Q.variant(u, class, avoid)
+  local name = class .. '!' .. avoid
   if not Q.class(u, name).exists then
     local c = redis.call('HMGET', u.P .. 'c:' .. class, 'atoms', 'vram_mb', 'kind')
-    Q.new_class(u, name, c[1] or '', c[2] or '0', c[3] or '', class, worker)
+    Q.new_class(u, name, c[1] or '', c[2] or '0', c[3] or '', class, avoid)
   end
   redis.call('HSET', u.P .. 'c:' .. name, 'since', u.ms)
   u.classes[name] = nil

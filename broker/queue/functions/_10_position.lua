@@ -1,15 +1,15 @@
 -- How many jobs come before one, in claim order within its class.
 
 -- A waiting job's position (1: next), whether it is exact, and then how many other lanes come before it; nil when it is
--- in no lane. At most `limit` other lanes are counted, the rest is estimated from them.
+-- in no lane. At most `limit` other lanes are counted (its own is one more), the rest is estimated from them.
 function Q.position(u, r, limit)
   if r.status ~= 'pending' then return nil end
   local class, P = Q.lane_class(r), u.P
   local own = redis.call('ZRANK', P .. 'n:' .. class .. ':' .. r.tenant, Q.member(r))
   if not own then return nil end
-  local before = redis.call('ZRANGEBYSCORE', P .. 'h:' .. class, '-inf', r.score, 'LIMIT', 0, limit + 1)
+  local before = redis.call('ZRANGEBYSCORE', P .. 'h:' .. class, '-inf', r.score, 'LIMIT', 0, limit + 2)
   local counted, others = 0, 0
-  for i = 1, math.min(#before, limit) do
+  for i = 1, math.min(#before, limit + 1) do
     local tenant = before[i]
     if tenant ~= r.tenant then
       local to = tenant < r.tenant and r.score or '(' .. r.score
@@ -17,7 +17,11 @@ function Q.position(u, r, limit)
       counted = counted + 1
     end
   end
-  if #before <= limit then return own + 1 + others, true, counted end
+  -- Lanes whose head has the job's own score come in the order of their tenants: those after its own do not count.
+  local last = before[limit + 1]
+  local rest = #before > limit + 1 and (last < r.tenant
+    or tonumber(redis.call('ZSCORE', P .. 'h:' .. class, last)) ~= tonumber(r.score))
+  if not rest then return own + 1 + others, true, counted end
   local lanes = redis.call('ZCOUNT', P .. 'h:' .. class, '-inf', r.score)
   return own + 1 + math.floor(others * lanes / math.max(1, counted)), false
 end

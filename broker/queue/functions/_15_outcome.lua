@@ -38,19 +38,33 @@ function Q.failed(u, r, code, error, retry)
   Q.log_failure(u, r, error, true)
   Q.put(u, r, 'error', error)
   Q.put(u, r, 'error_code', code)
-  Q.avoid(u, r, worker)
+  Q.avoid(u, r, worker, code == 'out_of_memory')
   Q.count(u, 'retried_total', 1)
   if r.hook then Q.outbox(u, r, 'retrying') end
   Q.put_back(u, r, code, u.now + pause_ms(u, r, failures))
   return 'pending', true
 end
 
--- A job is kept from a worker as long as another can run it.
-function Q.avoid(u, r, worker)
+-- Whom a job leaves alone that had too little VRAM there: all with no more than that, if a live worker has more; if
+-- none has, those that it left alone already.
+local function no_larger(u, r, w)
+  local before = tonumber(string.match(r.avoid or '', '^>(%d+)$'))
+  for _, vram_mb in ipairs({ math.max(before or 0, Q.vram_mb(u, w.profile)), before }) do
+    if Q.served(u, r.class, nil, vram_mb) then return '>' .. Q.int(vram_mb) end
+  end
+  return nil
+end
+
+-- A job is kept from a worker as long as another can run it; from one that was too `small`, and others like it, as long
+-- as a larger one can.
+function Q.avoid(u, r, worker, small)
   local w = Q.worker(u, worker)
-  if not Q.served(u, r.class, w and not w.gone and w.profile) then return end
-  Q.put(u, r, 'avoid', worker)
-  Q.put(u, r, 'variant', Q.variant(u, r.class, worker))
+  local profile = w and not w.gone and w.profile
+  local whom = small and profile and no_larger(u, r, w)
+  if not whom and Q.served(u, r.class, profile) then whom = worker end
+  if not whom then return end
+  Q.put(u, r, 'avoid', whom)
+  Q.put(u, r, 'variant', Q.variant(u, r.class, whom))
 end
 
 -- A job that goes back unstarted counts no attempt. `told`: its worker asked for it and hears so again when it repeats.

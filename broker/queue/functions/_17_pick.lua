@@ -1,12 +1,14 @@
 -- Which class a worker serves next: the best head it can run, or a worse one whose models it has loaded.
 
--- Whether a class is a variant that this worker leaves to others. It does so as long as another live worker can run it,
--- but not for ever: that one may be paused.
+-- Whether a class is a variant that this worker leaves to others: it failed the job, or has no more VRAM than one that
+-- had too little. It does so as long as another live worker can run it, but not for ever: that one may be paused.
 function Q.shunned(u, w, class)
   if not string.find(class, '!', 1, true) then return false end
   local c = redis.call('HMGET', u.P .. 'c:' .. class, 'base', 'avoid', 'since')
-  if c[2] ~= w._id or u.now - (c[3] or 0) > Q.setting(u, 'avoid_ms') then return false end
-  return Q.served(u, c[1], w.profile)
+  if u.now - (c[3] or 0) > Q.setting(u, 'avoid_ms') then return false end
+  local vram_mb = tonumber(string.match(c[2] or '', '^>(%d+)$'))
+  if vram_mb then return Q.vram_mb(u, w.profile) <= vram_mb and Q.served(u, c[1], nil, vram_mb) end
+  return c[2] == w._id and Q.served(u, c[1], w.profile)
 end
 
 -- The first of `classes` (best first; name, score, …) that the worker may serve.

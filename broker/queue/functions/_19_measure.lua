@@ -1,6 +1,6 @@
 -- What runs of a class take: averages that follow, also by GPU, and the last 50 run times.
 
-local WEIGHT, RING, WIDTH = 0.2, 50, 8
+local WEIGHT, RING, WIDTH, MEAN = 0.2, 50, 8, 20
 local PAUSE_MS = 100 -- a well-known class is measured ten times a second at most
 
 local function follow(old, sample)
@@ -40,13 +40,15 @@ function Q.measure(u, r, exec_ms, cold)
   if c.runs >= RING and math.abs(u.now - c.measured) < PAUSE_MS then return end
   local key, field = u.P .. 'c:' .. r.class, cold == '1' and 'cold' or 'run'
   local gpu = gpu_of(u, r)
-  local got = redis.call('HMGET', key, field, 'ring', 'runs', 'vram_mb', 'g:' .. (gpu or ''))
+  local got = redis.call('HMGET', key, field, 'ring', 'runs', 'vram_mb', 'g:' .. (gpu or ''), 'mean')
   if not got[4] then return end
   local average = follow(tonumber(got[1] or nil), exec_ms)
   local ring = string.sub((got[2] or ''), -(RING - 1) * WIDTH)
     .. string.format('%08d', math.min(99999999, math.floor(exec_ms)))
-  redis.call('HSET', key, field, string.format('%.1f', average), 'ring', ring, 'runs', Q.int((got[3] or 0) + 1),
-    'measured', u.ms)
+  local runs, mean = (got[3] or 0) + 1, tonumber(got[6] or nil) or exec_ms
+  mean = mean + (exec_ms - mean) / math.min(runs, MEAN)
+  redis.call('HSET', key, field, string.format('%.1f', average), 'ring', ring, 'runs', Q.int(runs), 'measured', u.ms,
+    'mean', string.format('%.1f', mean))
   c[field], c.runs, c.measured = average, c.runs + 1, u.now
   if gpu then redis.call('HSET', key, 'g:' .. gpu, on_gpu(got[5], exec_ms)) end
 end

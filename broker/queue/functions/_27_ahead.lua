@@ -17,10 +17,14 @@ function Q.able_profiles(u, class)
   return out
 end
 
+-- What a run of a class takes on the average, in ms, loads of models included.
+local function mean_run(u, class)
+  return tonumber(redis.call('HGET', u.P .. 'c:' .. class, 'mean') or nil) or Q.cost(u, class) * Q.UNIT_MS
+end
+
 -- The average run over the workers that fit: each GPU at the pace that was measured on it.
 function Q.pace(u, class, live)
-  local P, c = u.P, Q.class(u, class)
-  local usual, speed = c.run or c.cold or Q.RUN_MS, 0
+  local P, usual, speed = u.P, mean_run(u, class), 0
   for _, p in ipairs(live) do
     if p.fits then
       local gpu = redis.call('GET', P .. 'pg:' .. p.name)
@@ -68,7 +72,7 @@ function Q.others_before(u, class, score, live)
       local part = share(u, name, live)
       if part > 0 then
         local n = part * Q.jobs_before(u, name, score, OTHER_LANES)
-        jobs, ms = jobs + n, ms + n * Q.cost(u, name) * Q.UNIT_MS
+        jobs, ms = jobs + n, ms + n * mean_run(u, name)
       end
     end
   end
@@ -100,7 +104,7 @@ function Q.busy_workers(u, live)
     local r = Q.job(u, id)
     local w = r and r.phase ~= 'finishing' and Q.worker(u, r.worker_id)
     if w and live.fit[w.profile] then
-      local run = Q.cost(u, r.class) * Q.UNIT_MS
+      local run = mean_run(u, r.class)
       if r.phase == 'running' then run = math.max(run / 10, run - (u.now - r.started_at)) end
       if not seen[w._id] then busy = busy + 1 end
       seen[w._id] = true

@@ -103,7 +103,7 @@ function Q.recount_worker(u, w)
     Q.put(u, w, phase, real[phase] and Q.int(real[phase]) or nil)
   end
   local key = 'idle:' .. (w.profile or '')
-  place(u, w.idle, key, u.ms, w._id)
+  place(u, w.idle, key, redis.call('ZSCORE', P .. key, w._id) or u.ms, w._id)
   local n = redis.call('ZCARD', P .. key)
   place(u, n > 0, 'idle', n, w.profile or '')
 end

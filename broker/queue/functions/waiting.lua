@@ -21,8 +21,8 @@ local function stuck(u, class, lanes)
     'job_id', job, 'created_at', redis.call('HGET', u.P .. 'j:' .. job, 'created_at') or '' }
 end
 
-local function row(u, entry, able)
-  local out, r = { 'job', 'job_id', entry.job }, redis.call('HMGET', u.P .. 'j:' .. entry.job, unpack(FIELDS))
+local function row(u, entry, workers)
+  local out, r = { 'job', 'job_id', entry.job }, entry.record
   for i, name in ipairs(FIELDS) do
     if r[i] then
       out[#out + 1] = name
@@ -30,15 +30,30 @@ local function row(u, entry, able)
     end
   end
   local class = r[2] or ''
-  able[class] = able[class] or Q.able_profiles(u, class).workers
   local c = Q.class(u, class)
   for name, value in pairs({ kind = c.kind, run_ms = c.run and Q.int(c.run) or '', held = entry.held or '' }) do
     out[#out + 1] = name
     out[#out + 1] = value
   end
   out[#out + 1] = 'workers'
-  out[#out + 1] = Q.int(able[class])
+  out[#out + 1] = Q.int(workers[class])
   return out
+end
+
+-- Adds the rows of the first `n` of `found`.
+local function add_rows(u, out, found, n)
+  local names, seen = {}, {}
+  for i = 1, n do
+    found[i].record = redis.call('HMGET', u.P .. 'j:' .. found[i].job, unpack(FIELDS))
+    local class = found[i].record[2] or ''
+    if not seen[class] then names[#names + 1] = class end
+    seen[class] = true
+  end
+  local workers = Q.workers_of(u, names)
+  for i = 1, n do
+    out[#out + 1] = 'job'
+    out[#out + 1] = row(u, found[i], workers)
+  end
 end
 
 -- What is asked for as bounds of scores.
@@ -61,21 +76,18 @@ local function waiting(keys, argv)
   end
   bounds(a)
   local limit = math.max(1, math.min(100, tonumber(a.limit or 50) or 50))
-  local parked, out, able = Q.parked_tenants(u), { 'ok', 'partial', '0', 'next', '' }, {}
+  local parked, out = Q.parked_tenants(u), { 'ok', 'partial', '0', 'next', '' }
   local classes, lost = Q.waiting_classes(u, parked, CLASSES), {}
+  Q.mark_served(u, classes)
   for _, class in ipairs(classes) do
-    class.served = Q.served(u, class.name)
     if not class.served and #lost < STUCK then
-      lost[#lost + 1] = stuck(u, class.name, Q.lanes_of(u, class.name, parked, a.tenant))
+      lost[#lost + 1] = stuck(u, class.name, Q.lanes_of(u, class.name, parked, a.tenant, '+inf'))
     end
   end
   local found, partial = Q.first_jobs(u, classes, parked, a, limit + 1)
   if partial or #classes >= CLASSES then out[3] = '1' end
   if #found > limit then out[5] = Q.int(found[limit].score) .. ':' .. found[limit].key end
-  for i = 1, math.min(limit, #found) do
-    out[#out + 1] = 'job'
-    out[#out + 1] = row(u, found[i], able)
-  end
+  add_rows(u, out, found, math.min(limit, #found))
   for _, class in ipairs(lost) do
     out[#out + 1] = 'class'
     out[#out + 1] = class

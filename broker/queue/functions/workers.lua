@@ -37,10 +37,8 @@ local function row(u, name, jobs)
       out[#out + 1] = value
     end
   end
-  if not w.gone then
-    for _, job in ipairs(redis.call('ZRANGE', u.P .. 'held:' .. w.instance, 0, -1)) do
-      held[#held + 1] = job .. ' ' .. (redis.call('HGET', u.P .. 'j:' .. job, 'phase') or '')
-    end
+  for _, job in ipairs(redis.call('ZRANGE', u.P .. 'held:' .. w.instance, 0, -1)) do
+    held[#held + 1] = job .. ' ' .. (redis.call('HGET', u.P .. 'j:' .. job, 'phase') or '')
   end
   out[#out + 1] = 'held'
   out[#out + 1] = table.concat(held, '\n')
