@@ -120,12 +120,13 @@ async def _key(redis_url: str) -> str:
         await connection.close()
 
 
-async def restart(where: Site, hard: bool) -> float:
-    """Both brokers at once; seconds until both listen again."""
+async def restart(where: Site, hard: bool) -> tuple[float, float]:
+    """Both brokers at once; seconds until both have ended, and until both listen again."""
     began = time.monotonic()
     await asyncio.gather(*(asyncio.to_thread(broker.kill if hard else broker.end) for broker in where.brokers))
+    ended = time.monotonic() - began
     await asyncio.gather(*(asyncio.to_thread(broker.start) for broker in where.brokers))
-    return time.monotonic() - began
+    return ended, time.monotonic() - began
 
 
 async def measure(args: argparse.Namespace) -> list[Target]:
@@ -143,7 +144,7 @@ async def measure(args: argparse.Namespace) -> list[Target]:
             for customer in crowd.customers:
                 customer.tries = 0
             began, cpu = time.monotonic(), time.process_time()
-            down = await restart(where, args.kill)
+            ended, there = await restart(where, args.kill)
             await crowd.all_there(GIVEN_UP_S)
             took = max(customer.back_at for customer in crowd.customers) - began
             busy = (time.process_time() - cpu) / (time.monotonic() - began)
@@ -152,7 +153,9 @@ async def measure(args: argparse.Namespace) -> list[Target]:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
     how = "killed" if args.kill else "stopped"
-    print(f"both brokers {how} and listening again after {down:.1f} s; {tries:,} connections were tried")
+    print(
+        f"both brokers {how} after {ended:.1f} s, listening again after {there:.1f} s; {tries:,} connections were tried"
+    )
     return counted(busy, [
         Target("after the restart the last socket is back, s", took, WITHIN_S, most=True),
         Target("sockets that are not back", missing, 0, most=True),
