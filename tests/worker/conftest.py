@@ -34,7 +34,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """The way that a test's workers use to the queue."""
-    if "way" in metafunc.fixturenames:
+    own = any(mark.args[0] == "way" for mark in metafunc.definition.iter_markers("parametrize"))
+    if "way" in metafunc.fixturenames and not own:
         shared = metafunc.module.__name__.rpartition(".")[2] in BOTH_WAYS and "make_comfy" not in metafunc.fixturenames
         both = shared or os.environ.get("EMQ_TEST_GATEWAY")
         metafunc.parametrize("way", ("redis", "gateway") if both else ("redis",))
