@@ -28,7 +28,7 @@ class Refused(ConnectionError):
 class RawSocket(asyncio.Protocol):
     """One client's end: it upgrades, answers pings, and hands over each text as it came."""
 
-    __slots__ = ("_buffer", "_on_text", "_request", "close_code", "closed", "opened", "transport")
+    __slots__ = ("_buffer", "_on_text", "_request", "answers", "close_code", "closed", "opened", "transport")
 
     def __init__(self, request: bytes, on_text: Callable[[bytes], None] | None = None) -> None:
         """``on_text`` is called with every text frame; without it they are dropped."""
@@ -42,6 +42,8 @@ class RawSocket(asyncio.Protocol):
         self.closed: asyncio.Future[int] = loop.create_future()
         """Done when the connection has ended, with its close code (1006: there was none)."""
         self.close_code = 1006
+        self.answers = True
+        """Whether a close frame is answered."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Ask for the upgrade."""
@@ -121,6 +123,8 @@ class RawSocket(asyncio.Protocol):
             self.transport.write(frame(PONG, payload))
         elif kind == CLOSE and self.transport is not None:
             self.close_code = int.from_bytes(payload[:2], "big") or 1005
+            if not self.answers:
+                return
             self.transport.write(frame(CLOSE, payload[:2]))
             self.transport.close()
 

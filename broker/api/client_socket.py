@@ -90,10 +90,8 @@ class ClientSocket:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def close(self) -> None:
-        """Tell the client that this replica goes away; it may reconnect to another."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(0.5):
-                await self._ws.close(code=1001, message=b"the broker is stopping")
+        """Tell the client that this replica goes away, and wait for its answer; it may reconnect to another."""
+        await self._ws.close(code=1001, message=b"the broker is stopping")
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -251,7 +249,7 @@ class ClientSocket:
     async def _subscribe(self, message: dict[str, Any], echo: str | None) -> None:
         self._who.require(Scope.READ)
         msg = commands.read(m.SubscribeJob, message)
-        await self._ops.queue.job(msg.job_id, self._who.tenant)
+        await self._services.streams.check(msg.job_id, self._who.tenant)
         await self._stop_following(msg.job_id)
         async with self._places(1) as places:
             self._reply(commands.wire(m.SubscriptionConfirmed(job_id=msg.job_id), echo))

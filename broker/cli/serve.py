@@ -99,6 +99,7 @@ async def serve(settings: Settings) -> int:
             print(f"listening on http://{host}:{port}", flush=True)
             await stop.wait()
             log.info("stopping")
+            gc.disable()  # the process ends: what thousands of connections leave need not be looked for
         finally:
             if server is not None:
                 server.close()

@@ -54,6 +54,9 @@ BLOCK_S = 5.0
 COMMANDS = 64
 """Connections for commands; a call beyond them waits."""
 
+CROWDED = "No connection available."
+"""What redis-py says when all connections were in use for too long."""
+
 _KINDS = {b"smessage": "message", b"ssubscribe": "subscribed", b"sunsubscribe": "unsubscribed"}
 
 Command = Sequence[bytes | str | int]
@@ -324,6 +327,8 @@ class Connection:
                 async with asyncio.timeout(AWAY_S if self._away else CALL_S):
                     answer = await run()
         except Unavailable as error:
+            if error.details.get("reason") == CROWDED:
+                raise  # Redis may be well: were it called away, those that wait would hear it after a second, too
             if not self._away:
                 log.warning("Redis at %s is away: %s", self.address.shown, error.details.get("reason"))
             self._away = True

@@ -39,6 +39,8 @@ KEEP_S = 5.0
 """How often counters are compared, and the queue is told who watches previews (it believes that for 15 s)."""
 BATCH = 500
 """Counters read at once."""
+LOGS = 64
+"""Logs read at once."""
 
 
 class Source(Lines, Protocol):
@@ -112,6 +114,9 @@ class EventHub:
         self._feeds: dict[str, _Feed] = {}
         self._epoch = ""
         self._wire = Wire(source, queue.prefix, self._on_message, self._on_subscribed, self._on_broken)
+        self._asked: list[tuple[str, asyncio.Future[Any]]] = []
+        """Logs that somebody waits for and that no read under way will bring."""
+        self._reading: asyncio.Task[None] | None = None
         self._watch_now = asyncio.Event()
         self._told: dict[str, int] = {}
         """Jobs of which the queue was told that somebody here watches, and how large the pictures may be."""
@@ -128,10 +133,13 @@ class EventHub:
         for feed in list(self._feeds.values()):
             for listener in list(feed.listeners):
                 listener.close()
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        tasks = [task for task in (self._task, self._reading) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for _, asked in self._asked:
+            asked.cancel()
+        self._task = None
         await self._wire.stop()
 
     def subscribe(
@@ -256,15 +264,15 @@ class EventHub:
     # -- the log ------------------------------------------------------------------------------------------------------
 
     async def read_log(self, job_id: str) -> Log:
-        """What the server keeps of a job's events. Raises ``NotFound``, ``Unavailable``."""
-        prefix = self.queue.prefix
-        epoch, record, lines, stored = await self._source.read(
-            prefix,
-            ("HGET", f"{prefix}meta", "deployment"),
-            ("HMGET", f"{prefix}j:{job_id}", "status", "events", "first"),
-            ("LRANGE", f"{prefix}e:{job_id}", 0, -1),
-            ("GET", f"{prefix}pr:{job_id}"),
-        )
+        """What the server keeps of a job's events. Raises ``NotFound``, ``Unavailable``.
+
+        Whoever asks while a read is under way is in the next one, so thousands that come together need few.
+        """
+        asked: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._asked.append((job_id, asked))
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._read_logs(), name="events-logs")
+        epoch, record, lines, stored = await asked
         if record[0] is None or epoch is None:
             raise NotFound(f"There is no job {job_id}.", what=f"job {job_id}")
         name = epoch.decode()
@@ -272,7 +280,39 @@ class EventHub:
         if record[1] == b"1" and record[2] and not lines:
             lines = [first_message(record[2])]
         events = [parse_message(line, name) for line in lines]
-        return Log(name, events, _progress(stored, name), int(record[1] or 0), record[0].decode())
+        tenant = (record[3] or b"").decode()
+        return Log(name, events, _progress(stored, name), int(record[1] or 0), record[0].decode(), tenant)
+
+    async def _read_logs(self) -> None:
+        waiting: list[tuple[str, asyncio.Future[Any]]] = []
+        try:
+            while self._asked:
+                waiting, self._asked = self._asked[:LOGS], self._asked[LOGS:]
+                await self._answer(waiting)
+        finally:
+            self._reading = None
+            for _, asked in waiting:
+                asked.cancel()
+
+    async def _answer(self, waiting: Sequence[tuple[str, asyncio.Future[Any]]]) -> None:
+        prefix, jobs = self.queue.prefix, list(dict.fromkeys(job_id for job_id, _ in waiting))
+        commands: list[Sequence[bytes | str | int]] = [("HGET", f"{prefix}meta", "deployment")]
+        for job_id in jobs:
+            commands.append(("HMGET", f"{prefix}j:{job_id}", "status", "events", "first", "tenant"))
+            commands.append(("LRANGE", f"{prefix}e:{job_id}", 0, -1))
+            commands.append(("GET", f"{prefix}pr:{job_id}"))
+        try:
+            epoch, *found = await self._source.read(prefix, *commands)
+        except Exception as error:
+            also, self._asked = self._asked, []  # who came meanwhile need not wait for a failure of its own
+            for _, asked in (*waiting, *also):
+                if not asked.done():
+                    asked.set_exception(error)
+            return
+        logs = {job_id: (epoch, *found[3 * i : 3 * i + 3]) for i, job_id in enumerate(jobs)}
+        for job_id, asked in waiting:
+            if not asked.done():
+                asked.set_result(logs[job_id])
 
     async def _deployment(self) -> str | None:
         prefix = self.queue.prefix

@@ -67,6 +67,7 @@ class Log:
     progress: Event | None
     counter: int
     status: str
+    tenant: str
 
 
 class Feed(Protocol):

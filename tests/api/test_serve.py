@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -18,11 +19,13 @@ from typing import Any
 import aiohttp
 import pytest
 
+from bench.sockets import connect_many
 from broker.queue.connection import Connection
 from broker.queue.queue import Queue
 from tests.api.conftest import GRAPH, NODES, submit
 from tests.support.jobs import profile
 from tests.support.simulated import SimulatedWorker
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -93,6 +96,26 @@ async def test_serve_keeps_its_contract(valkey_url: str, pool: str, tmp_path: Pa
         assert [(await each).data for each in listening] == [1001] * 9
         for ws in sockets:
             await ws.close()
+
+
+async def test_a_stop_says_goodbye_to_hundreds_of_followers(valkey_url: str, pool: str, tmp_path: Path) -> None:
+    """Each follows a job of a few; some never answer the farewell. All get it, and the broker ends with 0."""
+    followed: list[bytes] = []
+    async with serving("--data", str(tmp_path), "--redis", valkey_url, EMQ_POOL=pool) as broker:
+        asked = {"jobs": [submit() for _ in range(30)]}
+        async with aiohttp.ClientSession() as http, http.post(broker.url + "/api/jobs", json=asked) as response:
+            jobs = [each["job_id"] for each in (await response.json())["results"]]
+        port = int(broker.url.rpartition(":")[2])
+        sockets = await connect_many([port] * 300, on_text=followed.append)
+        for socket, job in zip(sockets, itertools.cycle(jobs), strict=False):
+            socket.send(json.dumps({"type": "subscribe_job", "job_id": job}).encode())
+        await wait_until(lambda: sum(b'"job_update"' in text for text in followed) == 300, 30)
+        for socket in sockets[:20]:
+            socket.answers = False
+        code, out, err, _ = await broker.end()
+        assert (code, out) == (0, "")
+        assert "Traceback" not in err
+        assert [await socket.closed for socket in sockets] == [1001] * 300
 
 
 async def test_serve_without_redis_keeps_its_jobs_over_a_restart(tmp_path: Path) -> None:

@@ -407,3 +407,22 @@ async def test_cluster(serve: Callable[..., RedisServer], connect: Callable[[str
     victim.start("--cluster-enabled", "yes", "--cluster-node-timeout", "2000")
     await wait_until(whole, 20, "the cluster is whole again")
     assert (await Queue(connection, "a").job("x")).text("status") == "cancelled"
+
+
+async def test_calls_that_wait_too_long_for_a_connection_do_not_say_that_redis_is_away(
+    valkey_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else those that wait behind them would get a second only, and a crowd would refuse itself for ever."""
+    monkeypatch.setattr("broker.queue.connection.COMMAND_S", 0.2)
+    monkeypatch.setattr("broker.queue.connection.COMMANDS", 1)
+    connection = Connection(valkey_url)
+    try:
+        assert isinstance(connection.commands, redis.asyncio.Redis)
+        taken = await connection.commands.connection_pool.get_connection()
+        with pytest.raises(Unavailable):
+            await connection.ping()
+        await connection.commands.connection_pool.release(taken)
+        await connection.ping()
+    finally:
+        await connection.close()
+    assert "is away" not in caplog.text

@@ -32,7 +32,7 @@ class Split:
     """Pub/sub by one way, everything else by another."""
 
     def __init__(self, wire: Connection, rest: Connection) -> None:
-        self._wire = wire
+        self._wire, self._rest = wire, rest
         self.publish = rest.publish
         self.read = rest.read
 
@@ -59,9 +59,42 @@ async def start_hub(connection: Connection, queue: Queue) -> AsyncIterator[Start
         await one.close()
 
 
+class Counted(Split):
+    """Counts the reads."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection, connection)
+        self.reads = 0
+        self.read = self._counted
+
+    async def _counted(self, key: str, *commands: Any) -> list[Any]:
+        self.reads += 1
+        return await self._rest.read(key, *commands)
+
+
 @pytest.fixture
 async def hub(start_hub: StartHub) -> EventHub:
     return await start_hub()
+
+
+async def test_logs_that_many_wait_for_are_read_together(connection: Connection, queue: Queue) -> None:
+    """Each gets its own, also beside one that is gone and somebody who gives up waiting."""
+    some = [new_job() for _ in range(20)]
+    await queue.submit("t", some)
+    jobs, source = [job.job_id for job in some], Counted(connection)
+    hub = EventHub(source, queue)
+    asked = [asyncio.create_task(hub.read_log(job)) for job in jobs * 10]
+    gone, impatient = asyncio.create_task(hub.read_log("gone")), asyncio.create_task(hub.read_log(jobs[0]))
+    await asyncio.sleep(0)
+    impatient.cancel()
+    logs = await asyncio.gather(*asked)
+    assert [(log.tenant, log.status, [event.type for event in log.events]) for log in logs] == [
+        ("t", "pending", ["job_update"])
+    ] * 200
+    with pytest.raises(NotFound):
+        await gone
+    assert source.reads <= 5, "64 at once"
+    await hub.stop()
 
 
 @pytest.fixture
