@@ -6,6 +6,7 @@ A graph that names files of this ComfyUI's input folder goes with them: another 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -135,13 +136,14 @@ class FleetClient:
             async with self._ask("PUT", where, data=file):
                 return f"blake3:{digest}"
 
-    def _broker(self) -> str:
+    def _brokers(self) -> list[str]:
+        """Where a broker may answer: the one that is set, else all that told their address of late."""
         worker = self._worker()
         known = [each for pool in self._settings.pools for each in (worker.membership.brokers(pool) if worker else ())]
-        found = self._settings.broker_url or next(iter(known), None)
-        if found is None:
+        found = [self._settings.broker_url] if self._settings.broker_url else known
+        if not found:
             raise Unanswered(503, "No broker has told its address yet.")
-        return found.rstrip("/")
+        return [each.rstrip("/") for each in found]
 
     async def _json(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         async with self._ask(method, path, **options) as answer:
@@ -158,10 +160,20 @@ class FleetClient:
         key = self._settings.submit_key or self._settings.api_key
         headers = {"Authorization": f"Bearer {key}"} if key and "s" not in parse_qs(urlsplit(path).query) else {}
         headers.update(more or {})
-        async with self._session.request(method, self._broker() + path, headers=headers, **options) as answer:
+        async with await self._reached(self._session, method, path, headers=headers, **options) as answer:
             if answer.status >= 400:
                 raise await _refused(answer)
             yield answer
+
+    async def _reached(
+        self, session: aiohttp.ClientSession, method: str, path: str, **options: Any
+    ) -> aiohttp.ClientResponse:
+        """The answer of the first broker that can be reached: one that died a moment ago is still among them."""
+        *others, last = self._brokers()
+        for broker in others:
+            with contextlib.suppress(aiohttp.ClientConnectorError):
+                return await session.request(method, broker + path, **options)
+        return await session.request(method, last + path, **options)
 
 
 def _checked(job_id: str) -> str:

@@ -198,8 +198,21 @@ async def site(valkey_url: str, pool: str, tmp_path: Path) -> AsyncIterator[tupl
     args = {
         "broker-1": ("serve", "--port", str(ports[0]), *common),
         "broker-2": ("serve", "--port", str(ports[1]), *common),
-        "on-redis": ("simulate", "--workers", "2", *idle, "--broker", urls[1], "--redis", valkey_url, "--pool", pool),
-        "at-gateway": ("simulate", "--workers", "1", *idle, "--broker", urls[0]),
+        "on-redis": (
+            "simulate",
+            "--name",
+            "direct",
+            "--workers",
+            "2",
+            *idle,
+            "--broker",
+            urls[1],
+            "--redis",
+            valkey_url,
+            "--pool",
+            pool,
+        ),
+        "at-gateway": ("simulate", "--name", "behind", "--workers", "1", *idle, "--broker", urls[0]),
     }
     parts = {
         name: Part(words, "listening on" if words[0] == "serve" else "simulated GPUs", env, tmp_path / f"{name}.log")

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -14,6 +16,7 @@ from broker.trial.workflows import plain_image
 from comfyui_emq_node.fleet_client import FleetClient, Unanswered
 from comfyui_emq_node.settings import Settings
 from tests.support.comfyui import ROOT, BrokerProcess, node
+from tests.support.servers import free_port
 
 
 class Local:
@@ -81,5 +84,18 @@ async def test_a_graph_goes_with_its_files_and_the_key(keyed: tuple[BrokerProces
             with pytest.raises(Unanswered, match=r"no such job|There is no job") as caught:
                 await page.job(job_id)
             assert caught.value.status == 404
+    finally:
+        await page.close()
+
+
+async def test_a_broker_that_died_a_moment_ago_is_passed_over(keyed: tuple[BrokerProcess, str], tmp_path: Path) -> None:
+    """Its address lives on in Redis for a while, in front of those that told theirs later."""
+    broker, key = keyed
+    told = (f"http://127.0.0.1:{free_port()}", broker.url)
+    worker: Any = SimpleNamespace(membership=SimpleNamespace(brokers=lambda pool: told))
+    page = FleetClient(Settings(submit_key=key, worker_id="here"), Local(tmp_path), lambda: worker)
+    try:
+        assert "job_id" in await page.submit(plain_image(2), None)
+        assert "queued" in (await page.depth() or {})
     finally:
         await page.close()

@@ -90,7 +90,7 @@ async def test_a_graph_of_the_page_runs_with_its_local_files(
     }
     workflow = {"nodes": [], "links": [], "version": 0.4}
     status, told = await ask(http, "/emq/queue", {"prompt": graph, "workflow": workflow})
-    assert (status, told["type"]) == (200, "job_accepted")
+    assert (status, told.get("type")) == (200, "job_accepted"), told
     record = await until_over(http, told["job_id"])
     assert (record["status"], record["metadata"]["source"]) == ("completed", "comfyui"), record
     (output,) = record["result"]["outputs"]
