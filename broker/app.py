@@ -53,6 +53,7 @@ from broker.jobs.submission import Submitter
 from broker.jobs.templates import Templates
 from broker.jobs.traces import LOOK_S, TraceMaker, Tracer
 from broker.jobs.webhooks import Webhooks
+from broker.memory import trimmed
 from broker.outbound import Outbound, UrlRule
 from broker.queue.connection import Connection
 from broker.queue.events import EventHub
@@ -93,7 +94,7 @@ def create_app(settings: Settings) -> web.Application:
     app[edge.GUARD] = OriginGuard(settings)
     app[PROXIES] = Proxies(settings.trusted_proxies)
     app.on_response_prepare.append(edge.add_headers)
-    app.cleanup_ctx.extend([_queue, _traces, _access, _files, _events, _services, _webhooks])
+    app.cleanup_ctx.extend([_memory, _queue, _traces, _access, _files, _events, _services, _webhooks])
     rest.add_to(app)
     websocket.add_to(app)
     gateway.add_to(app)
@@ -291,6 +292,12 @@ async def _services(app: web.Application) -> AsyncIterator[None]:
     await asyncio.gather(recorder, return_exceptions=True)
     parts.figures.close()
     await parts.groups.stop()
+
+
+async def _memory(app: web.Application) -> AsyncIterator[None]:
+    """What was freed goes back to the system."""
+    async with trimmed():
+        yield
 
 
 async def _webhooks(app: web.Application) -> AsyncIterator[None]:
