@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -10,8 +11,10 @@ from markupsafe import Markup, escape
 from broker.dashboard.words import age, duration, megabytes, segment
 
 Job = dict[str, Any]
+_NEXT = ' <span class="chip">next</span>'
 
 
+@lru_cache(4096)
 def job_link(job_id: Any) -> Markup:
     """A link to a job."""
     text = escape(str(job_id))
@@ -42,6 +45,22 @@ def elapsed(job: Job) -> Markup:
     return Markup(f"{age(since)}{usual}" if since else "")  # noqa: S704 # nosec B704 - times only
 
 
+def doing(job: Job) -> Markup:
+    """What a card shows of a job: its picture, its link, what it does, how far it is, since when."""
+    seen = job["mine"] and job["status"] == "processing" and job["phase"] != "finishing"
+    name = job_link(job["job_id"]) if job["mine"] else '<span class="quiet">a job of another tenant</span>'
+    return Markup(  # noqa: S704 # nosec B704 - made of the pieces above
+        f'<div class="doing">{_picture(job) if seen else ""}<div>'
+        f"<p>{name}{_NEXT if job['phase'] == 'ahead' else ''}</p><p>{node(job)}</p>{bar(job)}"
+        f'<p class="num">{elapsed(job)}</p></div></div>'
+    )
+
+
+def _picture(job: Job) -> str:
+    source = f"/ui/preview/{segment(job['job_id'])}?v={int(job['preview'])}"
+    return f'<img class="preview" src="{source}" alt="" width="96" height="96" loading="lazy">'
+
+
 def vram(gpus: Iterable[dict[str, Any]]) -> Markup:
     """How much of its memory each GPU uses."""
     return Markup("").join(_memory(gpu["vram_mb"], gpu["vram_free_mb"]) for gpu in gpus if gpu["vram_mb"])
@@ -55,4 +74,4 @@ def _memory(whole: float, free: float | None) -> Markup:
     return Markup(f'<span class="vram">{meter} {megabytes(used)} of {most}</span>')  # noqa: S704 # nosec B704 - numbers
 
 
-FILTERS = {"job_link": job_link, "node": node, "bar": bar, "elapsed": elapsed, "vram": vram}
+FILTERS = {"doing": doing, "job_link": job_link, "node": node, "bar": bar, "elapsed": elapsed, "vram": vram}

@@ -15,6 +15,7 @@ from broker.jobs.failures import FailureGroup, grouped
 from broker.protocol.base import now_ms
 
 SPANS = {"1": "1 h", "24": "24 h", "168": "7 days"}
+MINUTE_MS = 60_000
 PAGES = 8
 MOST = 100
 FEW_JOBS, MOST_JOBS = 5, 500
@@ -23,7 +24,7 @@ FEW_JOBS, MOST_JOBS = 5, 500
 
 def add_to(app: web.Application) -> None:
     """Register the page and its action."""
-    add_page(app, Page("failures", "/failures", "Failures", "failures.html", read, nav="Failures", every_s=2))
+    add_page(app, Page("failures", "/failures", "Failures", "failures.html", read, nav="Failures", every_s=0.8))
     add_action(app, "/ui/failures/{signature}/retry", retry, Role.OPERATOR)
 
 
@@ -31,12 +32,25 @@ async def read(parts: Services, view: View) -> dict[str, Any]:
     """The groups of the last hours (``span``); ``worker`` shows one worker's, ``group`` one group with all its jobs."""
     hours = int(view.get("span", "24")) if view.get("span", "24") in SPANS else 24
     worker, wanted = view.get("worker"), view.get("group")
-    groups, whole = await _groups(parts, view.sees, hours, worker)
+    groups, whole = (
+        await _open_groups(parts, view, hours)
+        if view.live and not worker
+        else await _groups(parts, view.sees, hours, worker)
+    )
     if wanted:
         groups = [group for group in groups if group.signature == wanted]
     total = sum(len(group.jobs) for group in groups)
     return {"groups": groups[:MOST], "hours": hours, "spans": SPANS, "whole": whole, "total": total,
             "worker": worker, "group": wanted, "shown": MOST_JOBS if wanted else FEW_JOBS}  # fmt: skip
+
+
+async def _open_groups(parts: Services, view: View, hours: int) -> tuple[list[FailureGroup], bool]:
+    """The same for a page that is open: only what has failed since is read, unless some of it has gone."""
+    totals = (await parts.operations.stats(view.sees))["totals"]
+    since = now_ms() // MINUTE_MS * MINUTE_MS - hours * 3_600_000
+    latest = parts.history.latest(status="failed", tenant=view.sees)
+    jobs, known = await latest.since(since, totals["retried"])
+    return grouped(jobs), known == since
 
 
 async def _groups(parts: Services, tenant: str, hours: int, worker: str = "") -> tuple[list[FailureGroup], bool]:

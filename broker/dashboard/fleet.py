@@ -13,7 +13,7 @@ from broker.dashboard.forms import done, read_form
 from broker.dashboard.frame import Page, View, add_action, add_page
 from broker.dashboard.previews import PREVIEWS, Previews
 
-MAX_AGE_S = 0.3
+MAX_AGE_S = 0.2
 """How old what workers do may be: open pages with different queries share one reading."""
 MOST = 400
 """Workers on one page."""
@@ -43,11 +43,13 @@ def dress(told: dict[str, Any], load: dict[str, list[float]], previews: Previews
         for job in told["doing"]
     ]
     own = (job["job_id"] for job in doing if job["mine"] and job["phase"] != "finishing")
+    history, runs = tuple(load.get(told["worker_id"], ())), next(own, "")
+    status = "busy" if doing and told["status"] == "idle" else told["status"]  # its heartbeat is still to come
     return {
-        **told, "doing": doing, "runs": next(own, ""),
-        "status": "busy" if doing and told["status"] == "idle" else told["status"],  # its heartbeat is still to come
-        "history": tuple(load.get(told["worker_id"], ())),
+        **told, "doing": doing, "runs": runs, "status": status, "history": history,
         "gpu": ", ".join(gpu["name"] for gpu in told["gpus"]),
+        # What all of a card follows from, and what all of it but its jobs does.
+        "shown": (told, history, [job["preview"] for job in doing]), "fixed": (told["record"], status, history, runs),
     }  # fmt: skip
 
 

@@ -174,6 +174,8 @@ class Pages:
         self.templates = environment()
         self.strips = Strips()
         self.by_name: dict[str, Page] = {}
+        self.open: Callable[[View], Parts | None] = lambda view: None
+        """What an open page with this view shows now, if somebody has it open."""
 
     async def render(
         self, parts: Services, view: View, parts_of: Parts | None = None, **about: Any
@@ -259,8 +261,9 @@ def about(request: web.Request) -> dict[str, Any]:
 async def show(request: web.Request, page: Page) -> web.Response:
     """A page as it is now."""
     view = view_of(request, page.name, current(request))
-    text, parts, status = await request.config_dict[PAGES].render(services(request), view, **about(request))
-    response = web.Response(text=parts.whole(text), status=status, content_type="text/html")
+    pages = request.config_dict[PAGES]
+    text, parts, status = await pages.render(services(request), view, Parts(pages.open(view)), **about(request))
+    response = web.Response(text=words.aged(parts.whole(text)), status=status, content_type="text/html")
     response.enable_compression()  # rows are much alike: 700 KB become 40 KB
     if SAID in request.cookies:
         response.del_cookie(SAID, path="/", httponly=True, samesite="Strict")

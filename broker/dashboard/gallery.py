@@ -17,7 +17,7 @@ KINDS = ("image", "video", "audio", "text", "file")
 
 def add_to(app: web.Application) -> None:
     """Register the page."""
-    add_page(app, Page("gallery", "/gallery", "Gallery", "gallery.html", read, nav="Gallery", every_s=2))
+    add_page(app, Page("gallery", "/gallery", "Gallery", "gallery.html", read, nav="Gallery", every_s=0.8))
 
 
 async def read(parts: Services, view: View) -> dict[str, Any]:

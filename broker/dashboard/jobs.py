@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
+from functools import partial
 from typing import Any
 from urllib.parse import urlencode
 
@@ -21,7 +23,8 @@ from broker.protocol.base import JobStatus, now_ms
 PER_PAGE = 50
 LATEST = 250
 """Failures that the facets of errors and workers count."""
-FACETS = 8
+FACETS, FACETS_S = 8, 10.0
+Facet = tuple[str, list[tuple[str, str, int]]]
 MOST = 10_000
 """Jobs that one action over a search is about."""
 VERBS = {
@@ -35,7 +38,7 @@ VERBS = {
 
 def add_to(app: web.Application) -> None:
     """Register the pages."""
-    add_page(app, Page("jobs", "/jobs", "Jobs", "jobs.html", read, nav="Jobs", every_s=1.0))
+    add_page(app, Page("jobs", "/jobs", "Jobs", "jobs.html", partial(read, Facets()), nav="Jobs"))
     add_page(app, Page("bulk", "/jobs/bulk", "Jobs", "jobs_bulk.html", read_bulk, role=Role.OPERATOR, every_s=5.0))
 
 
@@ -58,7 +61,7 @@ async def find(ops: Operations, search: Search, sees: str, cursor: str | None, l
     return await ops.list_jobs(tenant, wanted, search.fits)
 
 
-async def read(parts: Services, view: View) -> dict[str, Any]:
+async def read(facets: Facets, parts: Services, view: View) -> dict[str, Any]:
     """A page of jobs and the facets."""
     search, cursor = read_search(view.get("q"), now_ms()), view.get("cursor")
     cursor = cursor if cursor.isascii() and cursor.isdigit() and len(cursor) < 17 else ""
@@ -71,14 +74,31 @@ async def read(parts: Services, view: View) -> dict[str, Any]:
         "first": not cursor,
         "more": "/jobs?" + urlencode({"q": search.text, "cursor": following}) if following else "",
         "states": [(state.value, stats["jobs"][state.value]) for state in JobStatus],
-        "facets": [] if search.text else await facets(parts, view.sees),
+        "facets": [] if search.text else await facets.read(parts, view, stats),
         "verbs": VERBS,
     }
 
 
-async def facets(parts: Services, sees: str) -> list[tuple[str, list[tuple[str, str, int]]]]:
-    """What the latest failures have in common: a title, and words, searches and counts."""
-    failures, _ = await parts.history.ended(status="failed", limit=LATEST, tenant=sees)
+class Facets:
+    """What the latest failures have in common, read again when there are others."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[tuple[int, ...], float, list[Facet]]] = {}
+
+    async def read(self, parts: Services, view: View, stats: dict[str, Any]) -> list[Facet]:
+        """A title, and words, searches and counts."""
+        state, now = (stats["jobs"]["failed"], stats["totals"]["failed"], stats["totals"]["retried"]), time.monotonic()
+        known = self._known.get(view.sees)
+        if view.live and known and known[0] == state and now - known[1] < FACETS_S:
+            return known[2]
+        failures, _ = await parts.history.ended(status="failed", limit=LATEST, tenant=view.sees)
+        if len(self._known) > 1000:
+            self._known.clear()
+        self._known[view.sees] = (state, now, _facets(failures))
+        return self._known[view.sees][2]
+
+
+def _facets(failures: list[dict[str, Any]]) -> list[Facet]:
     out = []
     for title, name, field in (("Errors", "error", "error_code"), ("Failed on", "worker", "worker_id")):
         counts = Counter(job[field] for job in failures if job[field])

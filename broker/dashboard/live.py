@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from broker.dashboard.frame import View
 from broker.dashboard.parts import Parts
+from broker.dashboard.words import aged
 from broker.errors import EmqError, RateLimited
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,8 @@ PACK_LEVEL = 3
 GLANCE_S = 0.5
 """How often the strip is looked at on a page that is read more seldom."""
 
-Render = Callable[[View], Awaitable[Parts]]
+Render = Callable[[View, Parts | None], Awaitable[Parts]]
+"""Draws a view's parts; gets those of the drawing before, of which what has not changed is taken again."""
 
 
 def pack(data: bytes) -> bytes:
@@ -48,6 +50,7 @@ class _Part:
     body: str
     shape: str
     version: int
+    inside: tuple[str, ...]
 
 
 class Feed:
@@ -60,7 +63,7 @@ class Feed:
         self.left_at = 0.0
         self.task: asyncio.Task[None] | None = None
         self._view, self._render, self._glance, self._every = view, render, glance, every_s
-        self._latest = Parts()
+        self.latest = Parts()
         self._known: dict[str, _Part] = {}
         self._inside: dict[str, str] = {}
         self._sent: dict[tuple[int, bool], bytes] = {}
@@ -80,7 +83,7 @@ class Feed:
     async def _look(self, read: Render, *, whole: bool) -> float:
         """Read and compare; answers how long that kept the processor."""
         try:
-            parts = await read(self._view)
+            parts = await read(self._view, self.latest)
             self.take(parts, whole=whole)
         except EmqError as error:
             log.debug("No figures: %s", error.message)
@@ -95,24 +98,24 @@ class Feed:
         if not whole:
             if not self._known.keys() >= parts.bodies.keys():
                 return
-            parts.bodies = self._latest.bodies | parts.bodies
+            parts.bodies, parts.keys = self.latest.bodies | parts.bodies, self.latest.keys | parts.keys
         version, known = self.version + 1, self._known
-        self._latest = parts
+        self.latest = parts
         self._known = {name: self._compared(name, known.get(name), version) for name in parts.bodies}
         if all(part.version != version for part in self._known.values()):
             return
-        self._inside = {child: name for name in parts.bodies for child in parts.inside(name)}
+        self._inside = {child: name for name, part in self._known.items() for child in part.inside}
         self.version, self._sent = version, {}
         if self._next is not None and not self._next.done():
             self._next.set_result(None)
 
     def _compared(self, name: str, before: _Part | None, version: int) -> _Part:
-        body = self._latest.bodies[name]
+        body = self.latest.bodies[name]
         if before is not None and before.body == body:
             return before
-        shape = self._latest.shape(name)
+        shape = self.latest.shape(name)
         same = before is not None and before.shape == shape
-        return _Part(body, shape, before.version if before and same else version)
+        return _Part(body, shape, before.version if before and same else version, tuple(self.latest.inside(name)))
 
     def arrival(self) -> asyncio.Future[None]:
         """Done with the next version; all tabs share it, so nobody may cancel it."""
@@ -142,7 +145,7 @@ class Feed:
         return False
 
     def _partial(self, name: str) -> str:
-        html = self._latest.whole(self._latest.bodies[name])
+        html = aged(self.latest.whole(self.latest.bodies[name]))
         return f'<hx-partial hx-target="#{name}" hx-swap="outerMorph">{html}</hx-partial>'
 
     def seen(self, event_id: str) -> int:
@@ -179,6 +182,11 @@ class Feeds:
             self._tabs -= 1
             feed.left_at = time.monotonic()
             asyncio.get_running_loop().call_later(LINGER_S + 0.1, self._forget)
+
+    def latest(self, view: View) -> Parts | None:
+        """What the tabs of a view show now."""
+        feed = self._feeds.get(view)
+        return feed.latest if feed else None
 
     def _forget(self) -> None:
         now = time.monotonic()

@@ -24,23 +24,56 @@ class Parts:
 
     Each holds exactly one element, with the part's name as its id. A part inside another one is replaced alone when
     only it has changed; when parts come, go or change places, the one around them is replaced.
+
+    ``{% call part("name", this, that) %}`` also says all that the part depends on. When that is what it was in the
+    drawing ``before``, the part of then is taken, ages and all: an open page draws only what has changed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, before: Parts | None = None) -> None:
         self.bodies: dict[str, str] = {}
         """By name, in the order of the page; marks stand for the parts inside."""
+        self.keys: dict[str, tuple[object, ...]] = {}
+        """What the parts depend on, of those that say it."""
+        self._known, self._keys_known = (before.bodies, before.keys) if before else ({}, {})
         self.cost_s = 0.0
         """How long the page kept the processor when it was rendered."""
         self._mark = _mark()
         self._marks = re.compile(re.escape(self._mark) + r"([a-z0-9-]+)\0")
 
-    def __call__(self, name: str, caller: Callable[[], str]) -> Markup:
+    def __call__(self, name: str, *key: object, caller: Callable[[], str]) -> Markup:
         """Note a part; raises ``ValueError`` for a name that is no id or is there twice."""
         if not _NAME.fullmatch(name) or name in self.bodies:
             raise ValueError(f"{name!r} cannot name a part: it is no id, or there are two of it.")
-        self.bodies[name] = ""  # keeps the order: this one comes before those in it
-        self.bodies[name] = caller()
+        if key and self._keys_known.get(name) == key:
+            self._again(name)
+        else:
+            self.bodies[name] = ""  # keeps the order: this one comes before those in it
+            self.bodies[name] = caller()
+        if key:
+            self.keys[name] = key
         return Markup(f"{self._mark}{name}\0")  # noqa: S704 # nosec B704 - the name was checked above
+
+    def again(self, name: str, *key: object) -> Markup | str:
+        """A part with all inside as it was before, if all that it depends on is what it was; else nothing: draw it.
+
+        ``{{ part.again(id, row) or draw(row) }}`` looks at one key where ``draw`` has parts with keys of their own.
+        """
+        whole = f"{name}*"  # no part has such a name
+        self.keys[whole] = key
+        if name not in self._known or name in self.bodies or self._keys_known.get(whole) != key:
+            return ""
+        self._again(name)
+        return Markup(f"{self._mark}{name}\0")  # noqa: S704 # nosec B704 - the name of a part
+
+    def _again(self, name: str) -> None:
+        """Take a part as it was, with those inside that are not drawn already."""
+        body = self.bodies[name] = self._known[name]
+        if name in self._keys_known:
+            self.keys[name] = self._keys_known[name]
+        if self._mark in body:
+            for child in self._marks.findall(body):
+                if child not in self.bodies:
+                    self._again(child)
 
     def whole(self, text: str) -> str:
         """A text with its parts in their places."""

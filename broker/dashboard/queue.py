@@ -44,7 +44,7 @@ class Starts:
 
 def add_to(app: web.Application) -> None:
     """Register the page."""
-    add_page(app, Page("queue", "/queue", "Queue", "queue.html", partial(read, Starts()), nav="Queue", every_s=1.0))
+    add_page(app, Page("queue", "/queue", "Queue", "queue.html", partial(read, Starts()), nav="Queue"))
 
 
 def _number(text: str) -> int | None:

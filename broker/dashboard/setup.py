@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 from aiohttp import web
 
@@ -62,15 +63,16 @@ async def _cache_static(request: web.Request, response: web.StreamResponse) -> N
 async def _feeds(app: web.Application) -> AsyncIterator[None]:
     """The live feeds and previews."""
 
-    async def render(view: View) -> Parts:
-        found = Parts()
+    async def render(view: View, before: Parts | None) -> Parts:
+        found = Parts(before)
         await app[PAGES].render(app[SERVICES], view, found)
         return found
 
-    async def glance(view: View) -> Parts:
+    async def glance(view: View, _: Parts | None) -> Parts:
         return await app[PAGES].glance(app[SERVICES], view)
 
     app[FEEDS] = Feeds(render, glance)
+    app[PAGES].open = lambda view: app[FEEDS].latest(replace(view, live=True))
     app[PREVIEWS] = Previews(app[SERVICES].streams.hub)
     yield
     await app[FEEDS].stop()

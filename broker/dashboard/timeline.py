@@ -42,7 +42,7 @@ class Bar:
 
 def add_to(app: web.Application) -> None:
     """Register the page."""
-    add_page(app, Page("timeline", "/timeline", "Timeline", "timeline.html", read, nav="Timeline", every_s=2))
+    add_page(app, Page("timeline", "/timeline", "Timeline", "timeline.html", read, nav="Timeline", every_s=0.8))
 
 
 async def read(parts: Services, view: View) -> dict[str, Any]:
@@ -100,13 +100,22 @@ async def _ended(
 ) -> tuple[dict[str, list[tuple[int, int, dict[str, Any]]]], int]:
     """Executions by worker, and from when on all of them are there: of many only the latest are read."""
     found: dict[str, list[tuple[int, int, dict[str, Any]]]] = defaultdict(list)
-    until: int | None = None
+    jobs, known = await _latest(parts, since, view.get("worker"))
+    for job in jobs:
+        end = job["executed_at"] or job["finished_at"]
+        if job["worker_id"] and job["started_at"] and end:
+            found[job["worker_id"]].append((job["started_at"], end, job))
+    return found, known
+
+
+async def _latest(parts: Services, since: int, worker: str) -> tuple[list[dict[str, Any]], int]:
+    """The jobs that ended last, of one worker or of all."""
+    if not worker:
+        return await parts.history.latest().since(since)
+    found, until = [], None
     for _ in range(PAGES):
-        jobs, until = await parts.history.ended(since=since, until=until, worker=view.get("worker"))
-        for job in jobs:
-            end = job["executed_at"] or job["finished_at"]
-            if job["worker_id"] and job["started_at"] and end:
-                found[job["worker_id"]].append((job["started_at"], end, job))
+        jobs, until = await parts.history.ended(since=since, until=until, worker=worker)
+        found += jobs
         if until is None:
             return found, since
     return found, max(since, until or since)

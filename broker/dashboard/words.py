@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from blake3 import blake3
 from markupsafe import Markup
 
 _UNITS = ((86_400, "d"), (3600, "h"), (60, "min"))
+_AGE = re.compile(r'(<time [^<>]*\bdata-at="(\d+)"[^<>]*>)[^<]*')
 
 
 def span(seconds: float) -> str:
@@ -51,10 +53,18 @@ def age(moment_ms: int | None) -> Markup | str:
     """How long ago a moment was, the exact time in its title; the page's script lets it tick."""
     if not moment_ms:
         return ""
-    seconds = time.time() - moment_ms / 1000
-    text = span(seconds) if seconds >= 0 else f"in {span(-seconds)}"
     stamp, title = _stamp(moment_ms // 1000)
-    return Markup(f'<time datetime="{stamp}" data-at="{int(moment_ms)}" title="{title}">{text}</time>')  # noqa: S704 # nosec B704 - digits and words
+    return Markup(f'<time datetime="{stamp}" data-at="{int(moment_ms)}" title="{title}">{_ago(moment_ms)}</time>')  # noqa: S704 # nosec B704 - digits and words
+
+
+def _ago(moment_ms: int) -> str:
+    seconds = time.time() - moment_ms / 1000
+    return span(seconds) if seconds >= 0 else f"in {span(-seconds)}"
+
+
+def aged(html: str) -> str:
+    """HTML that was made earlier, with the ages in it as they are now."""
+    return _AGE.sub(lambda found: f"{found[1]}{_ago(int(found[2]))}", html) if "<time " in html else html
 
 
 def count(number: float | None) -> str:

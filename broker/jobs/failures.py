@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from blake3 import blake3
@@ -43,6 +44,7 @@ def shape(message: str) -> str:
     return message.strip()[:LENGTH]
 
 
+@lru_cache(1024)
 def signature(code: str, node_type: str, message: str) -> str:
     """A short name of a kind of failure."""
     return blake3(f"{code}\n{node_type}\n{shape(message)}".encode()).hexdigest()[:16]

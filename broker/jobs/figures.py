@@ -139,12 +139,17 @@ def _held(line: str) -> dict[str, str]:
 
 
 def working(answer: Answer) -> dict[str, Any]:
-    """A worker's public record with ``doing``: what it does with each of its jobs (``emq_workers`` with ``jobs``)."""
+    """A worker's public record with ``doing``: what it does with each of its jobs (``emq_workers`` with ``jobs``).
+
+    ``record`` is all of it but what its jobs do.
+    """
     worker = public_worker(answer)
-    return {**worker, "gpus": shown_gpus(worker), "doing": [_doing(row) for row in answer.rows]}
+    worker["gpus"] = shown_gpus(worker)
+    return {**worker, "record": worker, "doing": [doing(row) for row in answer.rows]}
 
 
-def _doing(row: Answer) -> dict[str, Any]:
+def doing(row: Answer) -> dict[str, Any]:
+    """One job that a worker has: its state, since when, and how far it is."""
     known = loads(row.text("progress"), {})
     known = known if isinstance(known, dict) else {}
     return {

@@ -10,6 +10,7 @@ from typing import Any
 
 from broker.errors import EmqError
 from broker.jobs.figures import public_stats, working
+from broker.jobs.latest import Latest
 from broker.jobs.records import loads
 from broker.protocol.base import now_ms
 from broker.queue.queue import Answer, Queue
@@ -21,6 +22,7 @@ MINUTE_MS = 60_000
 MOST_PAGES = 20
 """Pages of ended jobs that one sample reads: 5,000 jobs a minute; of more, the latest count."""
 MOST_KINDS, MOST_TENANTS, MOST_GPUS = 20, 50, 1000
+MOST_LATEST = 32
 FRESH_S = 10.0
 OTHERS = "others"
 
@@ -55,6 +57,8 @@ class History:
         self._known: list[dict[str, Any]] = []
         self._asked = 0
         self._read_at = float("-inf")
+        self._load: tuple[list[dict[str, Any]], int, dict[str, list[float]]] = ([], 0, {})
+        self._latest: dict[tuple[str, str], Latest] = {}
 
     async def samples(self, minutes: int = 60) -> list[dict[str, Any]]:
         """The newest samples, the oldest first; see ``docs/queue.md`` for their fields."""
@@ -77,8 +81,20 @@ class History:
     async def gpu_load(self, minutes: int = 60) -> dict[str, list[float]]:
         """How busy each GPU was in the last minutes, in percent, the oldest first."""
         samples = await self.samples(minutes)
-        names = {name for sample in samples for name in sample["gpus"]}
-        return {name: [sample["gpus"].get(name, 0) for sample in samples] for name in names}
+        if self._load[0] is not self._known or self._load[1] != minutes:
+            names = {name for sample in samples for name in sample["gpus"]}
+            load = {name: [sample["gpus"].get(name, 0) for sample in samples] for name in names}
+            self._load = (self._known, minutes, load)
+        return self._load[2]
+
+    def latest(self, *, status: str = "", tenant: str = "") -> Latest:
+        """The jobs that ended last, kept for whoever asks often; ``status``: else completed and failed."""
+        filters = {"status": status, "tenant": tenant}
+        if (status, tenant) not in self._latest:
+            if len(self._latest) >= MOST_LATEST:
+                self._latest.clear()
+            self._latest[status, tenant] = Latest(self.ended, **filters)
+        return self._latest[status, tenant]
 
 
 class Recorder:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
 from broker.errors import Conflict, EmqError, NotFound
 from broker.jobs import labels, listing, records
+from broker.jobs.crew import Crew
 from broker.jobs.figures import group_figures, public_stats, public_worker, waiting_job, working
 from broker.jobs.fleet import Fleet
 from broker.jobs.payloads import decode_payload
@@ -37,8 +37,7 @@ class Operations:
         self.submitter = submitter
         self.deliver = deliver
         self.remove_files = remove_files
-        self._working: list[dict[str, Any]] = []
-        self._working_at = float("-inf")
+        self._crew = Crew(queue)
 
     # -- jobs ---------------------------------------------------------------------------------------------------------
 
@@ -191,14 +190,9 @@ class Operations:
 
     async def working(self, worker_id: str = "", max_age_s: float = 0) -> list[dict[str, Any]]:
         """The fleet (or one worker) with what each does right now (``doing``), not to be changed."""
-        now = time.monotonic()
-        if not worker_id and now - self._working_at < max_age_s:
-            return self._working
-        answer = await self.queue.workers(worker_id, jobs=True)
-        found = sorted((working(row) for row in answer.rows), key=lambda worker: str(worker["worker_id"]))
-        if not worker_id:
-            self._working, self._working_at = found, now
-        return found
+        if worker_id:
+            return [working(row) for row in (await self.queue.workers(worker_id, jobs=True)).rows]
+        return await self._crew.read(max_age_s)
 
     async def worker(self, worker_id: str, sees: str = "") -> dict[str, Any]:
         """One worker, of its jobs only those that ``sees`` may know (empty: all); raises ``NotFound``."""

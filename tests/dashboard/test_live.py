@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 import zlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -11,9 +12,10 @@ from dataclasses import dataclass, field
 import aiohttp
 import jinja2
 import pytest
+from markupsafe import Markup
 
 from broker.access.identity import Role
-from broker.dashboard.frame import View
+from broker.dashboard.frame import View, environment
 from broker.dashboard.live import GZIP_HEAD, Feed
 from broker.dashboard.parts import Parts
 from tests.access.conftest import Guarded, bearer, guarded, own_valkey
@@ -26,6 +28,8 @@ TABLE = jinja2.Environment(autoescape=True).from_string(
     "{{ text }}</b>{% endcall %}{% endfor %}</p>{% endcall %}{% call part('end') %}<i id=end>{{ end }}</i>{% endcall %}"
 )
 
+AGED = environment().from_string('{% call part("p", *key) %}<p id="p">{{ moment | age }}</p>{% endcall %}')
+
 
 def rendered(*rows: tuple[str, str], end: str = "") -> Parts:
     parts = Parts()
@@ -34,7 +38,7 @@ def rendered(*rows: tuple[str, str], end: str = "") -> Parts:
 
 
 def feed() -> Feed:
-    async def never(view: View) -> Parts:
+    async def never(view: View, before: Parts | None) -> Parts:
         raise NotImplementedError
 
     return Feed(View("p", (), "", "", Role.VIEWER, False, ""), never, never, 1)
@@ -66,7 +70,7 @@ def test_a_glance_changes_its_part_alone() -> None:
     it = feed()
     it.take(rendered(("a", "1"), end="1"))
     seen = Parts()
-    seen("end", lambda: "<i id=end>2</i>")
+    seen("end", caller=lambda: "<i id=end>2</i>")
     it.take(seen, whole=False)
     assert sent(it, 1) == partial("end", "<i id=end>2</i>")
     assert sent(it, 0) == partial("all", f'<p id="all">{A1}</p>') + partial("end", "<i id=end>2</i>")
@@ -92,17 +96,79 @@ def test_a_row_that_comes_goes_or_moves_brings_the_part_around_it() -> None:
         assert sent(it, before) == partial("all", f'<p id="all">{inner}</p>')
 
 
-def test_nothing_new_is_no_message_and_an_age_that_ticks_is_nothing_new() -> None:
-    time = jinja2.Environment(autoescape=True).from_string(
-        '{% call part("p") %}<p id="p"><time data-at="5">{{ age }}</time></p>{% endcall %}'
-    )
-    it = feed()
-    for age in ("1 s", "2 s"):
-        parts = Parts()
-        time.render(part=parts, age=age)
+def test_nothing_new_is_no_message_and_an_age_that_ticks_is_nothing_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    it, now = feed(), time.time()
+    moment = round((now - 1) * 1000)
+    for later_s in (0, 90):
+        monkeypatch.setattr(time, "time", lambda later_s=later_s: now + later_s)
+        parts = Parts(it.latest)
+        AGED.render(part=parts, moment=moment, key=())
         it.take(parts)
     assert it.version == 1
-    assert "2 s" in sent(it, 0), "who comes now gets the age of now"
+    assert ">1 min</time>" in sent(it, 0), "who comes now gets the age of now"
+
+
+def test_what_was_drawn_before_is_sent_with_ages_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    it, now = feed(), time.time()
+    moment, drawn = round((now - 1) * 1000), []
+    for later_s in (0, 90):
+        monkeypatch.setattr(time, "time", lambda later_s=later_s: now + later_s)
+        parts = Parts(it.latest)
+        AGED.render(part=parts, moment=moment, key=("same",))
+        drawn.append(parts.bodies["p"])
+        it.take(parts)
+    assert drawn[0] is drawn[1], "not drawn again"
+    assert ">1 min</time>" in sent(it, 0)
+
+
+def keyed(before: Parts | None, rows: dict[str, tuple[str, str]], drawn: list[str]) -> Parts:
+    """Rows of a name and a text, each with a part for the text; ``drawn`` is told of each drawing."""
+    parts = Parts(before)
+
+    def row(name: str, label: str, text: str) -> Markup:
+        def cell() -> str:
+            drawn.append(f"{name} cell")
+            return f'<i id="{name}-c">{text}</i>'
+
+        inner = parts(f"{name}-c", text, caller=cell)
+
+        def line() -> str:
+            drawn.append(name)
+            return f'<b id="{name}">{label}{inner}</b>'
+
+        return parts(name, label, caller=line)
+
+    parts("all", caller=lambda: "".join(
+        parts.again(name, (label, text)) or row(name, label, text) for name, (label, text) in rows.items()
+    ))  # fmt: skip
+    return parts
+
+
+def test_only_what_depends_on_something_that_changed_is_drawn_again() -> None:
+    it, drawn = feed(), list[str]()
+
+    def shows(**rows: tuple[str, str]) -> str:
+        drawn.clear()
+        it.take(keyed(it.latest, rows, drawn))
+        return it.latest.whole(it.latest.bodies["all"])
+
+    def line(name: str, label: str, text: str) -> str:
+        return f'<b id="{name}">{label}<i id="{name}-c">{text}</i></b>'
+
+    assert shows(a=("A", "1"), b=("B", "1")) == line("a", "A", "1") + line("b", "B", "1")
+    assert drawn == ["a cell", "a", "b cell", "b"]
+    shows(a=("A", "1"), b=("B", "1"))
+    assert drawn == []
+    assert shows(a=("A", "2"), b=("B", "1")) == line("a", "A", "2") + line("b", "B", "1")
+    assert drawn == ["a cell"]
+    assert sent(it, it.version - 1) == partial("a-c", '<i id="a-c">2</i>')
+    assert shows(b=("X", "1"), a=("A", "2")) == line("b", "X", "1") + line("a", "A", "2")
+    assert drawn == ["b"]
+    assert shows(b=("X", "1")) == line("b", "X", "1")
+    assert drawn == []
+    assert set(it.latest.bodies) == {"all", "b", "b-c"}, "what is not shown any more is not kept"
+    shows(a=("A", "2"), b=("X", "1"))
+    assert drawn == ["a cell", "a"]
 
 
 def test_a_tab_goes_on_where_it_was_and_from_another_feed_from_nothing() -> None:
@@ -133,7 +199,7 @@ def test_one_packed_message_fits_into_the_stream_of_any_tab() -> None:
 @pytest.mark.parametrize("name", ["", "A", "a b", "a\0", "1", 'a"'])
 def test_a_part_must_be_named_by_an_id(name: str) -> None:
     with pytest.raises(ValueError, match="cannot name a part"):
-        Parts()(name, str)
+        Parts()(name, caller=str)
 
 
 def test_two_parts_of_one_name_are_refused() -> None:
