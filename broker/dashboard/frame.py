@@ -17,6 +17,7 @@ from aiohttp import web
 from broker.access.identity import IDENTITY, Identity, Role, current
 from broker.api.services import Services, services
 from broker.dashboard import cards, words
+from broker.dashboard.addresses import Addresses
 from broker.dashboard.forms import SAID, take_said
 from broker.dashboard.parts import Parts
 from broker.dashboard.roles import ROLES, includes
@@ -173,6 +174,7 @@ class Pages:
     def __init__(self) -> None:
         self.templates = environment()
         self.strips = Strips()
+        self.addresses = Addresses()
         self.by_name: dict[str, Page] = {}
         self.open: Callable[[View], Parts | None] = lambda view: None
         """What an open page with this view shows now, if somebody has it open."""

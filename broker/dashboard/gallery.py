@@ -3,43 +3,69 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from aiohttp import web
 
 from broker.api.services import Services
-from broker.dashboard.frame import Page, View, add_page
+from broker.dashboard.frame import PAGES, Page, View, add_page
 from broker.errors import NotFound
 
 PAGE = 24
+KEPT_S, MOST_KEPT = 60.0, 1000
 KINDS = ("image", "video", "audio", "text", "file")
 
 
 def add_to(app: web.Application) -> None:
     """Register the page."""
-    add_page(app, Page("gallery", "/gallery", "Gallery", "gallery.html", read, nav="Gallery", every_s=0.8))
+    reads = partial(read, app, Records())
+    add_page(app, Page("gallery", "/gallery", "Gallery", "gallery.html", reads, nav="Gallery", every_s=0.8))
 
 
-async def read(parts: Services, view: View) -> dict[str, Any]:
+async def read(app: web.Application, records: Records, parts: Services, view: View) -> dict[str, Any]:
     """The outputs of a page of jobs; ``until`` (epoch ms) goes on, ``kind`` and ``worker`` choose."""
-    until, kind = _moment(view.get("until")), view.get("kind")
+    until, kind, address = _moment(view.get("until")), view.get("kind"), app[PAGES].addresses.steady
     jobs, older = await parts.history.ended(
         until=until, limit=PAGE, status="completed", worker=view.get("worker"), tenant=view.sees
     )
-    records = await asyncio.gather(*(_record(parts, job["job_id"], view.sees) for job in jobs))
-    shown = [(record, output) for record in records if record for output in _outputs(record, kind)]
+    found = await asyncio.gather(*(records.of(parts, job, view) for job in jobs))
+    shown = [(record, _addressed(output, address)) for record in found if record for output in _outputs(record, kind)]
     return {"shown": shown, "older": older, "until": until, "kind": kind, "kinds": KINDS, "worker": view.get("worker")}
+
+
+def _addressed(output: dict[str, Any], address: Callable[[str], str]) -> dict[str, Any]:
+    return {**output, "url": address(output["url"])} if output.get("url") else output
+
+
+class Records:
+    """The records of jobs that have ended, each kept for a minute: an open page shows mostly the same ones."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[tuple[str, str, int], tuple[float, dict[str, Any]]] = OrderedDict()
+
+    async def of(self, parts: Services, job: dict[str, Any], view: View) -> dict[str, Any] | None:
+        """The record of a job that the history names; ``None`` when it has gone meanwhile."""
+        name, now = (view.sees, job["job_id"], job["finished_at"]), time.monotonic()
+        known = self._known.get(name)
+        if view.live and known and now - known[0] < KEPT_S:
+            return known[1]
+        try:
+            record = await parts.operations.record(job["job_id"], view.sees)
+        except NotFound:
+            return None
+        self._known[name] = (now, record)
+        self._known.move_to_end(name)
+        while len(self._known) > MOST_KEPT:
+            self._known.popitem(last=False)
+        return record
 
 
 def _moment(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else None
-
-
-async def _record(parts: Services, job_id: str, tenant: str) -> dict[str, Any] | None:
-    try:
-        return await parts.operations.record(job_id, tenant)
-    except NotFound:
-        return None  # its record has gone meanwhile
 
 
 def _outputs(record: dict[str, Any], kind: str) -> list[dict[str, Any]]:

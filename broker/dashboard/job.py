@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from aiohttp import web
 
 from broker.api.services import Services
-from broker.dashboard.frame import Page, View, add_page
+from broker.dashboard.frame import PAGES, Page, View, add_page
 from broker.dashboard.job_files import deliveries, inputs
 from broker.dashboard.previews import PREVIEWS
 from broker.errors import NotFound
@@ -59,7 +60,7 @@ async def read(app: web.Application, parts: Services, view: View) -> dict[str, A
         "cut": len(text) > MOST_TEXT,
         "curl": curl(view.address, job, payload),
         "inputs": inputs(payload, own=job["tenant"] == view.tenant),
-        "outputs": outputs(job["result"]),
+        "outputs": outputs(job["result"], app[PAGES].addresses.steady),
         "deliveries": deliveries(await ops.queue.deliveries(job_id, view.sees)),
         "ended": job["status"] in TERMINAL,
     }
@@ -84,14 +85,14 @@ def timeline(job: dict[str, Any], now: int) -> list[dict[str, Any]]:
     return out
 
 
-def outputs(result: Any) -> list[dict[str, Any]]:
+def outputs(result: Any, address: Callable[[str], str] = str) -> list[dict[str, Any]]:
     """The files of a result, with every field there; a worker may have told anything."""
     told = result.get("outputs") if isinstance(result, dict) else None
     shown = []
     for output in told if isinstance(told, list) else ():
         if isinstance(output, dict) and isinstance(output.get("url"), str):
             fields = {name: output.get(name) for name in ("node_id", "kind", "filename", "size", "text", "url")}
-            shown.append({**fields, "filename": str(fields["filename"] or "file")})
+            shown.append({**fields, "filename": str(fields["filename"] or "file"), "url": address(output["url"])})
     return shown
 
 
