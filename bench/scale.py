@@ -123,9 +123,14 @@ def calls(pool: Pool, workers: int) -> list[Target]:
     fleet = [Worker(f"worker{number}") for number in range(workers)]
     for number, worker in enumerate(fleet):
         pool.register(worker, profile(MODELS[number % 20 :: 20]) if number % 2 else EVERYTHING)
-    on, slow = every_call.slow_calls(pool, MODELS, fleet[::2])  # these can run everything
-    missed = every_call.FUNCTIONS - on.called
-    print(f"{len(on.called)} functions called with {workers:,} workers; slow each time: {', '.join(slow) or 'none'}")
+    costs = every_call.costs(pool, MODELS, fleet[::2])  # these can run everything
+    missed = every_call.FUNCTIONS - costs.keys()
+    most = sorted(costs, key=lambda name: -costs[name])
+    print(
+        f"{len(costs)} functions called with {workers:,} workers; the longest by the server's CPU: "
+        + ", ".join(f"{name} {costs[name] / 1000:.1f} ms" for name in most[:8])
+    )
+    slow = [name for name in most if costs[name] > every_call.SLOW_US]
     return [
         Target("functions that were not called", len(missed), 0, most=True, against=", ".join(sorted(missed))),
         Target(f"functions over 5 ms with {workers:,} workers", len(slow), 0, most=True, against=", ".join(slow)),

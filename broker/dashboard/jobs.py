@@ -21,7 +21,7 @@ from broker.jobs.search import read as read_search
 from broker.protocol.base import JobStatus, now_ms
 
 PER_PAGE = 50
-LATEST = 250
+LATEST = 200
 """Failures that the facets of errors and workers count."""
 FACETS, FACETS_S = 8, 10.0
 Facet = tuple[str, list[tuple[str, str, int]]]

@@ -19,7 +19,7 @@ from broker.queue.series import KEPT, Series
 log = logging.getLogger(__name__)
 
 MINUTE_MS = 60_000
-MOST_PAGES = 20
+MOST_PAGES = 25
 """Pages of ended jobs that one sample reads: 5,000 jobs a minute; of more, the latest count."""
 MOST_KINDS, MOST_TENANTS, MOST_GPUS = 20, 50, 1000
 MOST_LATEST = 32
@@ -69,7 +69,7 @@ class History:
         return self._known[-minutes:]
 
     async def ended(
-        self, *, since: int | None = None, until: int | None = None, limit: int = 250, **filters: str
+        self, *, since: int | None = None, until: int | None = None, limit: int = 200, **filters: str
     ) -> tuple[list[dict[str, Any]], int | None]:
         """Jobs by when they ended, the latest first, and the ``until`` that goes on (``None``: no more).
 
@@ -120,7 +120,7 @@ class Recorder:
         fleet = [working(row) for row in (await self._queue.workers(jobs=True)).rows]
         since, jobs, cursor = until - MINUTE_MS, [], until
         for _ in range(MOST_PAGES):
-            answer = await self._queue.ended(since=since, until=cursor, limit=250)
+            answer = await self._queue.ended(since=since, until=cursor, limit=200)
             jobs += [ended_job(row) for row in answer.rows]
             cursor = answer.number("next")
             if not cursor:

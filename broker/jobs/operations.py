@@ -22,7 +22,7 @@ from broker.queue.queue import Answer, Queue, require
 
 RemoveFiles = Callable[[str, str], Awaitable[None]]
 """Removes the files of a tenant's job."""
-_LIST_CALLS = 8
+_LIST_CALLS = 16
 """Calls for one page at most: each looks at a bounded number of jobs, whether they match or not."""
 
 
@@ -106,6 +106,7 @@ class Operations:
             "class": row.text("class"),
             "models": row.lines("kind"),
             "jobs": row.number("jobs"),
+            "exact": row.flag("exact"),
             "job_id": row.text("job_id"),
             "created_at": row.number("created_at") or None,
             "reasons": [reason.model_dump(mode="json") for reason in reasons],

@@ -262,8 +262,8 @@ class Queue:
         """Let a worker finish what it has and take nothing new."""
         return await self._must("drain", f"worker {worker}", worker=worker, on=on)
 
-    async def sweep(self, limit: int = 100) -> Answer:
-        """The janitor's round: lapsed leases, due jobs, expiry, retention."""
+    async def sweep(self, limit: int = 20) -> Answer:
+        """A part of the janitor's round: lapsed leases, due jobs, expiry, retention; ``more``: some is left."""
         return await self.call("sweep", [("limit", limit)])
 
     async def configure(self, **config: Value | None) -> Answer:
@@ -347,7 +347,15 @@ class Queue:
 
     async def fleet(self, known: Sequence[str] = ()) -> Answer:
         """The live capability profiles, one row a profile; without the JSON of those that are ``known``."""
-        return await self.call("fleet", [("known", "\n".join(known))] if known else [])
+        told: dict[str, bytes] = {}
+        while True:
+            answer = await self.call("fleet", [("known", "\n".join([*known, *told]))])
+            told |= {row.text("profile"): row.pairs["json"] for row in answer.rows if row.pairs["json"]}
+            if not answer.flag("more"):
+                break
+        for row in answer.rows:
+            row.pairs["json"] = told.get(row.text("profile"), b"")
+        return answer
 
     async def ranges(self, profile: str) -> bytes:
         """What values the inputs of a profile's node classes take, as its workers told it; empty: not told."""

@@ -85,10 +85,10 @@ async def test_a_call_looks_at_a_bounded_number_of_jobs_and_goes_on(queue: Queue
         redis_client.config_resetstat()
         pages.append(await queue.list_jobs("ann", ["pending"], 50, before, {"model": "A"}))
         calls = redis_client.info("commandstats")
-        assert sum(stat["calls"] for name, stat in calls.items() if name != "cmdstat_fcall") < 1200
+        assert sum(stat["calls"] for name, stat in calls.items() if name != "cmdstat_fcall") < 700
         before = pages[-1].text("next")
     assert [row.text("job_id") for page in pages for row in page.rows] == ["rare"]
-    assert len(pages) == 11
+    assert len(pages) == 21
 
 
 async def test_retention_empties_the_index(queue: Queue, redis_client: redis.Redis) -> None:

@@ -71,7 +71,7 @@ FAULTS: dict[str, tuple[str, str, set[str]]] = {
     ),
     "a finished job stays for ever": ("for job, ms in pairs(u.ttl) do", "for job, ms in pairs({}) do", {"life"}),
     "retention never comes": (
-        "for _, id in ipairs(old) do Q.forget(", "for _, id in ipairs({}) do Q.forget(", {"I10"},
+        "for _, id in ipairs(old) do\n    Q.forget(", "for _, id in ipairs({}) do\n    Q.forget(", {"I10"},
     ),
     "a cap holds nobody back": (
         "return t.paused or (t.max_running > 0 and", "return t.paused or (false and", {"cap"},

@@ -84,3 +84,45 @@ async def test_a_retry_elsewhere_keeps_away_from_the_last_worker(queue: Queue) -
     again = await two.claim()
     assert again is not None
     assert again.job_id == "a"
+
+
+async def test_pages_of_any_size_are_the_order_of_claims_where_heads_tie(queue: Queue) -> None:
+    one = await worker(queue, "A", "B", "C")
+    one.slots = 100
+    await one.register()
+    for tenant in range(12):
+        jobs = [new_job(f"{tenant}-{n}", models=("ABC"[n % 3],), priority=n % 2) for n in range(6)]
+        await queue.submit(f"t{tenant:02}", jobs)
+    await queue.set_priority("5-2", front=True)
+    order = await waiting(queue)
+    assert len(order) == 72
+    for limit in (7, 20, 72):
+        assert await waiting(queue, limit=limit) == order
+    assert await waiting(queue, priority=0, limit=5) == [job for job in order if int(job.split("-")[1]) % 2 == 0]
+    claimed = []
+    while held := await one.claim():
+        claimed.append(held.job_id)
+    assert claimed == order
+
+
+async def test_parked_lanes_and_those_with_a_head_stand_in_one_order(queue: Queue) -> None:
+    one = await worker(queue, "A", "B")
+    for tenant in ("ann", "bob", "cid"):
+        await queue.submit(tenant, [new_job(f"{tenant}{n}", models=("AB"[n % 2],)) for n in range(4)])
+    order = await waiting(queue)
+    await queue.pause("tenant", "ann", True)
+    assert await one.claim() is not None  # ann's best head was in its way
+    left = [job for job in order if job != "bob0"]
+    assert await waiting(queue) == await waiting(queue, limit=2) == left
+    rows = {row.text("job_id"): row.text("held") for row in (await queue.waiting()).rows}
+    assert {rows[f"ann{n}"] for n in (0, 2)} == {"tenant"}
+
+
+async def test_jobs_that_nobody_can_run_are_estimated_where_they_are_in_many_lanes(queue: Queue) -> None:
+    await worker(queue, "A")
+    for tenant in range(200):
+        await queue.submit(f"t{tenant}", [new_job(models=("B",)) for _ in range(2)])
+    (stuck,) = (await queue.waiting(limit=1)).rows
+    assert (stuck.number("jobs"), stuck.flag("exact")) == (400, False)
+    (stuck,) = (await queue.waiting("t7")).rows
+    assert (stuck.number("jobs"), stuck.flag("exact")) == (2, True)

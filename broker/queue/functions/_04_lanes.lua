@@ -42,10 +42,10 @@ function Q.follow(u, class, tenant, second)
   set_best(u, class, score)
 end
 
--- Brings a lane's entry in the indexes up to its head.
-function Q.fix(u, class, tenant)
+-- Brings a lane's entry in the indexes up to its head (member and score; read, where the caller has not).
+function Q.fix(u, class, tenant, head)
   local P = u.P
-  local head = redis.call('ZRANGE', P .. 'n:' .. class .. ':' .. tenant, 0, 0, 'WITHSCORES')
+  head = head or redis.call('ZRANGE', P .. 'n:' .. class .. ':' .. tenant, 0, 0, 'WITHSCORES')
   local parked = Q.tenant(u, tenant).parked and redis.call('ZSCORE', P .. 'parked:' .. tenant, class)
   if parked then
     if head[1] then
@@ -94,7 +94,7 @@ function Q.settle(u)
   for _, lane in ipairs(u.lane_order) do
     local class, tenant, score = unpack(u.lanes[lane])
     local head = redis.call('ZRANGE', u.P .. 'n:' .. lane, 0, 0, 'WITHSCORES')
-    if head[2] and tonumber(head[2]) >= score then Q.fix(u, class, tenant) end
+    if head[2] and tonumber(head[2]) >= score then Q.fix(u, class, tenant, head) end
   end
   if #u.lane_order > 0 then u.lanes, u.lane_order = nil, nil end
 end

@@ -66,43 +66,6 @@ function Q.workers_of(u, names)
   return out
 end
 
--- Marks the classes that a live worker can run: profile by profile, those with most workers first.
-function Q.mark_served(u, classes)
-  local left = classes
-  for _, profile in ipairs(redis.call('ZREVRANGE', u.P .. 'profiles', 0, 99)) do
-    if #left == 0 then return end
-    local names, unserved = {}, {}
-    for i, class in ipairs(left) do names[i] = class.name end
-    for i, fits in ipairs(redis.call('SMISMEMBER', u.P .. 'ok:' .. profile, unpack(names))) do
-      left[i].served = fits == 1
-      if fits == 0 then unserved[#unserved + 1] = left[i] end
-    end
-    left = unserved
-  end
-end
-
--- Why no live worker can run a class: atoms that nobody has, `v:<MB>`, `*` (no worker), `+` (nobody has all of it).
-function Q.missing(u, class)
-  local live = redis.call('ZRANGE', u.P .. 'profiles', 0, 99)
-  if #live == 0 then return '*' end
-  local c = redis.call('HMGET', u.P .. 'c:' .. class, 'atoms', 'vram_mb')
-  local atoms, vram_mb, found, out = Q.lines(c[1]), tonumber(c[2] or 0), {}, {}
-  local roomy = vram_mb == 0
-  for _, profile in ipairs(live) do
-    roomy = roomy or Q.vram_mb(u, profile) >= vram_mb
-    if #atoms > 0 then
-      for i, has in ipairs(redis.call('SMISMEMBER', u.P .. 'p:' .. profile, unpack(atoms))) do
-        found[i] = found[i] or has == 1
-      end
-    end
-  end
-  for i, atom in ipairs(atoms) do
-    if not found[i] then out[#out + 1] = atom end
-  end
-  if not roomy then out[#out + 1] = 'v:' .. Q.int(vram_mb) end
-  return #out > 0 and table.concat(out, '\n') or '+'
-end
-
 -- The class of a job that worker W should not get while another can run it: `<class>!<W>`; of one that those with
 -- more VRAM than so many MB should get: `<class>!><MB>`.
 function Q.variant(u, class, avoid)

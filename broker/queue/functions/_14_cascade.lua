@@ -28,9 +28,9 @@ local function one(u, parent, id)
     '{"job_id":' .. Q.json(parent._id) .. ',"status":"' .. parent.status .. '"}'))
 end
 
--- Works off what ended in this call.
+-- Works off what ended in this call; the dependants of a job that has many are left to the sweep.
 function Q.cascade_now(u)
-  if u.cascade then Q.cascade(u, 100) end
+  if u.cascade then Q.cascade(u, 20) end
   u.cascade = nil
 end
 

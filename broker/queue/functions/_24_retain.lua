@@ -1,5 +1,6 @@
 -- Retention: what the sweep forgets.
 
+local SEARCHED, UNMATCHED = 500, 400 -- looks for tenants, and profiles that lose classes, in one sweep
 local CLASS_LIFE_MS, VARIANT_LIFE_MS, WORKER_LIFE_MS = 30 * 86400000, 3600000, 3600000
 
 -- Forgets a finished job: record, log, index entries, counters.
@@ -19,6 +20,7 @@ function Q.forget(u, id, status)
   redis.call('ZREM', P .. 'fin:' .. status, id)
   Q.count(u, status, -1)
   for _, tenant in ipairs(redis.call('SMEMBERS', P .. 'tenants')) do
+    u.searched = (u.searched or 0) + 1
     if redis.call('ZREM', P .. 'f:' .. tenant .. ':' .. status, id) == 1 then
       Q.count(u, tenant .. ':' .. status, -1)
       break
@@ -26,26 +28,34 @@ function Q.forget(u, id, status)
   end
 end
 
--- Trims one status by age and by number.
+-- Trims one status by age and by number, the oldest first; also answers whether that was all.
 local function trim(u, status, limit)
-  local key, most = u.P .. 'fin:' .. status, Q.setting(u, 'max_finished')
+  local key, most, trimmed = u.P .. 'fin:' .. status, Q.setting(u, 'max_finished'), 0
   local before = u.now - Q.setting(u, 'ttl_' .. status .. '_ms')
   local old = redis.call('ZRANGEBYSCORE', key, '-inf', before, 'LIMIT', 0, limit)
   local over = most > 0 and redis.call('ZCARD', key) - most or 0
   if over > #old then old = redis.call('ZRANGE', key, 0, math.min(over, limit) - 1) end
-  for _, id in ipairs(old) do Q.forget(u, id, status) end
-  return #old
+  for _, id in ipairs(old) do
+    Q.forget(u, id, status)
+    trimmed = trimmed + 1
+    if (u.searched or 0) > SEARCHED then return trimmed, false end
+  end
+  return trimmed, trimmed < limit
 end
 
+-- Trims up to `limit` finished jobs; of each status one at least.
 function Q.trim_finished(u, limit)
-  local trimmed = 0
-  for _, status in ipairs({ 'completed', 'failed', 'cancelled' }) do trimmed = trimmed + trim(u, status, limit) end
-  return trimmed
+  local trimmed, finished = 0, true
+  for _, status in ipairs({ 'completed', 'failed', 'cancelled' }) do
+    local n, all = trim(u, status, math.max(1, limit - trimmed))
+    trimmed, finished = trimmed + n, finished and all
+  end
+  return trimmed, finished
 end
 
-local function forget_class(u, class)
+local function forget_class(u, class, profiles)
   local P = u.P
-  for _, profile in ipairs(redis.call('ZRANGE', P .. 'profiles', 0, 199)) do
+  for _, profile in ipairs(profiles) do
     redis.call('SREM', P .. 'ok:' .. profile, class)
   end
   redis.call('ZREM', P .. 'classes', class)
@@ -56,14 +66,20 @@ end
 
 -- Forgets classes that nothing used for long, and variants soon; those with waiting jobs stay.
 function Q.forget_classes(u, limit)
-  local P, kept = u.P, 0
+  local P, kept, gone = u.P, 0, 0
+  local profiles = redis.call('ZRANGE', P .. 'profiles', 0, 199)
   local old = redis.call('ZRANGEBYSCORE', P .. 'classes', '-inf', u.now - VARIANT_LIFE_MS, 'LIMIT', 0, limit)
   for _, class in ipairs(old) do
     local c = redis.call('HMGET', P .. 'c:' .. class, 'base', 'pinned', 'since')
     local age = u.now - redis.call('ZSCORE', P .. 'classes', class)
     local busy = redis.call('EXISTS', P .. 'h:' .. class) == 1 or tonumber(c[2] or 0) > 0
       or (c[1] and u.now - tonumber(c[3] or 0) < VARIANT_LIFE_MS)
-    if not busy and (c[1] or age > CLASS_LIFE_MS) then forget_class(u, class) else kept = kept + 1 end
+    if not busy and (c[1] or age > CLASS_LIFE_MS) and gone * #profiles < UNMATCHED then
+      forget_class(u, class, profiles)
+      gone = gone + 1
+    else
+      kept = kept + 1
+    end
   end
   return kept
 end

@@ -33,8 +33,9 @@ end
 -- Lifts jobs that waited for `aging_ms` at their level by one level; `age` is a ZSET of waiting jobs by next lift.
 function Q.age(u, limit)
   local P, step = u.P, Q.setting(u, 'aging_ms')
-  if step <= 0 then return end
-  for _, job in ipairs(redis.call('ZRANGEBYSCORE', P .. 'age', '-inf', u.ms, 'LIMIT', 0, limit)) do
+  if step <= 0 then return 0 end
+  local over = redis.call('ZRANGEBYSCORE', P .. 'age', '-inf', u.ms, 'LIMIT', 0, limit)
+  for _, job in ipairs(over) do
     local r = Q.job(u, job)
     local level = r and r.score and Q.level_of(tonumber(r.score))
     if not r or r.status ~= 'pending' or not level or level >= HIGHEST then
@@ -44,4 +45,5 @@ function Q.age(u, limit)
       if in_lane(r) then replace(u, r, Q.score(u, level + 1, r.tenant, Q.lane_class(r))) end
     end
   end
+  return #over
 end

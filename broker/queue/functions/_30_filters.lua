@@ -1,8 +1,19 @@
 -- Whether a job is what a listing asks for.
 
-local FIELDS = {
-  'status', 'created_at', 'worker_id', 'error_code', 'models', 'class', 'group', 'labels', 'dead_letter',
+-- What is read of a record: two fields, and those of the filters that are given.
+local ALWAYS = { 'status', 'created_at' }
+local OF_FILTER = {
+  worker = { 'worker_id' }, error = { 'error_code' }, model = { 'models', 'class' }, group = { 'group' },
+  labels = { 'labels' }, dead = { 'dead_letter' },
 }
+
+local function fields_of(a)
+  local fields = { unpack(ALWAYS) }
+  for filter, names in pairs(OF_FILTER) do
+    for _, name in ipairs(a[filter] and names or {}) do fields[#fields + 1] = name end
+  end
+  return fields
+end
 
 local function has_labels(said, labels)
   local found = {}
@@ -22,8 +33,9 @@ end
 
 -- Whether all filters match; `over` when the job and thereby all that follow are too old.
 function Q.matches(u, a, id, is_wanted)
-  local got, r = redis.call('HMGET', u.P .. 'j:' .. id, unpack(FIELDS)), {}
-  for i, name in ipairs(FIELDS) do r[name] = got[i] or nil end
+  u.fields = u.fields or fields_of(a)
+  local got, r = redis.call('HMGET', u.P .. 'j:' .. id, unpack(u.fields)), {}
+  for i, name in ipairs(u.fields) do r[name] = got[i] or nil end
   local created = tonumber(r.created_at or 0)
   if not r.status or created > tonumber(a['until'] or math.huge) then return false end
   if created < tonumber(a.since or 0) then return false, true end

@@ -1,8 +1,8 @@
 -- emq_cancel_group: cancels the jobs of a group that have not ended.
--- Guarantee: at most `limit` (25) jobs a call; `more`: call again, it goes on where this one stopped.
+-- Guarantee: at most `limit` (25, at most that) jobs a call; `more`: call again, it goes on where this one stopped.
 -- Arguments: `tenant` `group` `reason` `limit`.
 -- Answer: `ok` `cancelled` `more`; `not_found`.
-local LOOKS = 2000 -- members that one call looks at: most of a large group may have ended
+local LOOKS = 1000 -- members that one call looks at: most of a large group may have ended
 
 -- Cancels members from an arrival on. Answers how many, and the arrival where it stopped (nil: it saw them all).
 local function cancel_from(u, members, from, limit, reason)
@@ -28,7 +28,7 @@ local function cancel_group(keys, argv)
   local tenant, group = a.tenant or '', a.group or ''
   local key = Q.group_key(u, tenant, group)
   if redis.call('EXISTS', key) == 0 then return { 'not_found' } end
-  local limit = math.max(1, math.min(100, tonumber(a.limit or 25) or 25))
+  local limit = math.max(1, math.min(25, tonumber(a.limit or 25) or 25))
   local from = redis.call('HGET', key, 'cancel_from') or '-inf'
   local cancelled, stopped = cancel_from(u, Q.group_members(u, tenant, group), from, limit, a.reason)
   if stopped then

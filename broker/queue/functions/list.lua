@@ -6,7 +6,7 @@
 -- submitted, ms).
 -- Answer: `ok` `next` (empty: no more) then `job` <nested `ok` with a record> for each.
 local ALL = { 'scheduled', 'blocked', 'pending', 'claimed', 'processing', 'completed', 'failed', 'cancelled' }
-local TENANTS, LOOKS, MOST = 500, 1000, 100
+local TENANTS, LOOKS, MOST = 500, 500, 100
 
 -- The index sets of a tenant that hold jobs of the wanted statuses of the given homes.
 local function sets(u, tenant, wanted, homes)
@@ -101,10 +101,10 @@ local function list(keys, argv)
   for _, status in ipairs(wanted) do is_wanted[status] = true end
   local tenants = a.tenant and { a.tenant } or redis.call('SMEMBERS', u.P .. 'tenants')
   while #tenants > TENANTS do tenants[#tenants] = nil end
-  local before, readers = start(u, a, tenants, wanted), {}
   if #tenants > 8 then
     u.first, u.filled = 2, filled(u, tenants, wanted)
   end
+  local before, readers = start(u, a, tenants, wanted), {}
   local limit = math.max(1, math.min(u.first and MOST / 4 or MOST, tonumber(a.limit or 50) or 50))
   u.any, u.ended = terms(a)
   for _, tenant in ipairs(tenants) do sources(u, a, tenant, wanted, before, readers) end

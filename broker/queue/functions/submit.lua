@@ -5,6 +5,8 @@
 -- Answer: an array of `ok` | `duplicate` | `conflict` | `queue_full` | `rate_limited` |
 -- `not_found` with their pairs.
 
+local MISSING = 13 -- where an answer has the value of `missing`
+
 -- Counts the parents that are still open, and says when one already failed that must not.
 local function open_parents(u, j)
   local open, failed = 0, nil
@@ -60,13 +62,18 @@ local function use_class(u, j)
   end
 end
 
-local function missing(u, class, known)
-  if known[class] == nil then
-    -- Each class is compared with every profile; a bulk of many classes leaves some unanswered.
-    known.classes = (known.classes or 0) + 1
-    known[class] = (known.classes > 20 or Q.served(u, class)) and '' or Q.missing(u, class)
+-- Says in the answers what no live worker has; a bulk of many classes leaves some unanswered.
+local function tell_missing(u, shared)
+  local classes, names = {}, {}
+  for name in pairs(shared.classes) do classes[#classes + 1] = { name = name } end
+  Q.mark_served(u, classes)
+  for _, class in ipairs(classes) do
+    if not class.served then names[#names + 1] = class.name end
   end
-  return known[class]
+  local missing = #names > 0 and Q.missing_of(u, names) or {}
+  for name, answers in pairs(shared.classes) do
+    for _, answer in ipairs(answers) do answer[MISSING] = missing[name] or '' end
+  end
 end
 
 local function add(u, tenant, j, arrival, shared)
@@ -85,11 +92,13 @@ local function add(u, tenant, j, arrival, shared)
   end
   if not r.finished_at then Q.tell_first(u, r, position) end
   local notified = r.status == 'pending' and not Q.tenant(u, tenant).paused and Q.wake(u, r.class)
-  return {
+  local answer = {
     'ok', 'job_id', j.id, 'status', r.status, 'position', position and Q.int(position) or '',
-    'exact', exact and '1' or '0', 'notified', notified and '1' or '0', 'missing', missing(u, j.class, shared.missing),
-    'created_at', r.created_at,
+    'exact', exact and '1' or '0', 'notified', notified and '1' or '0', 'missing', '', 'created_at', r.created_at,
   }
+  shared.classes[j.class] = shared.classes[j.class] or {}
+  table.insert(shared.classes[j.class], answer)
+  return answer
 end
 
 local function submit(keys, argv)
@@ -98,7 +107,7 @@ local function submit(keys, argv)
   local tenant = a.tenant or ''
   a.tenant = tenant
   local plan = Q.plan_submit(u, a, jobs)
-  local answers, shared = {}, { missing = {}, lanes = 64, many = #jobs > 1 }
+  local answers, shared = {}, { classes = {}, lanes = 64, many = #jobs > 1 }
   local arrival = 0
   if plan.adds > 0 then
     arrival = redis.call('INCRBY', u.P .. 'arrivals', plan.adds) - plan.adds
@@ -122,6 +131,7 @@ local function submit(keys, argv)
         'missing', '', 'created_at', r.created_at }
     end
   end
+  tell_missing(u, shared)
   Q.commit(u)
   return answers
 end

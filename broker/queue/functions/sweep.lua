@@ -1,33 +1,47 @@
 -- emq_sweep: the janitor's round: lapsed leases, due jobs, expiry, deadlines, dependants, retention, aging.
--- Guarantee: bounded by `limit` in each part; any number of brokers may sweep at the same time.
--- Arguments: `limit`.
+-- Guarantee: bounded by `limit` over all parts; each part gets on, whatever the others have; any number of brokers may
+-- sweep at the same time.
+-- Arguments: `limit` (jobs and instances, at most 20).
 -- Answer: `ok` `reaped` `due` `expired` `trimmed` `more` (call again soon)
 --   `hooks` (1: webhook deliveries are due).
+local MOST, LEAST = 20, 2
+
+-- Does the parts in turn: each as much as those before it left, two at least. Answers what each did, and whether one of
+-- them may have more to do.
+local function share(parts, limit)
+  local done, more = {}, false
+  for i, part in ipairs(parts) do
+    local mine = math.max(LEAST, math.ceil(limit / part.cost))
+    done[i] = part.work(mine)
+    more, limit = more or done[i] >= mine, limit - done[i] * part.cost
+  end
+  return done, more, limit
+end
+
 local function sweep(keys, argv)
   local u, a = Q.begin(keys, argv)
-  local limit = math.max(1, math.min(1000, tonumber(a.limit or 100) or 100))
+  local limit = math.max(1, math.min(MOST, tonumber(a.limit or MOST) or MOST))
   Q.alive(u)
-  local few, some = math.ceil(limit / 5), math.ceil(limit / 2)
-  local reaped = Q.reap_lapsed(u, few)
-  local due = Q.promote_due(u, some)
-  local expired, late = Q.expire_waiting(u, some), Q.time_out(u, some)
-  local more = Q.cascade(u, some)
+  local did, more, left = share({
+    { cost = 4, work = function(n) return Q.reap_lapsed(u, n) end },
+    { cost = 1, work = function(n) return Q.promote_due(u, n) end },
+    { cost = 1, work = function(n) return Q.expire_waiting(u, n) end },
+    { cost = 2, work = function(n) return Q.time_out(u, n) end },
+    { cost = 1, work = function(n) return Q.cascade(u, n) and n or 0 end },
+    { cost = 1, work = function(n) return Q.age(u, n) end },
+  }, limit)
   Q.match_more(u, 4)
   Q.unpark_more(u)
-  Q.age(u, math.min(limit, 100))
   Q.commit(u)
-  local trimmed = Q.trim_finished(u, limit)
+  local trimmed, finished = Q.trim_finished(u, math.max(LEAST, left))
   Q.forget_classes(u, 20)
   Q.forget_workers(u, 20)
   Q.prune_tags(u)
   Q.prune_index(u, 20)
   Q.commit(u)
-  more = more or reaped == few or due == some or expired == some or late == some or trimmed >= limit
-  expired = expired + late
   local hooks = redis.call('ZCOUNT', u.P .. 'outbox', '-inf', u.ms)
-  return { 'ok', 'reaped', Q.int(reaped), 'due', Q.int(due), 'expired', Q.int(expired), 'trimmed', Q.int(trimmed),
-    'more', more and '1' or '0',
-    'hooks', hooks > 0 and '1' or '0' }
+  return { 'ok', 'reaped', Q.int(did[1]), 'due', Q.int(did[2]), 'expired', Q.int(did[3] + did[4]),
+    'trimmed', Q.int(trimmed), 'more', (more or not finished) and '1' or '0', 'hooks', hooks > 0 and '1' or '0' }
 end
 
 redis.register_function{ function_name = 'emq_sweep', callback = sweep, flags = { 'allow-oom' } }

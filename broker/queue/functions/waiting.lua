@@ -1,42 +1,78 @@
 -- emq_waiting: waiting jobs in the order in which they would be claimed, and the classes that nobody can run.
--- Guarantee: reads only; looks at 300 classes and 400 lanes at most, those with the best heads (`partial` says that
--- there may be more).
--- Arguments: `tenant` (empty: all) `priority` (only this one) `after` (a `next`) `limit` (50, at most 100).
+-- Guarantee: reads only; looks at 300 classes and the 250 lanes with the best heads at most (`partial` says that there
+-- may be more), and opens a lane only when its head has its turn.
+-- Arguments: `tenant` (empty: all) `priority` (only this one) `after` (a `next`) `limit` (50, at most 64).
 -- Answer: `ok` `partial` `next` (`after` that goes on; empty: no more), then <nested `job` with `job_id`, some fields,
 -- `kind`, `run_ms`, `workers` (that can run it), `held` (`tenant`, `cap`)> for each, then <nested `class` with `class`,
--- `kind`, `jobs`, `missing` (see emq_submit), `job_id`, `created_at` (of its first)> for each without a worker.
-local CLASSES, STUCK = 300, 50
+-- `kind`, `jobs`, `exact` (0: estimated from some of its lanes), `missing` (see emq_submit), `job_id`, `created_at` (of
+-- its first)> for each without a worker.
+local MOST, CLASSES, STUCK, STUCK_LANES = 64, 300, 30, 150
 local FIELDS = { 'tenant', 'class', 'priority', 'created_at', 'attempt', 'failures', 'group' }
 
-local function stuck(u, class, lanes)
-  local jobs, first = 0, nil
-  for _, lane in ipairs(lanes) do
-    local key = u.P .. 'n:' .. class .. ':' .. lane.tenant
-    jobs = jobs + redis.call('ZCARD', key)
-    first = first or redis.call('ZRANGE', key, 0, 0)[1]
+-- The tenants that have jobs in a class: up to `most` of them.
+local function tenants_of(u, class, most, only)
+  local key, out = u.P .. 'h:' .. class.name, {}
+  if not only then
+    out = redis.call('ZRANGE', key, 0, most - 1)
+  elseif redis.call('ZSCORE', key, only) then
+    out = { only }
+  end
+  for _, lane in ipairs(class.parked) do
+    if (not only or only == lane.tenant) and #out < most then out[#out + 1] = lane.tenant end
+  end
+  return out, only and #out or redis.call('ZCARD', key) + #class.parked
+end
+
+-- A class that nobody can run: its jobs in up to `most` lanes, scaled up where it has more.
+local function stuck(u, class, missing, most, only)
+  local P, jobs, first = u.P, 0, nil
+  local tenants, all = tenants_of(u, class, most, only)
+  for _, tenant in ipairs(tenants) do
+    local lane = P .. 'n:' .. class.name .. ':' .. tenant
+    jobs = jobs + redis.call('ZCARD', lane)
+    first = first or redis.call('ZRANGE', lane, 0, 0)[1]
   end
   if not first then return nil end
-  local job = string.sub(first, 14)
-  return { 'class', 'class', class, 'kind', Q.class(u, class).kind, 'jobs', Q.int(jobs), 'missing', Q.missing(u, class),
-    'job_id', job, 'created_at', redis.call('HGET', u.P .. 'j:' .. job, 'created_at') or '' }
+  local job, scale = string.sub(first, 14), all / #tenants
+  return { 'class', 'class', class.name, 'kind', Q.class(u, class.name).kind, 'jobs', Q.int(jobs * scale),
+    'exact', scale == 1 and '1' or '0', 'missing', missing, 'job_id', job,
+    'created_at', redis.call('HGET', P .. 'j:' .. job, 'created_at') or '' }
+end
+
+-- What waits and nobody can run, class by class; and whether that is all.
+local function lost(u, classes, only)
+  local unserved, names, out = {}, {}, {}
+  for _, class in ipairs(classes) do
+    if not class.served and #unserved < STUCK then
+      unserved[#unserved + 1], names[#names + 1] = class, class.name
+    end
+  end
+  local missing, complete = #names > 0 and Q.missing_of(u, names), #unserved < STUCK
+  for _, class in ipairs(unserved) do
+    local why = missing[class.name]
+    if why then
+      out[#out + 1] = stuck(u, class, why, math.ceil(STUCK_LANES / #unserved), only)
+    else
+      complete = false
+    end
+  end
+  return out, complete
 end
 
 local function row(u, entry, workers)
-  local out, r = { 'job', 'job_id', entry.job }, entry.record
-  for i, name in ipairs(FIELDS) do
+  local r, class = entry.record, entry.record[2] or ''
+  local c = Q.class(u, class)
+  local out = {
+    'job', 'job_id', entry.job, 'kind', c.kind, 'run_ms', c.run and Q.int(c.run) or '', 'held', entry.held or '',
+    'workers', Q.int(workers[class]),
+  }
+  local n = #out
+  for i = 1, #FIELDS do
     if r[i] then
-      out[#out + 1] = name
-      out[#out + 1] = r[i]
+      out[n + 1], out[n + 2] = FIELDS[i], r[i]
+      n = n + 2
     end
   end
-  local class = r[2] or ''
-  local c = Q.class(u, class)
-  for name, value in pairs({ kind = c.kind, run_ms = c.run and Q.int(c.run) or '', held = entry.held or '' }) do
-    out[#out + 1] = name
-    out[#out + 1] = value
-  end
-  out[#out + 1] = 'workers'
-  out[#out + 1] = Q.int(workers[class])
   return out
 end
 
@@ -75,20 +111,16 @@ local function waiting(keys, argv)
     if value == '' then a[name] = nil end
   end
   bounds(a)
-  local limit = math.max(1, math.min(100, tonumber(a.limit or 50) or 50))
-  local parked, out = Q.parked_tenants(u), { 'ok', 'partial', '0', 'next', '' }
-  local classes, lost = Q.waiting_classes(u, parked, CLASSES), {}
-  Q.mark_served(u, classes)
-  for _, class in ipairs(classes) do
-    if not class.served and #lost < STUCK then
-      lost[#lost + 1] = stuck(u, class.name, Q.lanes_of(u, class.name, parked, a.tenant, '+inf'))
-    end
-  end
-  local found, partial = Q.first_jobs(u, classes, parked, a, limit + 1)
-  if partial or #classes >= CLASSES then out[3] = '1' end
+  local limit = math.max(1, math.min(MOST, tonumber(a.limit or 50) or 50))
+  local tenants, out = Q.parked_tenants(u), { 'ok', 'partial', '0', 'next', '' }
+  local classes, more = Q.waiting_classes(u, tenants, CLASSES)
+  local compared = Q.mark_served(u, classes)
+  local found, partial = Q.first_jobs(u, classes, a, limit + 1)
+  local unserved, complete = lost(u, classes, a.tenant)
+  if partial or more or not compared or not complete then out[3] = '1' end
   if #found > limit then out[5] = Q.int(found[limit].score) .. ':' .. found[limit].key end
   add_rows(u, out, found, math.min(limit, #found))
-  for _, class in ipairs(lost) do
+  for _, class in ipairs(unserved) do
     out[#out + 1] = 'class'
     out[#out + 1] = class
   end

@@ -1,11 +1,12 @@
 -- emq_workers: the workers' records.
--- Guarantee: reads only.
--- Arguments: `worker` (lines; empty: all, those with the latest heartbeat first), `offset` `limit` (100, at most 1,000)
--- `jobs` (1: with what it does); `names` (1: the names alone; heartbeats change the order, so whoever reads in parts
+-- Guarantee: reads only, a hundred records at most (of `names` all).
+-- Arguments: `worker` (up to 100 lines; empty: all, those with the latest heartbeat first), `offset` `limit` (at most
+-- 100) `jobs` (1: with what it does); `names` (1: all names, alone; heartbeats change the order: whoever reads in parts
 -- asks for these first).
 -- Answer: `ok` `names` (lines), or `ok` `next` (the offset that goes on; empty: no more) then `worker`
 -- <nested `ok` with `worker_id`, the record, `held` (lines `<job> <phase>`), with `jobs` also `job` <nested `ok` with
 -- `job_id`, some fields of the record, `run_ms` (average of such jobs), `progress` (JSON)> for each> for each.
+local MOST = 100
 local FIELDS = {
   'status', 'phase', 'tenant', 'attempt', 'priority', 'claimed_at', 'started_at', 'models', 'class', 'stored_progress',
 }
@@ -51,7 +52,7 @@ end
 
 local function workers(keys, argv)
   local u, a = Q.begin(keys, argv)
-  local from, limit = tonumber(a.offset or 0) or 0, math.max(1, math.min(1000, tonumber(a.limit or 100) or 100))
+  local from, limit = tonumber(a.offset or 0) or 0, math.max(1, math.min(MOST, tonumber(a.limit or 100) or 100))
   if a.names == '1' then
     return { 'ok', 'names', table.concat(redis.call('ZREVRANGE', u.P .. 'workers', 0, -1), '\n') }
   end
@@ -62,8 +63,8 @@ local function workers(keys, argv)
     names[limit + 1] = nil
   end
   local out = { 'ok', 'next', more and Q.int(from + limit) or '' }
-  for _, name in ipairs(names) do
-    local found = row(u, name, a.jobs == '1')
+  for i = 1, math.min(#names, MOST) do
+    local found = row(u, names[i], a.jobs == '1')
     if found then
       out[#out + 1] = 'worker'
       out[#out + 1] = found
