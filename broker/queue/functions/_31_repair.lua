@@ -2,12 +2,11 @@
 
 local ENDS = { 'completed', 'failed', 'cancelled' }
 
+-- Whether the entry was missing.
 local function place(u, here, key, score, member)
-  if here then
-    redis.call('ZADD', u.P .. key, score or u.ms, member)
-  else
-    redis.call('ZREM', u.P .. key, member)
-  end
+  if here then return redis.call('ZADD', u.P .. key, score or u.ms, member) == 1 end
+  redis.call('ZREM', u.P .. key, member)
+  return false
 end
 
 -- A pending job waits in its lane, or in `due` while it has `due_at`.
@@ -17,9 +16,9 @@ local function place_waiting(u, r)
   if in_lane and not r.score then Q.put(u, r, 'score', Q.score(u, tonumber(r.priority), r.tenant, r.class)) end
   local class = Q.lane_class(r)
   if in_lane and r.variant and not Q.class(u, class).exists then Q.variant(u, r.class, r.avoid) end
-  place(u, in_lane, 'n:' .. class .. ':' .. r.tenant, r.score, Q.member(r))
+  local was_missing = place(u, in_lane, 'n:' .. class .. ':' .. r.tenant, r.score, Q.member(r))
   Q.fix(u, class, r.tenant)
-  if in_lane then Q.claimable(u, class) end
+  if was_missing then Q.claimable(u, class) end
 end
 
 -- Puts a job into the index entries that its record calls for, and takes it out of the others that it could be in. A
