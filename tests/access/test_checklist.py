@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.tables import ROOT, check_row
+
 ROWS = re.findall(r"^\| (S\d+) \| (.+?) \| (.+?) \| (.+?) \|$", (ROOT / "docs/security.md").read_text(), re.MULTILINE)
 NUMBERS = [
     *range(1, 18),
@@ -26,10 +26,4 @@ def test_every_line_is_there() -> None:
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
 def test_a_line_names_tests_that_exist_or_says_why_not(row: tuple[str, ...]) -> None:
-    _, _, note, tests = row
-    files = re.findall(r"`([a-z_/]+\.py)`([^`;]*)", tests)
-    assert files or note.startswith("does not apply")
-    for name, words in files:
-        text = (ROOT / "tests" / name).read_text()
-        for part in filter(None, (word.strip(" ,") for word in words.split(","))):
-            assert re.search(rf"def test_\w*{part}", text), f"tests/{name} has no test_{part}"
+    check_row(row)
