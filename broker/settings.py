@@ -71,6 +71,11 @@ class Settings(BaseSettings):
     appendfsync: Literal["always", "everysec"] = Field(
         "always", validation_alias=_env("EMQ_APPENDFSYNC"), description="Durability of the embedded Valkey."
     )
+    durability: Literal["server", "replica"] = Field(
+        "server",
+        validation_alias=_env("EMQ_DURABILITY"),
+        description="What has a submit before it is accepted: the Redis server, or a replica of it, too.",
+    )
 
     store_url: str | None = Field(
         None,

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis, RedisCluster
-from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.cluster import ClusterNode, PipelineCommand
 from redis.asyncio.connection import AbstractConnection, SSLConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
@@ -25,6 +25,7 @@ from redis.exceptions import (
     AskError,
     AuthenticationError,
     ClusterDownError,
+    MovedError,
     NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
@@ -40,6 +41,7 @@ from broker.errors import ConfigurationError, EmqError, QueueFull, Unavailable
 from broker.queue.address import Address, parse
 from broker.queue.loader import library
 from broker.queue.loader import load as load_library
+from broker.queue.replicated import FUNCTIONS, UNCONFIRMED, confirm, confirmation
 
 log = logging.getLogger(__name__)
 
@@ -140,11 +142,15 @@ class Channels:
 class Connection:
     """A broker's connections to one Redis (a server, a sentinels' service or a cluster). Implements ``Caller``."""
 
-    def __init__(self, url: str) -> None:
-        """Build the clients; nothing connects yet. Raises ``ConfigurationError`` for a URL that cannot be used."""
+    def __init__(self, url: str, *, replicated: bool = False) -> None:
+        """Build the clients; nothing connects yet. Raises ``ConfigurationError`` for a URL that cannot be used.
+
+        ``replicated``: the answer to a submit waits until a replica has it, too.
+        """
         self.observe: Callable[[float], None] = lambda seconds: None
         """Told how long each call of a function took, its waiting for a connection included."""
         self.address: Address = parse(url)
+        self._replicated = FUNCTIONS if replicated else frozenset()
         self._sentinels: list[Sentinel] = []
         self.commands: Client = self._build(COMMAND_S, retries=8, connections=COMMANDS)
         self.blocking: Client = self._build(BLOCK_S + 5, retries=0, connections=4096)
@@ -156,12 +162,14 @@ class Connection:
     async def fcall(self, function: str, prefix: str, args: Sequence[bytes | str]) -> Any:
         """Run a function of the queue, loading the library first when the server does not have it.
 
-        Raises ``Unavailable`` while Redis is away, ``QueueFull`` when its memory is full, ``EmqError`` for a fault of
-        the function.
+        Raises ``Unavailable`` while Redis is away (or no replica confirms what needs it), ``QueueFull`` when its memory
+        is full, ``EmqError`` for a fault of the function.
         """
 
+        run = self._confirmed if function in self._replicated else self._on_owner
+
         async def call() -> Any:
-            return await self._on_owner("FCALL", function, 1, prefix, *args, key=prefix)
+            return await run("FCALL", function, 1, prefix, *args, key=prefix)
 
         started = time.monotonic()
         answer = await self._guard(lambda: self._with_library(call, prefix))
@@ -313,12 +321,27 @@ class Connection:
             await client.initialize()
             return await client.execute_command(*args, target_nodes=_owner(client, key))
 
-        async def again(error: Exception) -> None:
-            if isinstance(error, ClusterDownError | SlotNotCoveredError | ReadOnlyError):
-                await client.nodes_manager.initialize()
+        return await _repeated(client, once)
 
-        errors = (Disconnected, Silent, ClusterDownError, SlotNotCoveredError, ReadOnlyError)
-        return await Retry(_backoff(), 8, errors).call_with_retry(once, again)  # type: ignore[arg-type]
+    async def _confirmed(self, *args: bytes | str | int, key: str) -> Any:
+        """The same for what counts only once a replica has it."""
+        client, commands = self.commands, [args, *confirmation(key)]
+
+        async def once() -> list[Any]:
+            if not isinstance(client, RedisCluster):
+                async with client.pipeline(transaction=False) as pipe:
+                    for command in commands:
+                        pipe.execute_command(*command)
+                    return list(await pipe.execute(raise_on_error=False))
+            await client.initialize()
+            sent = [PipelineCommand(number, *command) for number, command in enumerate(commands)]
+            await _owner(client, key).execute_pipeline(sent)
+            return [_or_raise(command.result) for command in sent]
+
+        answers = await (_repeated(client, once) if isinstance(client, RedisCluster) else once())
+        answer, _, replicas = map(_or_raise, answers)
+        confirm(replicas)
+        return answer
 
     async def _guard(self, run: Callable[[], Awaitable[Any]], starting: bool = False) -> Any:
         """Run within the time limit, translate errors, and log when Redis goes and comes."""
@@ -327,7 +350,7 @@ class Connection:
                 async with asyncio.timeout(AWAY_S if self._away else CALL_S):
                     answer = await run()
         except Unavailable as error:
-            if error.details.get("reason") == CROWDED:
+            if error.details.get("reason") in (CROWDED, UNCONFIRMED):
                 raise  # Redis may be well: were it called away, those that wait would hear it after a second, too
             if not self._away:
                 log.warning("Redis at %s is away: %s", self.address.shown, error.details.get("reason"))
@@ -408,6 +431,24 @@ def _owner(cluster: RedisCluster, key: str) -> ClusterNode:
     if node is None:
         raise SlotNotCoveredError("The cluster has no node for the pool's slot.")
     return node
+
+
+async def _repeated(client: RedisCluster, once: Callable[[], Awaitable[Any]]) -> Any:
+    """Run until the cluster's present owner has answered, a few times at most."""
+
+    async def again(error: Exception) -> None:
+        if isinstance(error, ClusterDownError | SlotNotCoveredError | ReadOnlyError | MovedError):
+            await client.nodes_manager.initialize()
+
+    errors = (Disconnected, Silent, ClusterDownError, SlotNotCoveredError, ReadOnlyError, MovedError)
+    return await Retry(_backoff(), 8, errors).call_with_retry(once, again)  # type: ignore[arg-type]
+
+
+def _or_raise(answer: Any) -> Any:
+    """An answer in a pipeline, which may be an error."""
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 @contextmanager

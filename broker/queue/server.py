@@ -25,8 +25,8 @@ class Source(Protocol):
         """One dictionary a primary."""
 
 
-async def check_server(source: Source, *, allow_volatile: bool = False) -> str:
-    """Look at every primary and answer name and version of the first.
+async def check_server(source: Source, *, allow_volatile: bool = False, replicated: bool = False) -> str:
+    """Look at every primary and answer name and version of the first; ``replicated``: each must insist on a replica.
 
     Everything is read from ``INFO``: managed services refuse ``CONFIG``. Raises ``ConfigurationError`` saying what to
     change, ``Unavailable`` when Redis is away.
@@ -36,6 +36,8 @@ async def check_server(source: Source, *, allow_volatile: bool = False) -> str:
         names.append(_version(info))
         _policy(info)
         _persistence(info, allow_volatile)
+        if replicated:
+            _replicas(info)
     return names[0]
 
 
@@ -86,4 +88,14 @@ def _persistence(info: dict[str, Any], allow_volatile: bool) -> None:
             "Redis keeps no append-only file, so a restart would lose accepted jobs. "
             "Set appendonly yes (CONFIG SET appendonly yes, and in redis.conf), or accept the loss with "
             "EMQ_ALLOW_VOLATILE=1."
+        )
+
+
+def _replicas(info: dict[str, Any]) -> None:
+    # INFO has this only where the server counts replicas that keep up. That there is none just now is no such fault.
+    if "min_slaves_good_slaves" not in info:
+        raise ConfigurationError(
+            "EMQ_DURABILITY is replica, but Redis writes without one, so the old primary would go on alone after a "
+            "failover. Set min-replicas-to-write 1 on every server (CONFIG SET min-replicas-to-write 1, and in "
+            "redis.conf), or unset EMQ_DURABILITY; the embedded Valkey has no replica."
         )

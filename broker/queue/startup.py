@@ -28,9 +28,10 @@ async def redis(settings: Settings, *, supervise: bool = True) -> AsyncIterator[
     """
     async with AsyncExitStack() as stack:
         url = url_from(settings) or await _embedded(settings, supervise, stack)
-        connection = Connection(url)
+        replicated = settings.durability == "replica"
+        connection = Connection(url, replicated=replicated)
         stack.push_async_callback(connection.close)
-        name = await check_server(connection, allow_volatile=settings.allow_volatile)
+        name = await check_server(connection, allow_volatile=settings.allow_volatile, replicated=replicated)
         if not settings.allow_open_redis and not connection.address.is_local and await connection.is_open():
             raise open_server(connection.address.shown)
         log.info("using %s at %s", name, connection.address.shown)

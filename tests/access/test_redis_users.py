@@ -93,6 +93,7 @@ MAY: list[tuple[str, tuple[str, ...]]] = [
     ("broker", ("HGETALL", A + "key:x")),
     ("broker", ("GETDEL", A + "side:x")),
     ("broker", ("SCAN", "0")),
+    ("broker", ("WAIT", "1", "1")),
     ("broker", ("SSUBSCRIBE", P + "ev:x")),
     ("broker", ("XADD", A + "audit", "*", "a", "b")),
     ("broker metrics", ("INFO",)),

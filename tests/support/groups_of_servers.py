@@ -39,6 +39,13 @@ async def joined(nodes: Sequence[RedisServer]) -> Callable[[], bool]:
     return whole
 
 
+async def replicating(replica: RedisServer, primary: RedisServer) -> None:
+    """Make one server a replica of another, and wait until it has all."""
+    with redis.Redis.from_url(replica.url) as admin:
+        admin.replicaof("127.0.0.1", primary.port)
+        await wait_until(lambda: admin.info("replication")["master_link_status"] == "up", 20, "the replica has all")
+
+
 async def watching(primary: RedisServer) -> SentinelServer:
     """A sentinel that watches a primary as the service ``main``."""
     folder = Path(tempfile.mkdtemp(prefix="emq-sentinel-"))
