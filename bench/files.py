@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ class Fleet:
             jobs = [result["job_id"] for result in (await answer.json())["results"]]
         records = []
         for job in jobs:
-            record = await until(lambda job=job: self._ended(job), f"job {job} ends", 600)
+            record = await until(partial(self._ended, job), f"job {job} ends", 600)
             assert record["status"] == "completed", record["error"]
             records.append(record)
         return records

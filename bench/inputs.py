@@ -106,8 +106,8 @@ async def previews(fleet: Fleet, comfy_url: str, pid: int, args: argparse.Namesp
                 await asyncio.sleep(SETTLE_S)
     print(f"\npreviews: KSampler, {args.steps} steps, {args.size} pixels; medians of {args.jobs} jobs each")
     for watched, name in ((False, "nobody watches"), (True, "somebody watches")):
-        took, cpu, frames, size = (statistics.median(each[i] for each in found[watched]) for i in range(4))
-        print(f"  {name:17} {took:7.0f} ms   CPU {cpu:7.0f} ms   {frames:4.0f} previews   {size / 1000:6.1f} kB   "
+        took, cpu, shown, sent = (statistics.median(each[i] for each in found[watched]) for i in range(4))
+        print(f"  {name:17} {took:7.0f} ms   CPU {cpu:7.0f} ms   {shown:4.0f} previews   {sent / 1000:6.1f} kB   "
               f"all jobs: {made[watched]['decoded']} decoded, {made[watched]['encoded']} encoded, "
               f"{made[watched]['sent_bytes']} bytes sent")  # fmt: skip
     plain, shown = (statistics.median(each[0] for each in found[watched]) for watched in (False, True))

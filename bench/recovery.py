@@ -68,7 +68,7 @@ async def measure(args: argparse.Namespace) -> list[Target]:
                     return stats.number("claimed") + stats.number("processing")
 
                 async def all_run() -> bool:
-                    return (await queue.stats()).number("processing") == args.workers
+                    return bool((await queue.stats()).number("processing") == args.workers)
 
                 async def none_held() -> bool:
                     return not await running()

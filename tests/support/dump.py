@@ -59,7 +59,7 @@ class Dump:
 def dump(client: redis.Redis, prefix: str, last: Dump | None = None) -> Dump:
     """Read the pool at ``prefix``; the database must hold little else. ``last`` spares work on what did not change."""
     out, known = Dump(), last.raw if last else {}
-    homes = {
+    homes: dict[bytes, dict[str, Any]] = {
         b"hash": out.hashes, b"zset": out.zsets, b"set": out.sets, b"list": out.lists, b"string": out.strings,
     }  # fmt: skip
     for key, kind, value, ttl in client.eval(SCRIPT, 0, prefix):

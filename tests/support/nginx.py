@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +43,7 @@ def adapted(file: str, folder: Path, port: int, upstream: Sequence[str], edits: 
     def servers(found: re.Match[str]) -> str:
         return "\n" + "".join(f"server {address}{found[2]};" for address in upstream)
 
-    changes = {
+    changes: dict[str, str | Callable[[re.Match[str]], str]] = {
         r"pid /run/nginx.pid;": f"pid {folder}/pid;",
         r"/var/log/nginx/": f"{folder}/",
         r"(\n +server 127\.0\.0\.1:\d+([^;]*);[^\n]*)+": servers,
@@ -57,7 +57,7 @@ def adapted(file: str, folder: Path, port: int, upstream: Sequence[str], edits: 
         ),
     }
     for pattern, new in changes.items():
-        text, count = re.subn(pattern, new if callable(new) else lambda _, new=new: new, text)
+        text, count = re.subn(pattern, new if callable(new) else new.replace("\\", r"\\"), text)
         assert count, f"{file} has no {pattern}"
     # The server on port 80 only leads to the other one.
     text = re.sub(r"server \{\s+listen 80;.*?\n    \}", "", text, flags=re.DOTALL)

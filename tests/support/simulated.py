@@ -131,7 +131,7 @@ class SimulatedWorker:
         self, held: Held, code: str = "node_error", message: str = "It failed.", **more: Value | None
     ) -> Answer:
         """Fail the job; ``hand_back=1``, ``missing`` and ``retry`` as in the contract."""
-        error = {"code": code, "message": message, "node_id": None, "node_type": None, "details": {}}
+        error: dict[str, Any] = {"code": code, "message": message, "node_id": None, "node_type": None, "details": {}}
         return self._ended(held, await self._about(held, "fail", code=code, error=json.dumps(error), **more))
 
     async def release(self, held: Held, reason: str = "shutdown") -> Answer:

@@ -6,12 +6,20 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
 
 
-async def wait_until(predicate: Callable[[], T | Awaitable[T]], timeout: float = 10.0, what: str = "") -> T:  # noqa: ASYNC109
+@overload
+async def wait_until(predicate: Callable[[], Awaitable[T | None]], timeout: float = ..., what: str = ...) -> T: ...  # noqa: ASYNC109
+
+
+@overload
+async def wait_until(predicate: Callable[[], T | None], timeout: float = ..., what: str = ...) -> T: ...  # noqa: ASYNC109
+
+
+async def wait_until(predicate: Callable[[], Any], timeout: float = 10.0, what: str = "") -> Any:  # noqa: ASYNC109
     """Ask ``predicate`` (plain or async) until it answers something true, and return that.
 
     Fails after ``timeout`` seconds, saying ``what`` did not happen and what the last answer was.
