@@ -10,6 +10,7 @@ import argparse
 import heapq
 import json
 import random
+import secrets
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -80,8 +81,15 @@ def ending(worker: Worker, done: Answer, dice: random.Random, *, claim: bool) ->
     code, message, node_type = dice.choice(ERRORS)
     error = {"code": code, "message": message, "node_id": "3", "node_type": node_type, "details": {}}
     args = ["job", done.text("job_id"), "token", done.text("lease"), "code", code, "error", json.dumps(error)]
-    claims = [*claiming(worker), "claim", "1", "claim_token", f"{dice.getrandbits(128):032x}"]
+    claims = [*worker.who, "claim", "1", "claim_token", secrets.token_hex(16), "loaded", worker.loaded]
     return "fail", [*args, "retry", "no", *(claims if claim else [])]
+
+
+def following_job(raw: Any) -> Answer | None:
+    """What a worker does next whose job has ended."""
+    answer = parse(raw)
+    assert answer.outcome == "ok", answer
+    return answer.next
 
 
 def fill(pool: Pool, queued: int, finished: int, gpus: int, dice: random.Random) -> None:
@@ -99,7 +107,7 @@ def fill(pool: Pool, queued: int, finished: int, gpus: int, dice: random.Random)
         last = number == rounds
         pairs = [(worker, done) for worker, done in zip(workers, held, strict=True) if done.outcome == "job"]
         answers = pool.calls([ending(worker, done, dice, claim=not last) for worker, done in pairs])
-        following = {worker.name: parse(raw).next for (worker, _), raw in zip(pairs, answers, strict=True)}
+        following = {worker.name: following_job(raw) for (worker, _), raw in zip(pairs, answers, strict=True)}
         held = [following.get(worker.name) or Answer("none", {}, []) for worker in workers]
     pool.redis.hdel(f"{pool.prefix}config", "test_clock")
     submit(pool, queued, dice)
@@ -149,7 +157,7 @@ class Fleet:
             ended.append(heapq.heappop(self.ends)[1])
         calls = [ending(self.gpus[n].worker, self._held(n), self.dice, claim=True) for n in ended]
         for number, raw in zip(ended, self.pool.calls(calls), strict=True):
-            self._begin(number, parse(raw).next)
+            self._begin(number, following_job(raw))
         parts = TICKS_PER_S // self.events
         self._report(range(self.ticks % parts, len(self.gpus), parts), now)
         self._beat(range(self.ticks % round(BEAT_S * TICKS_PER_S), len(self.gpus), round(BEAT_S * TICKS_PER_S)))
