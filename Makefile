@@ -8,8 +8,8 @@ BIN := $(VENV)/bin
 # What a broker needs is enough for the demo; the tools for development are eight times as much.
 BROKER := $(VENV)/.broker
 STAMP := $(VENV)/.installed
-# What the tests use besides Python: a second Redis implementation, a proxy, a browser, a Lua linter.
-PACKAGES := redis-server nginx chromium lua-check prometheus
+# What the tests use besides Python: a second Redis implementation, a proxy, a browser, a Lua linter, networks.
+PACKAGES := redis-server nginx chromium lua-check prometheus iproute2
 ARGS ?=
 
 help: ## Show this list

@@ -59,6 +59,11 @@ COMMANDS = 64
 CROWDED = "No connection available."
 """What redis-py says when all connections were in use for too long."""
 
+LONELY = (UNCONFIRMED, "NOREPLICAS")
+"""Why a call failed at a primary that has no replica any more."""
+ASK_S = 1.0
+"""Sentinels are asked about it so often at most, and not for longer."""
+
 _KINDS = {b"smessage": "message", b"ssubscribe": "subscribed", b"sunsubscribe": "unsubscribed"}
 
 Command = Sequence[bytes | str | int]
@@ -156,6 +161,7 @@ class Connection:
         self.blocking: Client = self._build(BLOCK_S + 5, retries=0, connections=4096)
         self._loading = asyncio.Lock()
         self._away = False
+        self._asked = 0.0
 
     # -- calls --------------------------------------------------------------------------------------------------------
 
@@ -350,16 +356,32 @@ class Connection:
                 async with asyncio.timeout(AWAY_S if self._away else CALL_S):
                     answer = await run()
         except Unavailable as error:
-            if error.details.get("reason") in (CROWDED, UNCONFIRMED):
+            reason = str(error.details.get("reason"))
+            if reason.startswith(LONELY):
+                await self._ask_sentinels()
+            if reason in (CROWDED, UNCONFIRMED):
                 raise  # Redis may be well: were it called away, those that wait would hear it after a second, too
             if not self._away:
-                log.warning("Redis at %s is away: %s", self.address.shown, error.details.get("reason"))
+                log.warning("Redis at %s is away: %s", self.address.shown, reason)
             self._away = True
             raise
         if self._away:
             log.info("Redis at %s is back", self.address.shown)
             self._away = False
         return answer
+
+    async def _ask_sentinels(self) -> None:
+        """Leave a primary that its replicas have left: a failover may have gone by it while this broker reaches it."""
+        now = time.monotonic()
+        if self.address.kind != "sentinel" or now - self._asked < ASK_S:
+            return
+        self._asked = now
+        for client in (self.commands, self.blocking):
+            assert isinstance(client, Redis)
+            assert isinstance(client.connection_pool, SentinelConnectionPool)
+            with suppress(RedisError, OSError, TimeoutError):
+                async with asyncio.timeout(ASK_S):
+                    await client.connection_pool.get_master_address()  # type: ignore[no-untyped-call]
 
     def _build(self, timeout_s: float, retries: int, connections: int) -> Client:
         """A client of the address's kind."""

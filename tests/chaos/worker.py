@@ -36,11 +36,10 @@ class Note:
         os.write(self._file, (json.dumps(entry) + "\n").encode())
 
 
-async def run(worker: SimulatedWorker, held: Held, note: Note) -> None:
+async def run(worker: SimulatedWorker, held: Held, note: Note, step_s: float) -> None:
     """A job: some reports, and an end. Like the real worker it tells everything until it is answered."""
     steps = random.randrange(1, 5)
     for step in range(steps):
-        await asyncio.sleep(random.uniform(0.01, 0.1))
         answer = await _told(partial(worker.report, held, 100 * step / steps))
         if answer.outcome != "ok":
             worker.held.pop(held.job_id, None)
@@ -48,6 +47,7 @@ async def run(worker: SimulatedWorker, held: Held, note: Note) -> None:
         if held.cancelled is not None:
             await _told(partial(worker.fail, held, "interrupted", "Cancelled.", retry="no"))
             return
+        await asyncio.sleep(random.uniform(step_s / 10, step_s))
     if random.random() < 0.03:
         await _told(partial(worker.fail, held, "node_error", "A planned failure."))
         return
@@ -63,7 +63,7 @@ async def _told(call: Callable[[], Awaitable[T]]) -> T:
             await asyncio.sleep(0.1)
 
 
-async def serve(url: str, pool: str, name: str, note: Note) -> None:
+async def serve(url: str, pool: str, name: str, note: Note, step_s: float) -> None:
     """Work for ever; whatever goes wrong with the connection is tried again."""
     connection = Connection(url)
     queue = Queue(connection, pool)
@@ -73,7 +73,7 @@ async def serve(url: str, pool: str, name: str, note: Note) -> None:
         try:
             answer = await worker.register()
             if answer.outcome == "ok":
-                await _work(worker, note)
+                await _work(worker, note, step_s)
         except EmqError:
             await asyncio.sleep(0.1)
         if beating.done():
@@ -89,7 +89,7 @@ async def _beat(worker: SimulatedWorker) -> None:
             continue
 
 
-async def _work(worker: SimulatedWorker, note: Note) -> None:
+async def _work(worker: SimulatedWorker, note: Note, step_s: float) -> None:
     """Claim and run until the queue does not know this instance any more."""
     while True:
         held = await worker.claim()
@@ -100,15 +100,16 @@ async def _work(worker: SimulatedWorker, note: Note) -> None:
                 worker.held.clear()
                 return
             continue
-        await run(worker, held, note)
+        await run(worker, held, note, step_s)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     for name in ("url", "pool", "name", "ledger"):
         parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--step-s", type=float, default=0.1, help="the longest time between two reports")
     args = parser.parse_args()
-    asyncio.run(serve(args.url, args.pool, args.name, Note(Path(args.ledger))))
+    asyncio.run(serve(args.url, args.pool, args.name, Note(Path(args.ledger)), args.step_s))
 
 
 if __name__ == "__main__":

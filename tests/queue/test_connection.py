@@ -34,9 +34,9 @@ def serve() -> Iterator[Callable[..., RedisServer]]:
     """Starts servers of this test's own."""
     servers = []
 
-    def start(*options: str, binary: str = "") -> RedisServer:
+    def start(*options: str, binary: str = "", **where: Any) -> RedisServer:
         folder = Path(tempfile.mkdtemp(prefix="emq-own-"))
-        servers.append(RedisServer("own", binary or valkey_binary(), folder))
+        servers.append(RedisServer("own", binary or valkey_binary(), folder, **where))
         return servers[-1].start(*options)
 
     yield start

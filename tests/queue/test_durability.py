@@ -39,12 +39,16 @@ class Pair:
         self.replica.process.send_signal(signal.SIGSTOP if on else signal.SIGCONT)
 
 
-@pytest.fixture(params=[valkey_binary, redis7_binary], ids=["valkey", "redis7"])
+@pytest.fixture
 async def pair(serve: Callable[..., RedisServer], request: pytest.FixtureRequest) -> Pair:
-    """On each of the two servers in turn."""
-    primary, replica = (serve(*INSIST, binary=request.param()) for _ in range(2))
+    """Two Valkeys, or what ``on_both`` says."""
+    binary = getattr(request, "param", valkey_binary)()
+    primary, replica = (serve(*INSIST, binary=binary) for _ in range(2))
     await replicating(replica, primary)
     return Pair(primary, replica)
+
+
+on_both = pytest.mark.parametrize("pair", [valkey_binary, redis7_binary], ids=["valkey", "redis7"], indirect=True)
 
 
 @pytest.fixture
@@ -53,6 +57,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replicated, "WAIT_S", 0.3)
 
 
+@on_both
 async def test_a_submit_is_accepted_when_a_replica_has_it(pair: Pair, connect: Callable[..., Connection]) -> None:
     queue = Queue(connect(pair.primary.url, replicated=True))
     await queue.configure()
@@ -62,6 +67,7 @@ async def test_a_submit_is_accepted_when_a_replica_has_it(pair: Pair, connect: C
     assert answer.outcome == "ok"
 
 
+@on_both
 async def test_without_its_confirmation_it_may_be_there_and_is_not_accepted(
     pair: Pair, connect: Callable[..., Connection], impatient: None
 ) -> None:

@@ -95,10 +95,13 @@ class BrokerProcess(Process):
     data: Path = field(default_factory=Path)
     port: int = 0
     settings: dict[str, str] = field(default_factory=dict)
+    host: str = "127.0.0.1"
+    through: tuple[str, ...] = ()
+    """What its command is preceded by, on a host of its own (``tests.support.network``)."""
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     @property
     def redis_url(self) -> str:
@@ -110,7 +113,8 @@ class BrokerProcess(Process):
         self.port = self.port or free_port()
         before = self.said().count("listening on") if self.log.exists() else 0
         command = [sys.executable, "-m", "broker", "serve", "--port", str(self.port), "--data", str(self.data)]
-        self.launch(command, ROOT, {**os.environ, "PYTHONUNBUFFERED": "1", **self.settings})
+        settings = {"EMQ_HOST": self.host, **self.settings}
+        self.launch([*self.through, *command], ROOT, {**os.environ, "PYTHONUNBUFFERED": "1", **settings})
         end = time.monotonic() + START_S
         while self.said().count("listening on") == before:
             assert self.is_alive, f"the broker ended:\n{self.said()[-3000:]}"

@@ -40,21 +40,22 @@ async def joined(nodes: Sequence[RedisServer]) -> Callable[[], bool]:
 
 
 async def replicating(replica: RedisServer, primary: RedisServer) -> None:
-    """Make one server a replica of another, and wait until it has all."""
-    with redis.Redis.from_url(replica.url) as admin:
-        admin.replicaof("127.0.0.1", primary.port)
+    """Make one server a replica of another; wait until it has all, and counts where the primary counts replicas."""
+    with redis.Redis.from_url(replica.url) as admin, redis.Redis.from_url(primary.url) as above:
+        admin.replicaof(primary.host, primary.port)
         await wait_until(lambda: admin.info("replication")["master_link_status"] == "up", 20, "the replica has all")
+        await wait_until(lambda: above.info("replication").get("min_slaves_good_slaves", 1), 20, "the replica counts")
 
 
-async def watching(primary: RedisServer) -> SentinelServer:
-    """A sentinel that watches a primary as the service ``main``."""
+async def watching(primary: RedisServer, host: str = "127.0.0.1", through: tuple[str, ...] = ()) -> SentinelServer:
+    """A sentinel (on a host of its own, perhaps) that watches a primary as the service ``main``."""
     folder = Path(tempfile.mkdtemp(prefix="emq-sentinel-"))
     config = folder / "sentinel.conf"
     config.write_text(
-        f"sentinel monitor main 127.0.0.1 {primary.port} 1\nsentinel down-after-milliseconds main 500\n"
+        f"sentinel monitor main {primary.host} {primary.port} 1\nsentinel down-after-milliseconds main 500\n"
         "sentinel failover-timeout main 2000\n"
     )
-    sentinel = SentinelServer(config)
+    sentinel = SentinelServer(config, host, through)
     await sentinel.start()
     return sentinel
 
@@ -62,26 +63,31 @@ async def watching(primary: RedisServer) -> SentinelServer:
 class SentinelServer(RedisServer):
     """A sentinel."""
 
-    def __init__(self, config: Path) -> None:
-        super().__init__("sentinel", redis7_binary(), config.parent)
+    def __init__(self, config: Path, host: str, through: tuple[str, ...]) -> None:
+        super().__init__("sentinel", redis7_binary(), config.parent, host=host, through=through)
         self._config = config
 
     async def start(self) -> None:  # type: ignore[override]
         self.port = free_port()
-        command = [self.binary, str(self._config), "--sentinel", "--port", str(self.port), "--bind", "127.0.0.1"]
+        at = ("--port", str(self.port), "--bind", self.host, "--protected-mode", "no")
+        command = [*self.through, self.binary, str(self._config), "--sentinel", *at]
         self.process = subprocess.Popen(command, cwd=self.folder, stdout=subprocess.DEVNULL)  # noqa: ASYNC220
         await wait_until(self._up, 10, "the sentinel answers")
 
     def _up(self) -> bool:
         try:
-            with redis.Redis(port=self.port) as client:
+            with self.asked() as client:
                 return bool(client.ping())
         except redis.RedisError:
             return False
 
-    def knows_replica(self) -> bool:
-        with redis.Redis(port=self.port) as client:
-            return len(client.sentinel_slaves("main")) == 1
+    def asked(self) -> redis.Redis:
+        """A client of the sentinel's own."""
+        return redis.Redis(host=self.host, port=self.port)
+
+    def knows_replica(self, count: int = 1) -> bool:
+        with self.asked() as client:
+            return len(client.sentinel_slaves("main")) == count
 
     def end(self) -> None:
         """End it, and remove its folder."""

@@ -77,10 +77,13 @@ class RedisServer:
     folder: Path
     port: int = 0
     process: subprocess.Popen[bytes] | None = None
+    host: str = "127.0.0.1"
+    through: tuple[str, ...] = ()
+    """What its command is preceded by, on a host of its own (``tests.support.network``)."""
 
     @property
     def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
+        return f"redis://{self.host}:{self.port}/0"
 
     @property
     def socket_url(self) -> str:
@@ -101,17 +104,19 @@ class RedisServer:
 
     def _launch(self, options: tuple[str, ...]) -> None:
         arguments = {
-            "port": str(self.port), "bind": "127.0.0.1", "dir": str(self.folder), "save": "", "unixsocket": "s",
-            "appendonly": "yes", "appendfsync": "no", "latency-monitor-threshold": "0", "databases": "16",
+            "port": str(self.port), "bind": self.host, "protected-mode": "no", "dir": str(self.folder), "save": "",
+            "unixsocket": "s", "appendonly": "yes", "appendfsync": "no", "latency-monitor-threshold": "0",
+            "databases": "16",
         }  # fmt: skip
         flat = [word for name, value in arguments.items() for word in (f"--{name}", value)]
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [self.binary, *flat, *options], cwd=self.folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL
-            )
+                [*self.through, self.binary, *flat, *options],
+                cwd=self.folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+            )  # fmt: skip
 
     def _answers(self) -> bool:
-        client = redis.Redis(port=self.port, socket_timeout=5)
+        client = redis.Redis(host=self.host, port=self.port, socket_timeout=5)
         try:
             for _ in range(1000):
                 if self.process is None or self.process.poll() is not None:
