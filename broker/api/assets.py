@@ -12,9 +12,10 @@ from broker.api.serving import serve_file
 from broker.api.tickets import FileAccess
 from broker.api.uploads import body, expected_file, parse_hash
 from broker.errors import BadMessage
+from broker.files.meter import Expected
 from broker.files.objects import CHUNK
 from broker.files.outputs import tenant_folder
-from broker.files.store import Expected, FileStore, StoredFile
+from broker.files.store import FileStore, StoredFile
 
 MAX_PARTS = 100
 

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator
 from aiohttp import ClientPayloadError, HttpVersion11, StreamReader, hdrs, web
 
 from broker.errors import BadMessage
+from broker.files.meter import Expected, too_large
 from broker.files.objects import CHUNK
-from broker.files.store import Expected, too_large
 
 IDLE_S = 60.0
 """A sender that is silent for so long has left."""

@@ -21,6 +21,7 @@ from obstore.exceptions import BaseError
 from obstore.store import AzureStore, GCSStore, LocalStore, ObjectStore, S3Store, from_url
 
 from broker.errors import ConfigurationError, NotFound, StorageFull, Unavailable
+from broker.files import folder
 
 CHUNK = 1 << 20
 PART = 5 << 20
@@ -28,7 +29,7 @@ PART = 5 << 20
 CHECK_S = 15.0
 GIVE_UP_S = 10.0
 """How long a store may take to put away what has come of an upload that was given up."""
-_FULL = ("os error 28", "os error 122", "StorageFull", "QuotaExceeded")
+_FULL = ("os error 28", "os error 122", "[Errno 28]", "[Errno 122]", "StorageFull", "QuotaExceeded")
 Method = Literal["GET", "PUT"]
 _REFUSED = "status code: 4"
 _OPTIONS = frozenset({"endpoint", "region"})
@@ -99,6 +100,18 @@ class Objects:
                 writing.exception()
             raise
 
+    def takes_whole(self, size: int | None) -> bool:
+        """Whether an object of so many bytes is put in one go, by :meth:`replace`."""
+        return self._root is not None and size is not None and size <= folder.LIMIT
+
+    async def replace(
+        self, key: str, data: str, content: bytes, decide: Callable[[bytes | None], bytes | None]
+    ) -> None:
+        """On a local disk, put a small object and what names it (see :func:`broker.files.folder.replace`)."""
+        assert self._root is not None
+        with _translated(writing=True):
+            await asyncio.to_thread(folder.replace, str(self._root), key, data, content, decide)
+
     async def write_small(self, key: str, content: bytes) -> None:
         """Write an object in one step."""
         with _translated(writing=True):
@@ -138,18 +151,18 @@ class Objects:
             with suppress(NotFound), _translated():
                 await obstore.delete_async(self._backend, key)
 
-    async def sweep(self, folder: str, before: datetime) -> None:
+    async def sweep(self, below: str, before: datetime) -> None:
         """Remove what was half written before then: a broker that was killed leaves it, and no listing has it.
 
         (In a bucket those are parts of unfinished uploads, which its own rules end.)
         """
         if self._root is not None:
-            await asyncio.to_thread(_sweep, self._root / folder, before.timestamp())
+            await asyncio.to_thread(_sweep, self._root / below, before.timestamp())
 
-    async def below(self, folder: str) -> AsyncGenerator[list[tuple[str, datetime]], None]:
+    async def below(self, parent: str) -> AsyncGenerator[list[tuple[str, datetime]], None]:
         """Keys of everything below a folder, each with the time of its last change, in batches."""
         with _translated():
-            async for batch in obstore.list(self._backend, f"{folder}/"):
+            async for batch in obstore.list(self._backend, f"{parent}/"):
                 yield [(str(entry["path"]), entry["last_modified"]) for entry in batch]
 
     async def folders(self, parent: str) -> list[str]:

@@ -20,10 +20,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from blake3 import blake3
-
-from broker.errors import Conflict, EmqError, NotFound, PayloadTooLarge
+from broker.errors import EmqError, NotFound
 from broker.files import types
+from broker.files.meter import Expected, Meter
 from broker.files.names import content_disposition, display_name
 from broker.files.objects import Objects, open_objects
 from broker.settings import Settings
@@ -84,15 +83,6 @@ _FIELDS = {f.name: f.default is MISSING for f in fields(StoredFile) if f.name no
 """What a document has; whether it must."""
 
 
-@dataclass(frozen=True, slots=True)
-class Expected:
-    """What the sender says of a file; ``None`` where it says nothing. ``limit`` is the most bytes that are taken."""
-
-    limit: int
-    size: int | None = None
-    hash: str | None = None
-
-
 class FileStore:
     """Files under keys of plain segments (``[A-Za-z0-9_.-]``, no leading dot).
 
@@ -137,7 +127,7 @@ class FileStore:
         ``hash_mismatch`` or ``size_mismatch``), ``StorageFull``, ``Unavailable``.
         """
         data = _new_data(folder)
-        meter = _Meter(chunks, expected)
+        meter = Meter(chunks, expected)
         shown = display_name(label)
         unused = [data]
 
@@ -146,20 +136,44 @@ class FileStore:
             direct = not self._objects.is_local
             return StoredFile(key, data, meter.size, meter.hash, types.sniff(meter.head), shown, direct=direct)
 
+        if self._objects.takes_whole(expected.size):
+            content = b"".join([chunk async for chunk in meter])
+            if before_commit is not None:
+                await before_commit()
+            return await self._put_whole(described(), content)
         try:
             await self._objects.write(data, meter, lambda: described().headers)
             if before_commit is not None:
                 await before_commit()
             file = described()
             old = await self._document(file.key)
-            if old is not None and old.hash == file.hash and not old.promised:
-                await self._note_use(old.key)
-                return old, False
-            await self._objects.write_small(file.key, file.document())
-            unused = [old.data] if old else []
-            return file, True
+            if not _stays(old, file):
+                await self._objects.write_small(file.key, file.document())
+                unused = [old.data] if old else []
+            return await self._placed(file, old)
         finally:
             await self._objects.delete(unused)
+
+    async def _put_whole(self, file: StoredFile, content: bytes) -> tuple[StoredFile, bool]:
+        """Put a small file on a local disk; answers as :meth:`put` does."""
+        old: StoredFile | None = None
+
+        def decide(document: bytes | None) -> bytes | None:
+            nonlocal old
+            old = _read_document(file.key, document)
+            return None if _stays(old, file) else file.document()
+
+        await self._objects.replace(file.key, file.data, content, decide)
+        if old is not None and not _stays(old, file):
+            await self._objects.delete([old.data])
+        return await self._placed(file, old)
+
+    async def _placed(self, file: StoredFile, old: StoredFile | None) -> tuple[StoredFile, bool]:
+        """What :meth:`put` answers where ``old`` was."""
+        if old is not None and _stays(old, file):
+            await self._note_use(old.key)
+            return old, False
+        return file, True
 
     def takes_directly(self, expected: Expected) -> bool:
         """Whether a file so announced may be sent to the store itself."""
@@ -288,55 +302,24 @@ class FileStore:
         return newest
 
     async def _document(self, key: str) -> StoredFile | None:
-        """Read a file's document; what is not one counts as missing (the folder may be anybody's)."""
+        """Read a file's document."""
         try:
-            return described(key, json.loads(await self._objects.read_small(key, _DOCUMENT_LIMIT)))
-        except (NotFound, ValueError):
+            return _read_document(key, await self._objects.read_small(key, _DOCUMENT_LIMIT))
+        except NotFound:
             return None
 
 
-class _Meter(AsyncIterator[bytes]):
-    """Passes a stream through while it counts, hashes, keeps the first bytes, and checks at the end."""
+def _stays(old: StoredFile | None, file: StoredFile) -> bool:
+    """Whether what is there needs no replacing."""
+    return old is not None and old.hash == file.hash and not old.promised
 
-    def __init__(self, chunks: AsyncIterator[bytes], expected: Expected) -> None:
-        self._chunks = chunks
-        self._expected = expected
-        self._hasher = blake3()
-        self.size = 0
-        self.head = b""
 
-    @property
-    def hash(self) -> str:
-        """``blake3:<hex>`` of what passed."""
-        return f"blake3:{self._hasher.hexdigest()}"
-
-    async def __anext__(self) -> bytes:
-        try:
-            chunk = await anext(self._chunks)
-        except StopAsyncIteration:
-            self._check()
-            raise
-        self.size += len(chunk)
-        if self.size > self._expected.limit:
-            raise too_large(self._expected.limit)
-        self._hasher.update(chunk)
-        if len(self.head) < types.HEAD_BYTES:
-            self.head += chunk[: types.HEAD_BYTES - len(self.head)]
-        return chunk
-
-    def _check(self) -> None:
-        expected = self._expected
-        if expected.size is not None and expected.size != self.size:
-            raise Conflict(
-                f"{self.size} bytes arrived, {expected.size} were announced; send the file again.",
-                reason="size_mismatch",
-            )
-        if expected.hash is not None and expected.hash != self.hash:
-            raise Conflict(
-                "The content has another hash than announced; send the file again.",
-                reason="hash_mismatch",
-                hash=self.hash,
-            )
+def _read_document(key: str, document: bytes | None) -> StoredFile | None:
+    """The file of a document; what is not one counts as missing (the folder may be anybody's)."""
+    try:
+        return described(key, json.loads(document)) if document and len(document) <= _DOCUMENT_LIMIT else None
+    except ValueError:
+        return None
 
 
 def described(key: str, document: Any) -> StoredFile | None:
@@ -348,11 +331,6 @@ def described(key: str, document: Any) -> StoredFile | None:
     except (TypeError, KeyError, AttributeError):
         return None
     return file if mine else None
-
-
-def too_large(limit: int) -> PayloadTooLarge:
-    """The refusal of a file over ``limit`` bytes."""
-    return PayloadTooLarge(f"The file is larger than the limit of {limit} bytes.", max_bytes=limit)
 
 
 def is_key(key: str) -> bool:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from broker.errors import Conflict, EmqError, NotFound
+from broker.files.meter import Expected
 from broker.files.objects import CHUNK
 from broker.files.outputs import tenant_folder
-from broker.files.store import Expected, FileStore
+from broker.files.store import FileStore
 from broker.jobs.archive import Archive, ArchivedJob
 from broker.jobs.payloads import decode_payload
 from broker.jobs.submission import Submitter

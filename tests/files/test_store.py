@@ -6,17 +6,28 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 from blake3 import blake3
 
 from broker.errors import Conflict, NotFound, PayloadTooLarge, StorageFull
-from broker.files.store import Expected, FileStore, open_store
+from broker.files.meter import Expected
+from broker.files.store import FileStore, open_store
 
 ANY = Expected(limit=1 << 30)
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
+
+
+Announce = Callable[[bytes], Expected]
+
+
+@pytest.fixture(params=[True, False], ids=["announced", "unannounced"])
+def announce(request) -> Announce:
+    """What is expected of a content: a small one whose size is known is put in one go, any other as a stream."""
+    known = request.param
+    return lambda data: Expected(limit=1 << 30, size=len(data)) if known else ANY
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -27,8 +38,8 @@ async def content(store: FileStore, key: str, *span: int) -> bytes:
     return b"".join([chunk async for chunk in store.read(await store.stat(key), *span)])
 
 
-async def test_a_file_comes_back_with_its_size_hash_type_and_label(store, stream):
-    file, new = await store.put("t/j/1", "0", stream(PNG[:5], PNG[5:]), label="cat.png", expected=ANY)
+async def test_a_file_comes_back_with_its_size_hash_type_and_label(store, stream, announce):
+    file, new = await store.put("t/j/1", "0", stream(PNG[:5], PNG[5:]), label="cat.png", expected=announce(PNG))
     assert new
     assert (file.key, file.size, file.content_type, file.label) == ("t/j/1/0", len(PNG), "image/png", "cat.png")
     assert file.hash == f"blake3:{blake3(PNG).hexdigest()}"
@@ -38,25 +49,49 @@ async def test_a_file_comes_back_with_its_size_hash_type_and_label(store, stream
     assert await content(store, "t/j/1/0", 100, 10_000) == PNG[100:]
 
 
-async def test_an_empty_file_is_a_file(store, stream):
-    file, _ = await store.put("t/j/1", "0", stream(), label="x", expected=ANY)
+async def test_an_empty_file_is_a_file(store, stream, announce):
+    file, _ = await store.put("t/j/1", "0", stream(), label="x", expected=announce(b""))
     assert file.size == 0
     assert await content(store, file.key) == b""
 
 
-async def test_storing_again_replaces_in_one_step_and_leaves_nothing_behind(store, stream, tmp_path):
-    await store.put("t/j/1", "0", stream(b"one"), label="x", expected=ANY)
-    _, new = await store.put("t/j/1", "0", stream(b"two!"), label="x", expected=ANY)
+async def test_storing_again_replaces_in_one_step_and_leaves_nothing_behind(store, stream, tmp_path, announce):
+    await store.put("t/j/1", "0", stream(b"one"), label="x", expected=announce(b"one"))
+    _, new = await store.put("t/j/1", "0", stream(b"two!"), label="x", expected=announce(b"two!"))
     assert new
     assert await content(store, "t/j/1/0") == b"two!"
     assert len(files_below(tmp_path)) == 2
 
 
-async def test_the_same_content_again_changes_nothing(store, stream, tmp_path):
-    first, _ = await store.put("t/j/1", "0", stream(b"one"), label="x", expected=ANY)
-    second, new = await store.put("t/j/1", "0", stream(b"one"), label="x", expected=ANY)
+async def test_the_same_content_again_changes_nothing(store, stream, tmp_path, announce):
+    first, _ = await store.put("t/j/1", "0", stream(b"one"), label="x", expected=announce(b"one"))
+    second, new = await store.put("t/j/1", "0", stream(b"one"), label="x", expected=announce(b"one"))
     assert (second, new) == (first, False)
     assert len(files_below(tmp_path)) == 2
+
+
+async def test_a_small_file_replaces_what_a_link_leads_to_by_a_file(store, stream, tmp_path, announce):
+    await store.put("t/j/1", "0", stream(b"old"), label="x", expected=announce(b"old"))
+    document = next(path for path in files_below(tmp_path) if path.name == "0")
+    elsewhere = tmp_path / "elsewhere"
+    document.rename(elsewhere)
+    document.symlink_to(elsewhere)
+    _, new = await store.put("t/j/1", "0", stream(b"old"), label="x", expected=announce(b"old"))
+    assert new
+    assert not document.is_symlink()
+    assert await content(store, "t/j/1/0") == b"old"
+
+
+async def test_small_files_are_stored_while_their_folder_is_swept(store, stream):
+    async def sweep() -> None:
+        for _ in range(50):
+            await store.delete_folder("t/other")
+            await store.delete_folder("t/j/0")
+
+    sweeping = asyncio.create_task(sweep())
+    for number in range(50):
+        await store.put("t/j/0", str(number), stream(b"x"), label="x", expected=Expected(limit=9, size=1))
+    await sweeping
 
 
 async def test_a_reader_of_a_replaced_file_keeps_what_it_reads(store, stream):
@@ -83,14 +118,14 @@ async def test_what_is_not_as_announced_leaves_nothing(store, stream, tmp_path, 
     assert files_below(tmp_path) == []
 
 
-async def test_a_refusal_at_the_end_keeps_the_old_file(store, stream, tmp_path):
+async def test_a_refusal_at_the_end_keeps_the_old_file(store, stream, tmp_path, announce):
     await store.put("t/j/1", "0", stream(b"old"), label="x", expected=ANY)
 
     async def refuse() -> None:
         raise Conflict("no longer yours")
 
     with pytest.raises(Conflict):
-        await store.put("t/j/1", "0", stream(b"new"), label="x", expected=ANY, before_commit=refuse)
+        await store.put("t/j/1", "0", stream(b"new"), label="x", expected=announce(b"new"), before_commit=refuse)
     assert await content(store, "t/j/1/0") == b"old"
     assert len(files_below(tmp_path)) == 2
 
@@ -135,7 +170,8 @@ async def test_deleting_a_folder_takes_only_its_files(store, stream, tmp_path):
 KILLED = """
 import asyncio, sys
 from pathlib import Path
-from broker.files.store import Expected, open_store
+from broker.files.meter import Expected
+from broker.files.store import open_store
 
 async def endless():
     for _ in range(3):
