@@ -3,7 +3,7 @@
 -- A call gathers its changes of records, counters, logs and virtual time in a unit of work `u` and writes them once,
 -- in `Q.commit`; sets are written as it goes. All checks of a function come before its first write.
 
-Q.VERSION = 1
+Q.VERSION = 2
 Q.LEVEL = 2 ^ 45       -- width of a priority level in a score
 Q.FIRST_TAG = 2 ^ 30   -- room below it for "to the front"
 Q.UNIT_MS = 10         -- one unit of a tag is 10 ms of expected GPU time
@@ -39,7 +39,7 @@ function Q.pairs_of(flat)
 end
 
 -- The time in ms. A pool with `test_clock` in its config lives at that time instead.
-local function now_ms(test_clock)
+function Q.now_ms(test_clock)
   if test_clock then return tonumber(test_clock) end
   local t = redis.call('TIME')
   return t[1] * 1000 + math.floor(t[2] / 1000)
@@ -70,7 +70,7 @@ local DEFAULTS = {
 function Q.open(P, first, second)
   local c = redis.call('HMGET', P .. 'config', 'deployment', 'lease_ms', 'test_clock', 'paused', 'seen', 'grace',
     'tenant_running', first or 'grace', second or 'grace')
-  local now = now_ms(c[3])
+  local now = Q.now_ms(c[3])
   local u = setmetatable({
     P = P, now = now, ms = Q.int(now), deployment = c[1] or '', lease = tonumber(c[2] or 30000), paused = c[4] == '1',
     seen = tonumber(c[5] or 0), grace = tonumber(c[6] or 0), matches = 0,

@@ -1,6 +1,6 @@
 -- What whoever calls next takes care of: lapsed leases, delays that are over, jobs that expire, deadlines.
 
-local GAP_MS = 5000
+local GAP_MS, LATELY_MS = 5000, 2000
 
 -- After a gap, a time in which Redis saw neither sweep nor heartbeat (it stood still, or was away), nobody could keep a
 -- lease: all get one lease of grace, but not one after the other (a broker may sweep rarely, its workers be dead).
@@ -75,9 +75,15 @@ function Q.time_out(u, limit)
   return #over
 end
 
+-- Whether a pool that is not paused saw a sign of life so lately that a claim has nothing of this to do.
+function Q.is_tended(P)
+  local c = redis.call('HMGET', P .. 'config', 'seen', 'paused', 'test_clock')
+  return c[1] and not c[2] and math.abs(Q.now_ms(c[3]) - c[1]) < LATELY_MS
+end
+
 -- The part of this that a claim or a heartbeat does; a claim leaves it to those who did it a moment ago.
-function Q.tend(u, lately_ms)
-  if lately_ms and math.abs(u.now - u.seen) < lately_ms then return end
+function Q.tend(u, is_claim)
+  if is_claim and math.abs(u.now - u.seen) < LATELY_MS then return end
   Q.reap_lapsed(u, 10)
   Q.promote_due(u, 10)
 end
