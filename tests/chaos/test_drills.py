@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos import kills
 from tests.chaos.faults import FAULTS
 from tests.support.comfyui import ROOT
 
@@ -25,3 +26,11 @@ def test_sixty_faults_under_load_break_no_promise(tmp_path: Path) -> None:
     assert set(verdict["faults"]) >= set(FAULTS) - {"cut_power"}
     assert verdict["completed"] > 100
     assert verdict["attempts"] > verdict["completed"], "the faults did hit jobs"
+
+
+async def test_a_redis_that_is_killed_under_submits_keeps_what_it_acknowledged(tmp_path: Path) -> None:
+    """``python -m tests.chaos.kills`` does it thirty times at five times the rate."""
+    count = await kills.drill(tmp_path, kills=3, rate=100, seed=1)
+    assert count.good, count
+    assert (count.kills, count.acknowledged) == (3, count.submitted)
+    assert count.submitted > 100
