@@ -53,7 +53,7 @@ from broker.jobs.submission import Submitter
 from broker.jobs.templates import Templates
 from broker.jobs.traces import LOOK_S, TraceMaker, Tracer
 from broker.jobs.webhooks import Webhooks
-from broker.memory import trimmed
+from broker.memory import tidied
 from broker.outbound import Outbound, UrlRule
 from broker.queue.connection import Connection
 from broker.queue.events import EventHub
@@ -296,7 +296,7 @@ async def _services(app: web.Application) -> AsyncIterator[None]:
 
 async def _memory(app: web.Application) -> AsyncIterator[None]:
     """What was freed goes back to the system."""
-    async with trimmed():
+    async with tidied():
         yield
 
 

@@ -1,15 +1,19 @@
-"""Memory that was freed goes back to the system."""
+"""Memory that nothing needs is freed, and what was freed goes back to the system."""
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import subprocess
 import sys
+import weakref
 
 import pytest
 
+from broker.memory import tidied
 from tests.support.comfyui import ROOT
+from tests.support.waiting import wait_until
 
 FREED = """
 import resource
@@ -34,3 +38,21 @@ def test_what_was_freed_goes_back() -> None:
         capture_output=True, text=True,
     )  # fmt: skip
     assert int(done.stdout) > 60_000_000
+
+
+class Ring:
+    """Holds itself."""
+
+    def __init__(self) -> None:
+        self.me = self
+
+
+async def test_rubbish_that_holds_itself_is_freed_without_python_asking_for_it() -> None:
+    gc.disable()
+    try:
+        ring = weakref.ref(Ring())
+        assert ring() is not None
+        async with tidied(0.01):
+            await wait_until(lambda: ring() is None, what="it is freed")
+    finally:
+        gc.enable()

@@ -22,6 +22,7 @@ import aiohttp
 
 from broker.client import Client, JobHandle, Preview
 from broker.errors import EmqError
+from broker.memory import tidied
 from broker.trial.simulate import jobs
 from tests.chaos.judge import Promise, gaps
 
@@ -167,7 +168,7 @@ async def main() -> None:
     parser.add_argument("--rate", type=float, default=2.0)
     args = parser.parse_args()
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60)
-    async with aiohttp.ClientSession(timeout=timeout) as http, Client(args.url) as client:
+    async with tidied(), aiohttp.ClientSession(timeout=timeout) as http, Client(args.url) as client:
         traffic = Traffic(client, http, args.url, args.rate)
         running = asyncio.ensure_future(traffic.run())
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.cancel)
