@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from broker.api.errors import dumps, frame, unexpected
 from broker.api.frames import Frames, Socket
 from broker.api.groups import GroupFollower
 from broker.api.outbox import Outbox
+from broker.api.sending import send_all
 from broker.api.streams import Item
 from broker.errors import BadMessage, EmqError, RateLimited
 from broker.jobs import strict
@@ -26,10 +26,6 @@ from broker.protocol.base import now_ms
 if TYPE_CHECKING:
     from broker.api.services import Services
 
-log = logging.getLogger(__name__)
-
-STALLED_S = 10.0
-"""A client that takes nothing for this long is cut off."""
 MAX_SUBSCRIPTIONS = 10_000
 SALVAGE_BYTES = 65_536
 """A message over the rate is read for its ``message_id`` only up to this size: refusing must stay cheap."""
@@ -78,7 +74,7 @@ class ClientSocket:
 
     async def run(self, *, stats: bool = False) -> None:
         """Read and answer until the client leaves; ``stats`` subscribes to the figures at once."""
-        writer = asyncio.create_task(self._write(), name="socket-writer")
+        writer = asyncio.create_task(send_all(self._ws, self._outbox), name="socket-writer")
         try:
             if stats:
                 self._watch_stats(True)
@@ -305,14 +301,14 @@ class ClientSocket:
         last = None
         async with contextlib.aclosing(events):
             async for item in events:
-                last = item.message.get("event_id", last)
+                last = item.event_id or last
                 await self._outbox.room()
                 if item.preview is not None:
                     self._outbox.put_preview(job_id, item.preview)
                 elif item.latest_only:
-                    self._outbox.put_latest("progress", job_id, dumps(item.message))
+                    self._outbox.put_latest("progress", job_id, item.text)
                 else:
-                    self._outbox.put(dumps(item.message))
+                    self._outbox.put(item.text)
         if last is not None:
             self._followed[job_id] = last
             if len(self._followed) > MAX_SUBSCRIPTIONS // 10:
@@ -352,27 +348,6 @@ class ClientSocket:
 
     def _fail(self, error: EmqError, echo: str | None, **fields: Any) -> None:
         self._reply({**frame(error, echo), **fields})
-
-    async def _write(self) -> None:
-        try:
-            while True:
-                data = await self._outbox.get()
-                async with asyncio.timeout(STALLED_S):
-                    if isinstance(data, str):
-                        await self._ws.send_str(data)
-                    else:
-                        await self._ws.send_bytes(data)
-        except TimeoutError:
-            log.info("A client took nothing for %s s: cut off", STALLED_S)
-            self._abort()
-        except (ConnectionError, RuntimeError):
-            self._abort()  # the client has gone; the reading side ends too
-
-    def _abort(self) -> None:
-        """Cut the connection: a close frame would wait behind what the client does not take."""
-        request = self._ws._req  # aiohttp shows the transport of a socket nowhere else
-        if request is not None and request.transport is not None:
-            request.transport.abort()
 
 
 _SPECIAL: dict[str, Callable[[ClientSocket, dict[str, Any], str | None], Awaitable[None]]] = {

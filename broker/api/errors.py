@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 
 _BY_STATUS = {400: "bad_message", 401: "unauthorized", 403: "forbidden", 404: "not_found", 405: "bad_message",
               409: "conflict", 413: "payload_too_large", 429: "rate_limited", 503: "unavailable"}  # fmt: skip
+_COMPACT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 class Internal(EmqError):
@@ -74,4 +75,4 @@ def unexpected(exc: Exception, where: str) -> Internal:
 
 def dumps(value: Any) -> str:
     """Compact JSON for the wire."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return _COMPACT.encode(value)

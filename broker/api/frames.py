@@ -8,7 +8,7 @@ import contextlib
 from aiohttp import WSCloseCode, WSMsgType, hdrs, web
 
 from broker.access.credentials import BEARER_PROTOCOL
-from broker.api.flag import Flag
+from broker.flag import Flag
 
 PROTOCOL = "emq.v1"
 READ_AHEAD = 256

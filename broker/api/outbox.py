@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from broker.api.flag import Flag
+from broker.flag import Flag
 
 HIGH_BYTES = 256 * 1024
 """Above this no further request of the client is read and event streams wait."""

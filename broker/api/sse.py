@@ -103,8 +103,7 @@ def text_of(item: Item) -> bytes:
     """One event as the stream has it; a preview has no id, so that a client that comes again misses no event."""
     if item.preview is not None:
         return _preview_text(item.preview)
-    message = item.message
-    return f"id: {message['event_id']}\nevent: {message['type']}\ndata: {dumps(message)}\n\n".encode()
+    return f"id: {item.event_id}\nevent: {item.type}\ndata: {item.text}\n\n".encode()
 
 
 def _preview_text(frame: bytes) -> bytes:

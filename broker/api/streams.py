@@ -6,8 +6,8 @@ import json
 import struct
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Any
 
+from broker.api.errors import dumps
 from broker.api.tally import Tally
 from broker.errors import BadMessage, NotFound
 from broker.jobs.records import Deliver, public_job, public_result
@@ -16,6 +16,8 @@ from broker.queue.events import Event, EventHub, Preview, Reset
 
 _UNTOLD = dict.fromkeys(("node", "nodes_done", "nodes_total", "eta_s", "message"))
 """What a worker may leave out of its progress."""
+SHARED_MS = 100
+"""A message that was made so long ago is made anew: its time and its files' addresses are of the delivery."""
 PREVIEW_PX = (64, 1024)
 """How small and how large previews may be wished for."""
 _SHOWN = ("image/jpeg", "image/png", "image/webp", "text/plain", "audio/flac", "audio/mpeg", "audio/ogg", "audio/wav")
@@ -23,13 +25,28 @@ _SHOWN = ("image/jpeg", "image/png", "image/webp", "text/plain", "audio/flac", "
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One thing to deliver: a message, or a preview's bytes."""
+    """One thing to deliver: a message as JSON, or a preview's bytes."""
 
-    message: dict[str, Any]
+    text: str = ""
+    type: str = ""
+    event_id: str | None = None
     preview: bytes | None = None
     latest_only: bool = False
     """Progress that a newer one may replace."""
-    ends_round: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """The message that was made last."""
+
+    event: Event
+    tenant: str
+    at: int
+    item: Item
+
+    def serves(self, event: Event, tenant: str, now: int) -> bool:
+        """Whether it is what this tenant is to get of this event."""
+        return self.event is event and self.tenant == tenant and 0 <= now - self.at < SHARED_MS
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +86,7 @@ class Streams:
         self.hub = hub
         self._deliver = deliver
         self._tally = tally
+        self._latest: _Made | None = None
 
     async def check(self, job_id: str, tenant: str) -> None:
         """See that ``tenant`` (empty: any) may follow the job. Raises ``NotFound``, ``Unavailable``.
@@ -96,19 +114,28 @@ class Streams:
             async for item in subscription:
                 if isinstance(item, Preview):
                     self._tally.previews.inc()
-                    yield Item({}, preview=item.data)
+                    yield Item(preview=item.data)
                 elif isinstance(item, Reset):
                     yield self._reset(job_id, item)
                 else:
                     self._tally.events.labels(item.type).inc()
-                    yield self._event(job_id, tenant, item)
+                    yield self._shared(job_id, tenant, item)
 
     async def picture(self, job_id: str, px: int = 0) -> Picture | None:
         """The newest preview's picture, waiting a moment for one when nobody here watches yet."""
         frame = await self.hub.preview(job_id, px=px)
         return picture_of(frame) if frame else None
 
-    def _event(self, job_id: str, tenant: str, event: Event) -> Item:
+    def _shared(self, job_id: str, tenant: str, event: Event) -> Item:
+        """The event as a message. Its listeners come one behind the other, so it is made once for all of them."""
+        latest, now = self._latest, now_ms()
+        if latest is not None and latest.serves(event, tenant, now):
+            return latest.item
+        item = self._event(job_id, tenant, event, now)
+        self._latest = _Made(event, tenant, now, item)
+        return item
+
+    def _event(self, job_id: str, tenant: str, event: Event, now: int) -> Item:
         data = event.data
         if event.type == "complete_job":
             data = {
@@ -122,10 +149,10 @@ class Streams:
             "type": event.type,
             "job_id": job_id,
             "event_id": event.event_id,
-            "timestamp": now_ms(),
+            "timestamp": now,
         }
         progress = event.type == "update_job_progress" and event.p > 0
-        return Item(message, latest_only=progress, ends_round=event.ends_round)
+        return Item(dumps(message), event.type, event.event_id, latest_only=progress)
 
     def _reset(self, job_id: str, reset: Reset) -> Item:
         reset.record.pairs.setdefault("job_id", job_id.encode())
@@ -136,4 +163,4 @@ class Streams:
             "record": public_job(reset.record, self._deliver),
             "timestamp": now_ms(),
         }
-        return Item(message)
+        return Item(dumps(message), "reset", reset.event_id)

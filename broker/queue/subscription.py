@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from broker.errors import Unavailable
+from broker.flag import Flag
 from broker.queue.queue import Answer
 
 INBOX = 256
@@ -115,7 +116,7 @@ class Subscription:
         self._looked_for: Id | None = None
         self._over = False
         self._closed = False
-        self._wake = asyncio.Event()
+        self._wake = Flag()
         self._feed: Feed | None = None
 
     # -- the listener's side ------------------------------------------------------------------------------------------

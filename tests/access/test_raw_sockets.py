@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 import pytest
 from aiohttp import web
 
-from broker.api import client_socket, kernel
+from broker.api import kernel, sending
 from broker.cli import serve
 from broker.settings import Settings
 from tests.access.conftest import Guarded
@@ -139,7 +139,7 @@ async def test_what_waits_for_one_who_never_reads_keeps_no_connection(
 ) -> None:
     """Neither when the broker waits to send nor when it has closed: pongs are sent by nobody who would time out."""
     monkeypatch.setattr(kernel, "UNTAKEN_LIVE_S", 1)
-    monkeypatch.setattr(client_socket, "STALLED_S", 600)
+    monkeypatch.setattr(sending, "STALLED_S", 600)
     before = open_connections(broker)
     async with connected(port_of(broker), takes=4096) as (reader, writer):
         await reader.readuntil(b"\r\n\r\n")

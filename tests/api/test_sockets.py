@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from broker.api import client_socket
+from broker.api import sending
 from broker.api.outbox import HIGH_BYTES, Outbox
 from tests.api.conftest import GRAPH, Broker, Start, submit
 from tests.support.waiting import wait_until
@@ -122,7 +122,7 @@ async def test_messages_are_limited_and_the_socket_stays(broker: Broker) -> None
 
 
 async def test_a_client_that_takes_nothing_is_cut_off(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_socket, "STALLED_S", 0.5)
+    monkeypatch.setattr(sending, "STALLED_S", 0.5)
     body = json.dumps({"type": "make_coffee", "message_id": "x" * 100}).encode()
     frame = bytes([0x81, 0x80 | 126]) + len(body).to_bytes(2, "big") + bytes(4) + body
     async with broker.raw_socket() as (_, writer):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import struct
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from broker.api.services import SERVICES
 from tests.api.conftest import Broker, Client, Start, submit
 from tests.support.simulated import SimulatedWorker
 from tests.support.waiting import wait_until
@@ -275,3 +278,28 @@ async def test_who_submitted_a_job_and_retries_it_hears_the_new_round_too(broker
         assert len(set(ids(both))) == len(both)
         states = [event["status"] for event in both[len(first) :] if event["type"] == "job_update"]
         assert states == ["pending", "claimed", "processing", "completed"]
+
+
+async def test_listeners_of_one_job_share_messages_but_no_tenant_has_another_s_addresses(broker: Broker) -> None:
+    worker = broker.worker()
+    await worker.register()
+    async with broker.client() as client:
+        job = await new_job(client)
+    held = await worker.claim()
+    assert held is not None
+    streams = broker.server.app[SERVICES].streams
+    async with contextlib.AsyncExitStack() as stack:
+        listeners = [
+            await stack.enter_async_context(contextlib.aclosing(streams.follow(job, tenant, until_end=True)))
+            for tenant in ("default", "default", "other", "default")
+        ]
+        firsts = [await anext(listener) for listener in listeners]
+        await worker.report(held, 50)
+        output = {"node_id": "2", "kind": "image", "filename": "x.png", "name": "1-0.png"}
+        await worker.finish(held, {"outputs": [output]})
+        heard = [[first] + [item async for item in rest] for first, rest in zip(firsts, listeners, strict=True)]
+    for items in heard:
+        assert [item.event_id for item in items] == [item.event_id for item in heard[0]]
+        assert all(json.loads(item.text)["event_id"] == item.event_id for item in items)
+    urls = [json.loads(items[-1].text)["result"]["outputs"][0]["url"] for items in heard]
+    assert [parse_qs(urlsplit(url).query)["t"] for url in urls] == [["default"], ["default"], ["other"], ["default"]]

@@ -6,7 +6,7 @@ import asyncio
 
 
 class Flag:
-    """Something to wait for. Every connection has four of them, and asyncio's are 0.7 KiB each."""
+    """Something to wait for. Every connection and every subscription has some, and asyncio's are 0.7 KiB each."""
 
     __slots__ = ("_on", "_waiting")
 
