@@ -13,7 +13,8 @@ from broker.access.identity import Scope, current
 from broker.access.limits import BROWSERS_PER_S, SERVERS_PER_S, TokenBucket
 from broker.access.proxies import client_ip
 from broker.api.client_socket import ClientSocket
-from broker.api.frames import Socket, cut_off, offered
+from broker.api.frames import cut_off, offered
+from broker.api.heartbeat import HEARTBEAT, VISIT_S, ListenedSocket, heartbeat
 from broker.api.kernel import end_untaken_soon
 from broker.api.seats import seat
 from broker.api.services import SERVICES, services
@@ -21,16 +22,15 @@ from broker.logging import bind_client
 
 FAREWELL_S = 0.5
 """How long the stop waits for the clients' answers to their close frames."""
-HEARTBEAT_S = 18.0
-"""With half of it for the answer, and aiohttp's rounding up, a client that is gone is cut within 30 s."""
 
 
 def add_to(app: web.Application) -> None:
-    """Register the routes, and the farewell to open sockets at the stop."""
+    """Register the routes, the sockets' heartbeat, and the farewell to open ones at the stop."""
     app.router.add_get("/ws", client)
     app.router.add_get("/ws/client/{client_id}", client)
     app.router.add_get("/ws/monitor/{monitor_id}", monitor)
     app.on_shutdown.append(close_all)
+    app.cleanup_ctx.append(heartbeat)
 
 
 async def client(request: web.Request) -> web.StreamResponse:
@@ -56,15 +56,15 @@ async def close_all(app: web.Application) -> None:
         await asyncio.wait_for(everybody, FAREWELL_S)
 
 
-def open_socket(limit: int, protocols: tuple[str, ...]) -> Socket:
+def open_socket(limit: int, protocols: tuple[str, ...]) -> ListenedSocket:
     """A socket for messages of at most ``limit`` bytes.
 
     aiohttp itself refuses only what is twice as large: it would cut the connection in the middle of the message, and
     the client, still sending, would see a reset instead of the close code. Text stays bytes, so that one that is not
     UTF-8 gets an answer; aiohttp would close the connection.
     """
-    return web.WebSocketResponse(
-        protocols=protocols, heartbeat=HEARTBEAT_S, compress=False, max_msg_size=2 * limit + 1, decode_text=False
+    return ListenedSocket(
+        protocols=protocols, heartbeat=VISIT_S, compress=False, max_msg_size=2 * limit + 1, decode_text=False
     )
 
 
@@ -84,7 +84,11 @@ async def _serve_seated(request: web.Request, *, stats: bool) -> web.StreamRespo
     parts.sockets.add(socket)
     try:
         client_id = request.match_info.get("client_id") or request.match_info.get("monitor_id")
-        with bind_client(client_id), watched(request, partial(cut_off, ws, request)):
+        with (
+            bind_client(client_id),
+            watched(request, partial(cut_off, ws, request)),
+            request.config_dict[HEARTBEAT].watch(ws),
+        ):
             await socket.run(stats=stats)
     finally:
         parts.sockets.discard(socket)

@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from broker.api import sending
+from broker.api import heartbeat, sending, websocket
 from broker.api.outbox import HIGH_BYTES, Outbox
 from tests.api.conftest import GRAPH, Broker, Start, submit
 from tests.support.waiting import wait_until
@@ -242,3 +242,34 @@ async def test_pipelined_messages_are_answered_in_order(broker: Broker) -> None:
                 break
         assert seen == sorted(seen, reverse=True), "they queue in the order they were sent"
         assert len(seen) == len(jobs)
+
+
+async def test_who_says_nothing_is_pinged_and_then_cut(start_broker: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not who answers the pings, nor who is in the middle of a long message and cannot."""
+    monkeypatch.setattr(heartbeat, "VISIT_S", 0.9)
+    broker = await start_broker()
+    unfinished = bytes([0x81, 0x80 | 126]) + (60_000).to_bytes(2, "big") + bytes(4)
+    async with broker.client() as client, broker.raw_socket() as (_, slow), broker.raw_socket() as (gone, _):
+        slow.write(unfinished)
+        answering = asyncio.ensure_future(client.next(60))
+
+        async def talk() -> None:
+            while True:
+                slow.write(b" ")
+                await asyncio.sleep(0.1)
+
+        talking = asyncio.ensure_future(talk())
+        assert await asyncio.wait_for(gone.read(), 60) == b"\x89\x00"
+        talking.cancel()
+        assert not slow.transport.is_closing()
+        await client.send({"type": "request_stats"})
+        assert (await answering)["type"] == "response_stats"
+
+
+async def test_sockets_that_came_together_are_visited_one_behind_the_other() -> None:
+    beat = heartbeat.Heartbeat()
+    with contextlib.ExitStack() as stack:
+        for _ in range(2 * heartbeat.SLICES):
+            stack.enter_context(beat.watch(websocket.open_socket(1, ())))
+        assert {len(sockets) for sockets in beat._slices} == {2}
+    assert {len(sockets) for sockets in beat._slices} == {0}

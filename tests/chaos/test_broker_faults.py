@@ -200,12 +200,12 @@ async def wait_for_ends(emq: Client, count: int) -> None:
     await wait_until(ended, 60, f"{count} jobs have ended")
 
 
-@pytest.mark.parametrize(("beat_s", "stays"), [(0.5, True), (60.0, False)])
+@pytest.mark.parametrize(("visit_s", "stays"), [(0.25, True), (30.0, False)])
 async def test_a_quiet_socket_outlives_the_time_out_of_nginx(
-    start_broker: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beat_s: float, stays: bool
+    start_broker: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visit_s: float, stays: bool
 ) -> None:
     """By the broker's pings, which come more often: with rare ones NGINX ends it."""
-    monkeypatch.setattr("broker.api.websocket.HEARTBEAT_S", beat_s)
+    monkeypatch.setattr("broker.api.heartbeat.VISIT_S", visit_s)
     broker = await start_broker()
     shorter = {"proxy_read_timeout 75s;": "proxy_read_timeout 2s;"}
     async with (
