@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any
 
 from markupsafe import Markup, escape
 
-from broker.dashboard.words import age, duration, megabytes, segment
+from broker.dashboard.parts import Parts, joined
+from broker.dashboard.words import age, duration, element, megabytes, segment
 
 Job = dict[str, Any]
+Draw = Callable[..., str]
+_REST = {"offline": "Gone.", "idle": "Waits for a job."}
 _NEXT = ' <span class="chip">next</span>'
 
 
@@ -74,4 +77,64 @@ def _memory(whole: float, free: float | None) -> Markup:
     return Markup(f'<span class="vram">{meter} {megabytes(used)} of {most}</span>')  # noqa: S704 # nosec B704 - numbers
 
 
+def _now(name: str, worker: Job) -> Markup:
+    jobs = "".join(doing(job) for job in worker["doing"])
+    rest = "" if jobs else f'<p class="quiet rest">{_REST.get(worker["status"], "No job.")}</p>'
+    return Markup(f'<div id="d{name}" class="now">{jobs}{rest}</div>')  # noqa: S704 # nosec B704 - made of pieces
+
+
+def _heard(name: str, worker: Job) -> Markup:
+    versions = (("ComfyUI", worker["comfyui_version"]), ("EMQ", worker["version"]))
+    told = "".join(f" · {what} {escape(version)}" for what, version in versions if version)
+    heard = f'<p class="quiet">heard {age(worker["last_heartbeat"])} ago{told}</p>'
+    return Markup(f'<div id="h{name}">{vram(worker["gpus"])}{heard}</div>')  # noqa: S704 # nosec B704 - made of pieces
+
+
+def grid(part: Parts, workers: Iterable[Job], frame: Draw) -> Markup:
+    """A card for each worker; ``frame`` draws what is around what it does now and what was heard of it."""
+    return joined(_card(part, element("w", worker["worker_id"]), worker, frame) for worker in workers)
+
+
+def _card(part: Parts, name: str, worker: Job, frame: Draw) -> str:
+    known = part.again(name, worker["shown"])
+    if known:
+        return known
+    now = part(f"d{name}", worker["doing"], worker["status"], caller=lambda: _now(name, worker))
+    heard = part(f"h{name}", worker["record"], caller=lambda: _heard(name, worker))
+    return part(name, worker["fixed"], caller=lambda: frame(worker, now, heard))
+
+
+def table(part: Parts, workers: Iterable[Job], frame: Draw) -> Markup:
+    """The same as a row for each worker."""
+    return joined(_row(part, element("w", worker["worker_id"]), worker, frame) for worker in workers)
+
+
+def _row(part: Parts, name: str, worker: Job, frame: Draw) -> str:
+    known = part.again(name, worker["shown"])
+    if known:
+        return known
+    job = worker["doing"][0] if worker["doing"] else None
+    now = part(f"d{name}", job, caller=lambda: _cell(f"d{name}", f"{node(job)} {bar(job)}" if job else ""))
+    heard = part(f"h{name}", worker["record"], caller=lambda: _cell(f"h{name}", vram(worker["gpus"])))
+    around = job and tuple(job[field] for field in ("job_id", "mine", "started_at", "claimed_at", "expected_ms"))
+    return part(name, worker["fixed"], around, caller=lambda: frame(worker, job, now, heard))
+
+
+def _cell(name: str, html: str) -> Markup:
+    return Markup(f'<td id="{name}">{html}</td>')  # noqa: S704 # nosec B704 - made of pieces
+
+
+def waiting(part: Parts, jobs: Iterable[Job], now: int, frame: Draw) -> Markup:
+    """A row for each waiting job. Its place is a part of its own: with each job that starts all others move up."""
+    return joined(_waits(part, element("j", job["job_id"]), job, now, frame) for job in jobs)
+
+
+def _waits(part: Parts, name: str, job: Job, now: int, frame: Draw) -> str:
+    spot = job["place"] or "\N{EN DASH}"
+    place = part(f"p{name}", spot, caller=lambda: f'<td id="p{name}" class="num">{spot}</td>')
+    return part(name, job["about"], job["expected"], now, caller=lambda: frame(job, place))
+
+
 FILTERS = {"doing": doing, "job_link": job_link, "node": node, "bar": bar, "elapsed": elapsed, "vram": vram}
+GLOBALS = {"grid": grid, "table": table, "waiting": waiting}
+"""What draws many parts beside each other: a template goes through hundreds of rows more slowly."""

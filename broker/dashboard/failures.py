@@ -24,7 +24,7 @@ FEW_JOBS, MOST_JOBS = 5, 500
 
 def add_to(app: web.Application) -> None:
     """Register the page and its action."""
-    add_page(app, Page("failures", "/failures", "Failures", "failures.html", read, nav="Failures", every_s=0.8))
+    add_page(app, Page("failures", "/failures", "Failures", "failures.html", read, nav="Failures", every_s=0.75))
     add_action(app, "/ui/failures/{signature}/retry", retry, Role.OPERATOR)
 
 
@@ -46,7 +46,7 @@ async def read(parts: Services, view: View) -> dict[str, Any]:
 
 async def _open_groups(parts: Services, view: View, hours: int) -> tuple[list[FailureGroup], bool]:
     """The same for a page that is open: only what has failed since is read, unless some of it has gone."""
-    totals = (await parts.operations.stats(view.sees))["totals"]
+    totals = (await parts.operations.stats(view.sees, view.max_age_s))["totals"]
     since = now_ms() // MINUTE_MS * MINUTE_MS - hours * 3_600_000
     latest = parts.history.latest(status="failed", tenant=view.sees)
     jobs, known = await latest.since(since, totals["retried"])

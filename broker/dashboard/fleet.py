@@ -13,27 +13,48 @@ from broker.dashboard.forms import done, read_form
 from broker.dashboard.frame import Page, View, add_action, add_page
 from broker.dashboard.previews import PREVIEWS, Previews
 
-MAX_AGE_S = 0.2
-"""How old what workers do may be: open pages with different queries share one reading."""
 MOST = 400
 """Workers on one page."""
+MOST_TENANTS = 100
 
 
 def add_to(app: web.Application) -> None:
     """Register the page and its actions."""
-    add_page(app, Page("fleet", "/", "Fleet", "fleet.html", partial(read, app), nav="Fleet"))
+    add_page(app, Page("fleet", "/", "Fleet", "fleet.html", partial(read, app, Dressed()), nav="Fleet"))
     for verb in ("pause", "resume", "drain"):
         add_action(app, f"/ui/workers/{{worker_id}}/{verb}", act, Role.ADMIN)
 
 
-async def read(app: web.Application, parts: Services, view: View) -> dict[str, Any]:
+async def read(app: web.Application, dressed: Dressed, parts: Services, view: View) -> dict[str, Any]:
     """The workers, live ones first, with what each does; other tenants' jobs are not named."""
-    told, load = await parts.operations.working(max_age_s=MAX_AGE_S if view.live else 0), await parts.history.gpu_load()
-    workers = [dress(worker, load, app[PREVIEWS], view) for worker in told]
+    told, load = await parts.operations.working(max_age_s=view.max_age_s), await parts.history.gpu_load()
+    workers = dressed.all(told, load, app[PREVIEWS], view)
     live = [worker for worker in workers if worker["status"] != "offline"]
     gone = [worker for worker in workers if worker["status"] == "offline"]
     shown = (live + gone)[:MOST]
     return {"workers": shown, "hidden": len(workers) - len(shown), "layout": view.get("layout", "grid")}
+
+
+class Dressed:
+    """What cards showed last, by whose jobs may be seen: most workers are what they were half a second ago."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, dict[str, tuple[Any, dict[str, Any]]]] = {}
+
+    def all(
+        self, told: list[dict[str, Any]], load: dict[str, list[float]], previews: Previews, view: View
+    ) -> list[dict[str, Any]]:
+        """All workers, dressed anew where something has changed."""
+        known, found = self._known.get(view.sees, {}), {}
+        for worker in told:
+            name = worker["worker_id"]
+            now = worker, load.get(name), [previews.version(job["job_id"]) for job in worker["doing"]]
+            before = known.get(name)
+            found[name] = before if before and before[0] == now else (now, dress(worker, load, previews, view))
+        if len(self._known) > MOST_TENANTS:
+            self._known.clear()
+        self._known[view.sees] = found
+        return [worker for _, worker in found.values()]
 
 
 def dress(told: dict[str, Any], load: dict[str, list[float]], previews: Previews, view: View) -> dict[str, Any]:

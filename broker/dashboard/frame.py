@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -16,18 +16,20 @@ from aiohttp import web
 
 from broker.access.identity import IDENTITY, Identity, Role, current
 from broker.api.services import Services, services
-from broker.dashboard import cards, words
+from broker.dashboard import cards, gantt, words
 from broker.dashboard.addresses import Addresses
 from broker.dashboard.forms import SAID, take_said
 from broker.dashboard.parts import Parts
 from broker.dashboard.roles import ROLES, includes
-from broker.dashboard.strip import MAX_AGE_S, Strip, Strips
+from broker.dashboard.strip import Strip, Strips
 from broker.errors import EmqError
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 THEMES = ("auto", "light", "dark")
 THEME = "emq_theme"
 MOST_KEPT = 5000
+SHARED_S = 0.2
+"""How old a reading may be that open pages share: they look at the same moments."""
 _METHODS = frozenset(dir(dict))
 
 
@@ -60,7 +62,7 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     pages.filters |= words.FILTERS | cards.FILTERS
-    pages.globals |= {"element": words.element, "keep": Kept()}
+    pages.globals |= {"element": words.element, "keep": Kept()} | cards.GLOBALS | gantt.GLOBALS
     return pages
 
 
@@ -99,6 +101,11 @@ class View:
     live: bool = False
     """An open page's changes, which may be read for several at once; a page that is asked for is of that moment."""
 
+    @property
+    def max_age_s(self) -> float:
+        """How old a reading may be that it shares with others."""
+        return SHARED_S if self.live else 0
+
     def get(self, name: str, default: str = "") -> str:
         """A value of the query."""
         return dict(self.query).get(name, default)
@@ -123,7 +130,7 @@ class Page:
     """How often it is read while somebody has it open."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Frame:
     """What the base template shows around a page."""
 
@@ -153,7 +160,7 @@ class Frame:
         """Whether the fleet may be acted on."""
         return includes(self.view.role, Role.ADMIN) and not self.view.read_only
 
-    @property
+    @cached_property
     def path(self) -> str:
         """The page's own address, for forms that come back to it."""
         query = dict(self.view.query)
@@ -186,7 +193,7 @@ class Pages:
         page, status, context, problem = self.by_name[view.page], 200, {}, ""
         strip = Strip()
         try:
-            strip = await self.strips.read(parts, view.sees, MAX_AGE_S if view.live else 0)
+            strip = await self.strips.read(parts, view.sees, view.max_age_s)
             context = await page.read(parts, view)
         except EmqError as error:
             problem, status = error.message, error.http_status
@@ -200,7 +207,7 @@ class Pages:
 
     async def glance(self, parts: Services, view: View) -> Parts:
         """The strip of a page alone; raises ``Unavailable``."""
-        strip = await self.strips.read(parts, view.sees)
+        strip = await self.strips.read(parts, view.sees, view.max_age_s)
         frame = Frame(self.by_name[view.page], [], view, parts.version, strip=strip)
         found = Parts()
         self.templates.get_template("_strip.html").render({"frame": frame, "part": found})

@@ -23,7 +23,7 @@ KINDS = ("image", "video", "audio", "text", "file")
 def add_to(app: web.Application) -> None:
     """Register the page."""
     reads = partial(read, app, Records())
-    add_page(app, Page("gallery", "/gallery", "Gallery", "gallery.html", reads, nav="Gallery", every_s=0.8))
+    add_page(app, Page("gallery", "/gallery", "Gallery", "gallery.html", reads, nav="Gallery", every_s=0.75))
 
 
 async def read(app: web.Application, records: Records, parts: Services, view: View) -> dict[str, Any]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -21,6 +23,7 @@ from broker.queue.subscription import Event
 
 MOST_NODES = 200
 MOST_EVENTS = 60
+KEPT = 256
 MOST_TEXT = 60_000
 """Characters of a workflow that the page shows."""
 _STEPS = (
@@ -33,33 +36,30 @@ _STEPS = (
 
 def add_to(app: web.Application) -> None:
     """Register the page."""
-    add_page(app, Page("job", "/jobs/{job_id}", "Job", "job.html", partial(read, app)))
+    add_page(app, Page("job", "/jobs/{job_id}", "Job", "job.html", partial(read, app, Graphs())))
 
 
-async def read(app: web.Application, parts: Services, view: View) -> dict[str, Any]:
+async def read(app: web.Application, graphs: Graphs, parts: Services, view: View) -> dict[str, Any]:
     """The record, what was submitted, the events, and what follows from them."""
     job_id, ops = view.get("job_id"), parts.operations
     job = await ops.record(job_id, view.sees)
     for name in ("progress", "nodes_done", "nodes_total", "eta_s"):
         job[name] = number(job[name])
     log = await parts.streams.hub.read_log(job_id)
-    try:
-        payload = await ops.submitted(job_id, view.sees)
-    except NotFound:
-        payload = None
+    graph, payload = await graphs.of(parts, job, view)
     text = json.dumps(payload, indent=1, ensure_ascii=False) if payload is not None else ""
     return {
         "job": job,
         "now": now_ms() // 5000 * 5000,
         "steps": timeline(job, now_ms()),
-        "nodes": nodes(job, payload),
+        "nodes": nodes(job, graph.nodes),
         "events": [told(event) for event in reversed(log.events[-MOST_EVENTS:])],
         "attempts": attempts(log.events),
         "preview": app[PREVIEWS].version(job_id) if job["status"] == "processing" else None,
         "workflow": text[:MOST_TEXT],
         "cut": len(text) > MOST_TEXT,
         "curl": curl(view.address, job, payload),
-        "inputs": inputs(payload, own=job["tenant"] == view.tenant),
+        "inputs": graph.inputs,
         "outputs": outputs(job["result"], app[PAGES].addresses.steady),
         "deliveries": deliveries(await ops.queue.deliveries(job_id, view.sees)),
         "ended": job["status"] in TERMINAL,
@@ -96,29 +96,63 @@ def outputs(result: Any, address: Callable[[str], str] = str) -> list[dict[str, 
     return shown
 
 
-def nodes(job: dict[str, Any], payload: Any) -> list[dict[str, Any]]:
-    """The workflow's nodes, with the one that runs and the one that failed marked."""
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """What stays the same of what a job was submitted with."""
+
+    nodes: list[dict[str, str]] = field(default_factory=list)
+    inputs: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Graphs:
+    """The workflows of the jobs that are open: a page that is open shows nothing else of what was submitted."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[tuple[str, str, str], Graph] = OrderedDict()
+
+    async def of(self, parts: Services, job: dict[str, Any], view: View) -> tuple[Graph, Any]:
+        """A job's graph, and its payload where it is read (``None``: it is not, or has gone)."""
+        name = job["job_id"], view.sees, view.tenant
+        if view.live and name in self._known:
+            return self._known[name], None
+        try:
+            payload = await parts.operations.submitted(job["job_id"], view.sees)
+        except NotFound:
+            return Graph(), None
+        graph = Graph(_nodes(payload), inputs(payload, own=job["tenant"] == view.tenant))
+        self._known[name] = graph
+        while len(self._known) > KEPT:
+            self._known.popitem(last=False)
+        return graph, payload
+
+
+def _nodes(payload: Any) -> list[dict[str, str]]:
+    """The workflow's nodes."""
     graph = payload.get("workflow") if isinstance(payload, dict) else None
-    if not isinstance(graph, dict):
-        return []
-    failed, now = (
-        (job["error"] or {}).get("node_id"),
-        shown_node(job["node"]) if job["status"] == "processing" else None,
-    )
     out = []
-    for node_id, node in list(graph.items())[:MOST_NODES]:
-        state = "failed" if node_id == failed else "processing" if now and node_id == now["id"] else ""
-        if job["status"] == "completed":
-            state = "completed"
+    for node_id, node in list(graph.items())[:MOST_NODES] if isinstance(graph, dict) else ():
         meta = node.get("_meta")
         out.append({
             "id": node_id,
             "class": str(node.get("class_type", "")),
             "title": str(meta.get("title", "")) if isinstance(meta, dict) else "",
             "inputs": _inputs(node.get("inputs")),
-            "state": state,
-            "step": now if state == "processing" else None,
         })  # fmt: skip
+    return out
+
+
+def nodes(job: dict[str, Any], graph: list[dict[str, str]]) -> list[dict[str, Any]]:
+    """The nodes, with the one that runs and the one that failed marked."""
+    failed, now = (
+        (job["error"] or {}).get("node_id"),
+        shown_node(job["node"]) if job["status"] == "processing" else None,
+    )
+    out = []
+    for node in graph:
+        state = "failed" if node["id"] == failed else "processing" if now and node["id"] == now["id"] else ""
+        if job["status"] == "completed":
+            state = "completed"
+        out.append({**node, "state": state, "step": now if state == "processing" else None})
     return out
 
 

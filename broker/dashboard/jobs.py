@@ -13,7 +13,7 @@ from aiohttp import web
 from broker.access.identity import Role
 from broker.api.services import Services
 from broker.dashboard.frame import Page, View, add_page
-from broker.dashboard.words import term
+from broker.dashboard.words import element, term
 from broker.errors import NotFound
 from broker.jobs.operations import Operations
 from broker.jobs.search import Search
@@ -67,10 +67,10 @@ async def read(facets: Facets, parts: Services, view: View) -> dict[str, Any]:
     cursor = cursor if cursor.isascii() and cursor.isdigit() and len(cursor) < 17 else ""
     found = await find(parts.operations, search, view.sees, cursor or None, PER_PAGE)
     following = found["next_cursor"]
-    stats = await parts.operations.stats(view.sees)
+    stats = await parts.operations.stats(view.sees, view.max_age_s)
     return {
         "search": search,
-        "jobs": found["jobs"],
+        "rows": [(element("j", job["job_id"]), (job,), job) for job in found["jobs"]],
         "first": not cursor,
         "more": "/jobs?" + urlencode({"q": search.text, "cursor": following}) if following else "",
         "states": [(state.value, stats["jobs"][state.value]) for state in JobStatus],

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import secrets
 import time
 import zlib
@@ -34,6 +35,9 @@ PACK_LEVEL = 3
 
 GLANCE_S = 0.5
 """How often the strip is looked at on a page that is read more seldom."""
+BEAT_S = 0.25
+"""Pages are read at moments that are multiples of this, so that they share what they read."""
+LATE_S = 0.1
 
 Render = Callable[[View, Parts | None], Awaitable[Parts]]
 """Draws a view's parts; gets those of the drawing before, of which what has not changed is taken again."""
@@ -53,6 +57,15 @@ class _Part:
     inside: tuple[str, ...]
 
 
+def beat(every_s: float, rest_s: float = 0.0) -> float:
+    """The next moment, after a rest, at which all look that look every so often: they share what they read."""
+    return math.floor((time.monotonic() + rest_s) / every_s + 1) * every_s
+
+
+async def _sleep_until(moment: float) -> None:
+    await asyncio.sleep(moment - time.monotonic())
+
+
 class Feed:
     """One view that somebody has open."""
 
@@ -66,19 +79,19 @@ class Feed:
         self.latest = Parts()
         self._known: dict[str, _Part] = {}
         self._inside: dict[str, str] = {}
+        self._changed: list[str] = []
         self._sent: dict[tuple[int, bool], bytes] = {}
         self._next: asyncio.Future[None] | None = None
 
     async def run(self) -> None:
         """Read and compare until cancelled; what stands on every page more often than a page that is read seldom."""
         while True:
-            due = time.monotonic() + self._every
             cost_s = await self._look(self._render, whole=True)
-            due = max(due, time.monotonic() + IDLE_SHARE * cost_s)
-            while (rest := due - time.monotonic()) > GLANCE_S:
-                await asyncio.sleep(min(GLANCE_S, rest - GLANCE_S / 2))
+            due = max(beat(self._every), beat(BEAT_S, IDLE_SHARE * cost_s))
+            while due - time.monotonic() > GLANCE_S + LATE_S:
+                await _sleep_until(beat(GLANCE_S))
                 await self._look(self._glance, whole=False)
-            await asyncio.sleep(max(0.0, rest))
+            await _sleep_until(due)
 
     async def _look(self, read: Render, *, whole: bool) -> float:
         """Read and compare; answers how long that kept the processor."""
@@ -99,13 +112,23 @@ class Feed:
             if not self._known.keys() >= parts.bodies.keys():
                 return
             parts.bodies, parts.keys = self.latest.bodies | parts.bodies, self.latest.keys | parts.keys
-        version, known = self.version + 1, self._known
-        self.latest = parts
-        self._known = {name: self._compared(name, known.get(name), version) for name in parts.bodies}
-        if all(part.version != version for part in self._known.values()):
+        version, before = self.version + 1, self._known
+        self.latest, self._known = parts, {}
+        changed, moved = [], False
+        for name, body in parts.bodies.items():
+            known = before.get(name)
+            if known is not None and known.body is body:
+                self._known[name] = known
+                continue
+            part = self._known[name] = self._compared(name, known, version)
+            if part.version == version:
+                changed.append(name)
+                moved = moved or part.inside != (known.inside if known else ())
+        if not changed:
             return
-        self._inside = {child: name for name, part in self._known.items() for child in part.inside}
-        self.version, self._sent = version, {}
+        if moved:
+            self._inside = {child: name for name, part in self._known.items() for child in part.inside}
+        self.version, self._changed, self._sent = version, changed, {}
         if self._next is not None and not self._next.done():
             self._next.set_result(None)
 
@@ -131,10 +154,12 @@ class Feed:
         return known
 
     def _message(self, version: int) -> bytes:
-        changed = {name for name, part in self._known.items() if part.version > version}
-        lines = [self._partial(name) for name in self._known if name in changed and not self._covered(name, changed)]
-        data = "\n".join(f"data: {line}" for line in "\n".join(lines).splitlines())
-        return f"id: {self.epoch}.{self.version}\n{data}\n\n".encode()
+        newest = version == self.version - 1
+        names = self._changed if newest else [name for name, part in self._known.items() if part.version > version]
+        changed = set(names)
+        text = "\n".join([self._partial(name) for name in names if not self._covered(name, changed)])
+        data = text.replace("\r\n", "\n").replace("\r", "\n").replace("\n", "\ndata: ")
+        return f"id: {self.epoch}.{self.version}\ndata: {data}\n\n".encode()
 
     def _covered(self, name: str, changed: set[str]) -> bool:
         """Whether a part around this one is sent anyway."""

@@ -36,7 +36,7 @@ async def read(parts: Services, view: View) -> dict[str, Any]:
     return {
         "minutes": minutes, "spans": SPANS, "size": size, "samples": len(samples), "charts": _charts(groups, size),
         "kinds": kinds[:MOST_KINDS], "gpus": _gpus(groups), "tenants": tenants,
-        "estimates": (await parts.operations.stats(""))["estimates"],
+        "estimates": (await parts.operations.stats("", view.max_age_s))["estimates"],
     }  # fmt: skip
 
 

@@ -10,7 +10,6 @@ from typing import Any
 from aiohttp import web
 
 from broker.api.services import Services
-from broker.dashboard.fleet import MAX_AGE_S
 from broker.dashboard.frame import Page, View, add_page
 from broker.jobs.demand import Demand, Wanted
 
@@ -36,14 +35,14 @@ class Model:
 def add_to(app: web.Application) -> None:
     """Register the page."""
     add_page(
-        app, Page("models", "/models", "Models", "models.html", partial(read, Demand()), nav="Models", every_s=0.8)
+        app, Page("models", "/models", "Models", "models.html", partial(read, Demand()), nav="Models", every_s=0.75)
     )
 
 
 async def read(demand: Demand, parts: Services, view: View) -> dict[str, Any]:
     """The model files that live workers have, the most used first; ``folder`` and ``q`` choose."""
     fleet = await parts.operations.fleet.view()
-    workers = await parts.operations.working(max_age_s=MAX_AGE_S if view.live else 0)
+    workers = await parts.operations.working(max_age_s=view.max_age_s)
     models: dict[str, Model] = {}
     for profile in fleet.profiles:
         for folder, names in profile.models.items():

@@ -61,6 +61,7 @@ async def read(starts: Starts, parts: Services, view: View) -> dict[str, Any]:
     jobs = found["jobs"]
     expected = await starts.of(parts, [job["job_id"] for job in jobs[:FORECAST] if not job["held"]])
     for number, job in enumerate(jobs, place + 1):
+        job["about"] = {**job}
         job["place"] = number if not view.sees and priority is None else None
         job["expected"] = expected.get(job["job_id"])
     more = {"after": found["next"], "n": place + len(jobs)} | ({"priority": priority} if priority is not None else {})

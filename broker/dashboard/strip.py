@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from broker.api.services import Services
 from broker.protocol.base import now_ms
 
-MAX_AGE_S = 0.25
 SAME_MS = 1500
-MEASURE_S = 10.0
+MEASURE_S, MOST_TENANTS = 10.0, 1000
 STEPS_MS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
 
@@ -24,7 +23,7 @@ class Strip:
     """How long Redis took to answer, in steps, so that a page does not change for nothing: 0 is under 1 ms."""
     oldest: int | None = None
     """Since when the job waits that waits longest, epoch ms."""
-    measured: float = 0.0
+    measured: float = float("-inf")
 
     @property
     def known(self) -> bool:
@@ -46,24 +45,32 @@ class Strips:
     """The latest figures of each tenant."""
 
     def __init__(self) -> None:
-        self._known: dict[str, tuple[float, Strip]] = {}
+        self._known: dict[str, Strip] = {}
 
-    async def read(self, parts: Services, tenant: str, max_age_s: float = MAX_AGE_S) -> Strip:
+    async def read(self, parts: Services, tenant: str, max_age_s: float) -> Strip:
         """The figures of a tenant (empty: of the pool); raises ``Unavailable``."""
-        now = time.monotonic()
-        taken, strip = self._known.get(tenant, (float("-inf"), Strip()))
-        if now - taken < max_age_s:
-            return strip
-        stats = await parts.operations.stats(tenant)
-        took, wait = (time.monotonic() - now) * 1000, stats["oldest_wait_ms"]
-        since = now_ms() - wait if wait else None
-        if since and strip.oldest and abs(since - strip.oldest) < SAME_MS:
-            since = strip.oldest
-        ping, measured = max(step for step in STEPS_MS if step <= took), now
-        if strip.ping_ms is not None and now - strip.measured < MEASURE_S:
-            ping, measured = strip.ping_ms, strip.measured
-        strip = Strip(stats, ping, since, measured)
-        if len(self._known) > 1000:
+        before, began = self._known.get(tenant, Strip()), time.monotonic()
+        measures = began - before.measured > MEASURE_S
+        if measures:
+            self._keep(tenant, replace(before, measured=began))
+        stats = await parts.operations.stats(tenant, 0 if measures else max_age_s)
+        took_ms = (time.monotonic() - began) * 1000
+        strip = self._known.get(tenant, before)
+        if strip.stats is not stats:
+            strip = replace(strip, stats=stats, oldest=_oldest(stats, strip.oldest))
+        if measures:
+            strip = replace(strip, ping_ms=max(step for step in STEPS_MS if step <= took_ms))
+        return self._keep(tenant, strip)
+
+    def _keep(self, tenant: str, strip: Strip) -> Strip:
+        if len(self._known) > MOST_TENANTS:
             self._known.clear()
-        self._known[tenant] = (now, strip)
+        self._known[tenant] = strip
         return strip
+
+
+def _oldest(stats: dict[str, Any], before: int | None) -> int | None:
+    """Since when the oldest job waits: the same moment as before, if that is hardly another one."""
+    wait = stats["oldest_wait_ms"]
+    since = now_ms() - wait if wait else None
+    return before if since and before and abs(since - before) < SAME_MS else since

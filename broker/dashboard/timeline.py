@@ -11,8 +11,8 @@ from aiohttp import web
 from blake3 import blake3
 
 from broker.api.services import Services
-from broker.dashboard.fleet import MAX_AGE_S
 from broker.dashboard.frame import Page, View, add_page
+from broker.dashboard.gantt import LABEL, ROW, TOP, WIDTH
 from broker.jobs.history import kind_of
 from broker.protocol.base import now_ms
 
@@ -21,7 +21,6 @@ MOST_ROWS, PAGES, MOST_KINDS = 60, 8, 10
 COLOURS = 8
 MINUTE_MS = 60_000
 FOREIGN = "another tenant's"
-WIDTH, ROW, LABEL, TOP = 1000, 22, 150, 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +41,7 @@ class Bar:
 
 def add_to(app: web.Application) -> None:
     """Register the page."""
-    add_page(app, Page("timeline", "/timeline", "Timeline", "timeline.html", read, nav="Timeline", every_s=0.8))
+    add_page(app, Page("timeline", "/timeline", "Timeline", "timeline.html", read, nav="Timeline", every_s=0.75))
 
 
 async def read(parts: Services, view: View) -> dict[str, Any]:
@@ -50,7 +49,7 @@ async def read(parts: Services, view: View) -> dict[str, Any]:
     minutes = int(view.get("span", "30")) if view.get("span", "30") in SPANS else 30
     until = now_ms() // 1000 * 1000
     since = until - minutes * 60_000
-    workers = await parts.operations.working(max_age_s=MAX_AGE_S if view.live else 0)
+    workers = await parts.operations.working(max_age_s=view.max_age_s)
     if view.get("worker"):
         workers = [worker for worker in workers if worker["worker_id"] == view.get("worker")]
     spans, known = await _ended(parts, since, view)
@@ -73,7 +72,7 @@ async def read(parts: Services, view: View) -> dict[str, Any]:
         "legend": [(kind, colours[kind]) for kind, _ in kinds.most_common(MOST_KINDS)],
         "rows": rows, "hidden": len(busy) - len(rows), "minutes": minutes, "spans": SPANS,
         "ticks": _ticks(since, until),
-        "height": TOP + ROW * max(1, len(rows)), "width": WIDTH, "label": LABEL, "pitch": ROW, "top": TOP,
+        "height": TOP + ROW * max(1, len(rows)), "width": WIDTH,
         "worker": view.get("worker"),
     }  # fmt: skip
 

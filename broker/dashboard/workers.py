@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from functools import partial
 from typing import Any
 
 from aiohttp import web
 
 from broker.api.services import Services
-from broker.dashboard.fleet import MAX_AGE_S, dress
+from broker.dashboard.fleet import dress
 from broker.dashboard.frame import Page, View, add_page
 from broker.dashboard.previews import PREVIEWS
+from broker.dashboard.words import element
 from broker.jobs.history import kind_of
 from broker.protocol.base import now_ms
 
@@ -30,24 +32,25 @@ def add_to(app: web.Application) -> None:
 async def read(parts: Services, view: View) -> dict[str, Any]:
     """Every worker that is known, also those that are gone; ``status``, ``q`` and ``has`` (a model file) choose."""
     has = view.get("has")
-    workers = await parts.operations.working(max_age_s=MAX_AGE_S if view.live else 0)
+    workers = await parts.operations.working(max_age_s=view.max_age_s)
     if has:
         able = {worker["worker_id"] for worker in await parts.operations.workers(view.sees, has)}
         workers = [worker for worker in workers if worker["worker_id"] in able]
-    counts = {state: sum(worker["status"] == state for worker in workers) for state in STATES}
+    found = Counter(worker["status"] for worker in workers)
+    counts = {state: found[state] for state in STATES}
     wanted, text = view.get("status"), view.get("q").casefold()
     shown = [
         worker for worker in workers
         if (not wanted or worker["status"] == wanted) and (not text or text in _words(worker))
     ]  # fmt: skip
-    return {"workers": [_dress(worker, view.sees) for worker in shown[:MOST]], "hidden": len(shown) - MOST,
+    return {"workers": [_row(worker, view.sees) for worker in shown[:MOST]], "hidden": len(shown) - MOST,
             "counts": counts, "total": len(workers), "status": wanted, "q": view.get("q"), "has": has}  # fmt: skip
 
 
-def _dress(worker: dict[str, Any], sees: str) -> dict[str, Any]:
-    """What a row shows beyond the record: kinds of GPUs, how many jobs it holds of those that may be seen."""
-    kinds = tuple((gpu["name"], gpu["vram_mb"]) for gpu in worker["gpus"])
-    return {**worker, "kinds": kinds, "held": sum(sees in ("", job["tenant"]) for job in worker["doing"])}
+def _row(worker: dict[str, Any], sees: str) -> tuple[str, tuple[Any, int], dict[str, Any]]:
+    """A part of the page: what a row shows beyond the record is how many jobs it holds of those that may be seen."""
+    held = sum(sees in ("", job["tenant"]) for job in worker["doing"])
+    return element("w", worker["worker_id"]), (worker["record"], held), {**worker, "held": held}
 
 
 def _words(worker: dict[str, Any]) -> str:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from dataclasses import dataclass
 from typing import Any
 
-from broker.jobs.figures import doing, working
+from broker.jobs.figures import Doing, working
+from broker.jobs.recent import Recent
 from broker.queue.queue import Answer, Queue
+from broker.queue.rows import Rows
 
 
 @dataclass(frozen=True, slots=True)
 class _Known:
     row: Answer
     worker: dict[str, Any]
+    doing: list[Doing]
 
 
 class Crew:
@@ -22,29 +23,26 @@ class Crew:
 
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
+        self._rows = Rows()
         self._known: dict[bytes, _Known] = {}
-        self._shown: list[dict[str, Any]] = []
-        self._began = float("-inf")
-        self._turn = asyncio.Lock()
+        self._reading = Recent(self._read)
 
     async def read(self, max_age_s: float) -> list[dict[str, Any]]:
         """All workers by name, as they were ``max_age_s`` ago at most; what has not changed is the same object."""
-        wanted = time.monotonic() - max_age_s
-        async with self._turn:
-            if self._began < wanted:
-                began = time.monotonic()
-                rows = (await self._queue.workers(jobs=True)).rows
-                self._known = {known.row.pairs["worker_id"]: known for known in map(self._of, rows)}
-                self._shown = sorted(
-                    (known.worker for known in self._known.values()), key=lambda worker: str(worker["worker_id"])
-                )
-                self._began = began
-            return self._shown
+        return await self._reading.read(max_age_s)
+
+    async def _read(self) -> list[dict[str, Any]]:
+        self._rows.turn()
+        rows = (await self._queue.workers(jobs=True, read=self._rows.parse)).rows
+        self._known = {row.pairs["worker_id"]: self._of(row) for row in rows}
+        return sorted((known.worker for known in self._known.values()), key=lambda worker: str(worker["worker_id"]))
 
     def _of(self, row: Answer) -> _Known:
         known = self._known.get(row.pairs["worker_id"])
-        if known is None or known.row.pairs != row.pairs:
-            return _Known(row, working(row))
-        if known.row.rows == row.rows:
+        if known is not None and known.row is row:
             return known
-        return _Known(row, {**known.worker, "doing": [doing(job) for job in row.rows]})
+        before = {one.job_id: one for one in known.doing} if known else {}
+        doing = [Doing.of(job, before.get(job.pairs["job_id"])) for job in row.rows]
+        if known is None or known.row.pairs is not row.pairs:
+            return _Known(row, {**working(row), "doing": [one.shown for one in doing]}, doing)
+        return _Known(row, {**known.worker, "doing": [one.shown for one in doing]}, doing)

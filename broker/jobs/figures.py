@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
@@ -145,13 +146,42 @@ def working(answer: Answer) -> dict[str, Any]:
     """
     worker = public_worker(answer)
     worker["gpus"] = shown_gpus(worker)
-    return {**worker, "record": worker, "doing": [doing(row) for row in answer.rows]}
+    return {**worker, "record": worker, "doing": [Doing.of(row).shown for row in answer.rows]}
 
 
-def doing(row: Answer) -> dict[str, Any]:
-    """One job that a worker has: its state, since when, and how far it is."""
-    known = loads(row.text("progress"), {})
-    known = known if isinstance(known, dict) else {}
+@dataclass(frozen=True, slots=True)
+class Doing:
+    """What a worker does with one job."""
+
+    job_id: bytes
+    held: tuple[bytes | None, ...]
+    """What is told of the job, all but how far it is."""
+    shown: dict[str, Any]
+    """Its state, since when, and how far it is."""
+
+    @classmethod
+    def of(cls, row: Answer, before: Doing | None = None) -> Doing:
+        """From a row of ``emq_workers``; ``before``: what it was, of which most is so still."""
+        held = tuple(map(row.pairs.get, _HELD))
+        fixed = before.shown if before is not None and before.held == held else _fixed(row)
+        known = loads(row.text("progress"), {})
+        known = known if isinstance(known, dict) else {}
+        shown = {
+            **fixed,
+            "progress": number(known.get("progress")),
+            "node": shown_node(known.get("node")),
+            "nodes_done": number(known.get("nodes_done")),
+            "nodes_total": number(known.get("nodes_total")),
+        }
+        return cls(row.pairs["job_id"], held, shown)
+
+
+_HELD = (
+    "status", "phase", "tenant", "attempt", "priority", "claimed_at", "started_at", "models", "class", "run_ms",
+)  # fmt: skip
+
+
+def _fixed(row: Answer) -> dict[str, Any]:
     return {
         "job_id": row.text("job_id"),
         "status": row.text("status"),
@@ -164,10 +194,6 @@ def doing(row: Answer) -> dict[str, Any]:
         "expected_ms": float(row.text("run_ms") or 0) or None,
         "models": row.lines("models"),
         "class": row.text("class"),
-        "progress": number(known.get("progress")),
-        "node": shown_node(known.get("node")),
-        "nodes_done": number(known.get("nodes_done")),
-        "nodes_total": number(known.get("nodes_total")),
     }
 
 

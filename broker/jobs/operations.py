@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from broker.errors import Conflict, EmqError, NotFound
@@ -12,6 +13,7 @@ from broker.jobs.crew import Crew
 from broker.jobs.figures import group_figures, public_stats, public_worker, waiting_job, working
 from broker.jobs.fleet import Fleet
 from broker.jobs.payloads import decode_payload
+from broker.jobs.recent import Recent
 from broker.jobs.requirements import Requirement
 from broker.jobs.search import Fits
 from broker.jobs.submission import Submitter
@@ -22,6 +24,7 @@ from broker.queue.queue import Answer, Queue, require
 
 RemoveFiles = Callable[[str, str], Awaitable[None]]
 """Removes the files of a tenant's job."""
+_MOST_TENANTS = 1000
 _LIST_CALLS = 16
 """Calls for one page at most: each looks at a bounded number of jobs, whether they match or not."""
 
@@ -38,6 +41,7 @@ class Operations:
         self.deliver = deliver
         self.remove_files = remove_files
         self._crew = Crew(queue)
+        self._stats: dict[str, Recent[dict[str, Any]]] = {}
 
     # -- jobs ---------------------------------------------------------------------------------------------------------
 
@@ -175,9 +179,15 @@ class Operations:
 
     # -- workers and figures ------------------------------------------------------------------------------------------
 
-    async def stats(self, tenant: str) -> dict[str, Any]:
-        """The queue's figures."""
-        return public_stats(await self.queue.stats(tenant))
+    async def stats(self, tenant: str, max_age_s: float = 0) -> dict[str, Any]:
+        """The queue's figures; those that may be older are shared, and not to be changed."""
+        if not max_age_s:
+            return public_stats(await self.queue.stats(tenant))
+        if tenant not in self._stats:
+            if len(self._stats) >= _MOST_TENANTS:
+                self._stats.clear()
+            self._stats[tenant] = Recent(partial(self.stats, tenant))
+        return await self._stats[tenant].read(max_age_s)
 
     async def workers(self, sees: str = "", has: str = "") -> list[dict[str, Any]]:
         """The fleet; ``sees``: only this tenant's jobs are named; ``has``: those live ones that have a model file."""

@@ -7,7 +7,7 @@ Redis is away. Nothing else in the broker calls a function.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -143,15 +143,16 @@ class Queue:
         self.pool = pool
         self.prefix = f"emq:{{{pool}}}:"
 
-    async def call(self, function: str, pairs: Iterable[tuple[str, Value | None]] = ()) -> Answer:
+    async def call(
+        self, function: str, pairs: Iterable[tuple[str, Value | None]] = (), read: Callable[[Any], Answer] = parse
+    ) -> Answer:
         """Call ``emq_<function>`` and read its answer."""
         given = dict(pairs)
         job = str(given.get("job") or "")
         if self.seal.active and isinstance(result := given.get("result"), str):
             given["result"] = self.seal.close_json(result.encode(), result_of(job))
-        return self._opened(
-            parse(await self._caller.fcall(f"emq_{function}", self.prefix, flatten(given.items()))), job
-        )
+        raw = await self._caller.fcall(f"emq_{function}", self.prefix, flatten(given.items()))
+        return self._opened(read(raw), job)
 
     def _opened(self, answer: Answer, job: str) -> Answer:
         """An answer with its payload and result decrypted."""
@@ -330,7 +331,7 @@ class Queue:
         """Histograms, and what waits by class (``classes`` first); one row a class."""
         return await self.call("metrics", [("classes", "\n".join(classes))])
 
-    async def workers(self, worker: str = "", *, jobs: bool = False) -> Answer:
+    async def workers(self, worker: str = "", *, jobs: bool = False, read: Callable[[Any], Answer] = parse) -> Answer:
         """The fleet's records, one row a worker; read a hundred (with ``jobs``, 40) at a time, so that no call is long.
 
         The names are read first: heartbeats change the order, and each worker is to be there once.
@@ -342,7 +343,7 @@ class Queue:
         answer = Answer("ok")
         for start in range(0, len(names), step):
             part = "\n".join(names[start : start + step])
-            answer.rows += (await self.call("workers", [("worker", part), ("jobs", jobs or None)])).rows
+            answer.rows += (await self.call("workers", [("worker", part), ("jobs", jobs or None)], read)).rows
         return answer
 
     async def fleet(self, known: Sequence[str] = ()) -> Answer:

@@ -15,6 +15,7 @@ import pytest
 from markupsafe import Markup
 
 from broker.access.identity import Role
+from broker.dashboard import live
 from broker.dashboard.frame import View, environment
 from broker.dashboard.live import GZIP_HEAD, Feed
 from broker.dashboard.parts import Parts
@@ -286,3 +287,29 @@ async def test_streams_answer_nothing_that_htmx_would_hammer_at(guarded: Guarded
             f"{broker.url}/ui/events{query}", headers={"HX-Request": "true", **headers}, allow_redirects=False
         ) as response:
             assert response.status == status
+
+
+def test_pages_are_read_at_the_same_moments(monkeypatch: pytest.MonkeyPatch) -> None:
+    for now, every_s, rest_s, then in (
+        (10.1, 0.5, 0, 10.5),
+        (10.5, 0.5, 0, 11),
+        (10.1, 0.75, 0, 10.5),
+        (10.6, 0.25, 0.3, 11),
+    ):
+        monkeypatch.setattr(live.time, "monotonic", lambda now=now: now)
+        assert live.beat(every_s, rest_s) == then
+
+
+def test_rows_that_did_not_change_are_not_drawn() -> None:
+    drawn: list[str] = []
+
+    def draw(text: str) -> str:
+        drawn.append(text)
+        return f"<b>{text}</b>"
+
+    first = Parts()
+    first.each([("a", (1,), "A1"), ("b", (1,), "B1")], draw)
+    second = Parts(first)
+    marks = second.each([("b", (1,), "B1"), ("a", (2,), "A2")], draw)
+    assert drawn == ["A1", "B1", "A2"]
+    assert second.whole(str(marks)) == "<b>B1</b><b>A2</b>"

@@ -4,39 +4,43 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from typing import Any, cast
 
+from broker.errors import EmqError, Unavailable
 from broker.jobs.crew import Crew
-from broker.queue.queue import Answer, Queue
+from broker.queue.queue import Caller, Queue, parse
+from broker.queue.rows import Rows
 
 
 class Fleet:
-    """Workers as ``Queue.workers`` answers them."""
+    """Workers as Redis answers them."""
 
     def __init__(self) -> None:
         self.workers = {name: {"beat": "1", "step": 1} for name in ("b", "a")}
         self.readings = 0
+        self.fails: EmqError | None = None
 
-    async def workers_now(self, *, jobs: bool) -> Answer:
-        assert jobs
-        self.readings += 1
-        rows = [self._row(name, told) for name, told in self.workers.items()]
+    async def fcall(self, function: str, prefix: str, args: Sequence[bytes | str]) -> Any:
         await asyncio.sleep(0)
-        return Answer("ok", rows=rows)
+        given = dict(zip(args[::2], args[1::2], strict=True))
+        if "names" in given:
+            self.readings += 1
+            if self.fails:
+                raise self.fails
+            return [b"ok", b"names", "\n".join(self.workers).encode()]
+        rows = [self._row(name, self.workers[name]) for name in str(given["worker"]).split("\n")]
+        return [b"ok", b"next", b"", *(value for row in rows for value in (b"worker", row))]
 
-    def _row(self, name: str, told: dict[str, Any]) -> Answer:
+    def _row(self, name: str, told: dict[str, Any]) -> list[Any]:
         progress = json.dumps({"progress": told["step"]}).encode()
-        job = Answer("ok", {"job_id": b"j-" + name.encode(), "status": b"processing", "progress": progress})
-        return Answer("ok", {"worker_id": name.encode(), "beat": told["beat"].encode()}, [job])
+        job = [b"ok", b"job_id", b"j-" + name.encode(), b"status", b"processing", b"progress", progress]
+        return [b"ok", b"worker_id", name.encode(), b"beat", told["beat"].encode(), b"job", job]
 
 
 def crew() -> tuple[Fleet, Crew]:
     fleet = Fleet()
-
-    class Door:
-        workers = staticmethod(fleet.workers_now)
-
-    return fleet, Crew(cast(Queue, Door()))
+    return fleet, Crew(Queue(cast(Caller, fleet)))
 
 
 async def test_what_has_not_changed_is_the_same_object() -> None:
@@ -63,3 +67,31 @@ async def test_who_asks_at_the_same_moment_shares_a_reading_and_nobody_gets_an_o
     assert (await it.read(60))[0]["doing"][0]["progress"] == 1
     assert (await it.read(0))[0]["doing"][0]["progress"] == 2
     assert fleet.readings == 2
+
+
+async def test_a_reading_that_fails_fails_for_all_that_wait_for_it() -> None:
+    fleet, it = crew()
+    fleet.fails = Unavailable("Redis is away.")
+    found = await asyncio.gather(*(it.read(60) for _ in range(20)), return_exceptions=True)
+    assert found == [fleet.fails] * 20
+    assert fleet.readings == 1
+    fleet.fails = None
+    assert len(await it.read(0)) == 2
+
+
+def test_rows_are_what_parse_makes_of_them_and_those_that_did_not_change_the_same() -> None:
+    fleet, rows = Fleet(), Rows()
+    raws = [[b"ok", b"worker", fleet._row("a", {"beat": beat, "step": step}), b"next", b""]
+            for beat, step in (("1", 1), ("1", 1), ("1", 2), ("2", 2))]  # fmt: skip
+    answers = []
+    for raw in raws:
+        rows.turn()
+        answers.append(rows.parse(raw))
+    assert answers == [parse(raw) for raw in raws]
+    first, again, stepped, beaten = (answer.rows[0] for answer in answers)
+    assert again is first
+    assert stepped.pairs is first.pairs
+    assert beaten.rows[0] is stepped.rows[0]
+    rows.turn()
+    rows.turn()
+    assert rows.parse(raws[3]).rows[0] is not beaten, "what the last reading did not have is forgotten"
