@@ -13,7 +13,7 @@ import math
 import secrets
 import time
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
 from broker.dashboard.frame import View
@@ -81,7 +81,7 @@ class Feed:
         self._inside: dict[str, str] = {}
         self._changed: list[str] = []
         self._sent: dict[tuple[int, bool], bytes] = {}
-        self._next: asyncio.Future[None] | None = None
+        self._waiting: set[Callable[[], None]] = set()
 
     async def run(self) -> None:
         """Read and compare until cancelled; what stands on every page more often than a page that is read seldom."""
@@ -129,8 +129,8 @@ class Feed:
         if moved:
             self._inside = {child: name for name, part in self._known.items() for child in part.inside}
         self.version, self._changed, self._sent = version, changed, {}
-        if self._next is not None and not self._next.done():
-            self._next.set_result(None)
+        for wake in self._waiting:
+            wake()
 
     def _compared(self, name: str, before: _Part | None, version: int) -> _Part:
         body = self.latest.bodies[name]
@@ -140,11 +140,14 @@ class Feed:
         same = before is not None and before.shape == shape
         return _Part(body, shape, before.version if before and same else version, tuple(self.latest.inside(name)))
 
-    def arrival(self) -> asyncio.Future[None]:
-        """Done with the next version; all tabs share it, so nobody may cancel it."""
-        if self._next is None or self._next.done():
-            self._next = asyncio.get_running_loop().create_future()
-        return self._next
+    @contextlib.contextmanager
+    def waking(self, wake: Callable[[], None]) -> Iterator[None]:
+        """Call ``wake`` with every version."""
+        self._waiting.add(wake)
+        try:
+            yield
+        finally:
+            self._waiting.discard(wake)
 
     def since(self, version: int, *, packed: bool = False) -> bytes:
         """The message that brings a tab from ``version`` (0: from nothing) to now; ``packed``: for a gzip stream."""

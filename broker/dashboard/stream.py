@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -59,21 +60,47 @@ async def events(request: web.Request) -> web.StreamResponse:
     return response
 
 
+class _Wait:
+    """What a tab waits for, without a task or a timer of its own for each message."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._woken: asyncio.Future[None] | None = None
+
+    def wake(self, *_: object) -> None:
+        """Something has happened."""
+        if self._woken is not None and not self._woken.done():
+            self._woken.set_result(None)
+
+    async def until_woken(self, seconds: float) -> None:
+        """Wait, so long at most."""
+        self._woken = self._loop.create_future()
+        timer = self._loop.call_later(seconds, self.wake)
+        try:
+            await self._woken
+        finally:
+            timer.cancel()
+
+
 async def _pump(
     response: web.StreamResponse, feed: Feed, stop: asyncio.Future[Any], seen: int, *, packed: bool
 ) -> None:
     beat, bye = (pack(BEAT), pack(BYE)) if packed else (BEAT, BYE)
-    while True:
-        if feed.version <= seen:
-            await asyncio.wait({stop, feed.arrival()}, timeout=BEAT_S, return_when=asyncio.FIRST_COMPLETED)
-        if stop.done():
-            if stop.cancelled():
-                await send(response, bye)
-            return
-        if feed.version <= seen:
-            await send(response, beat)
-            continue
-        version, message = feed.version, feed.since(seen, packed=packed)
-        await send(response, message)
-        seen = version
-        await asyncio.sleep(PAUSE_S)
+    wait, sent_at = _Wait(), float("-inf")
+    stop.add_done_callback(wait.wake)
+    with feed.waking(wait.wake):
+        while True:
+            if feed.version <= seen and not stop.done():
+                await wait.until_woken(BEAT_S)
+            if stop.done():
+                if stop.cancelled():
+                    await send(response, bye)
+                return
+            if feed.version <= seen:
+                await send(response, beat)
+                continue
+            if (rest_s := sent_at + PAUSE_S - time.monotonic()) > 0:
+                await asyncio.sleep(rest_s)
+            version, message = feed.version, feed.since(seen, packed=packed)
+            await send(response, message)
+            seen, sent_at = version, time.monotonic()
