@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,7 @@ from aiohttp import web
 from broker.access.credentials import CREDENTIALS
 from broker.access.identity import Role
 from broker.access.keys import check_tenant
+from broker.access.store import AccessStore
 from broker.api.services import Services
 from broker.dashboard.forms import Form, done, field, read_form
 from broker.dashboard.frame import Page, View, add_action, add_page, render_plain
@@ -24,12 +26,14 @@ LIMITS = {
 }  # fmt: skip
 """Limits that the page sets; 0 is none, empty is the default."""
 COUNTS = frozenset({"max_queued", "max_running", "max_sockets", "max_subscriptions"})
-AUDITED = 50
+AUDITED, MOST_KEPT = 50, 100
+WHOLE_S = 3.0
+"""After this all is read anew, such as when a key was used last."""
 
 
 def add_to(app: web.Application) -> None:
     """Register the page and its actions."""
-    page = Page("admin", "/admin", "Admin", "admin.html", partial(read, app), nav="Admin", role=Role.ADMIN, every_s=3)
+    page = Page("admin", "/admin", "Admin", "admin.html", partial(read, app, Decided()), nav="Admin", role=Role.ADMIN)
     add_page(app, page)
     add_action(app, "/ui/keys", create_key, Role.ADMIN)
     add_action(app, "/ui/keys/{key_id}/revoke", revoke_key, Role.ADMIN)
@@ -38,23 +42,50 @@ def add_to(app: web.Application) -> None:
     add_action(app, "/ui/tenants/{tenant}/limits", set_limits, Role.ADMIN)
 
 
-async def read(app: web.Application, parts: Services, view: View) -> dict[str, Any]:
+async def read(app: web.Application, decided: Decided, parts: Services, view: View) -> dict[str, Any]:
     """Everything that an administrator decides, and the newest of the audit log."""
-    store, ring = app[CREDENTIALS].store, app[CREDENTIALS].ring
-    _, keys = await store.load()
-    users, tenants = await store.users(), await store.tenants()
-    entries, older = await store.audit(AUDITED, view.get("before"))
-    use = {}
-    for tenant in ring.tenants():
-        answer = await parts.operations.queue.tenant(tenant)
-        use[tenant] = {"queued": answer.number("queued"), "running": answer.number("running")}
+    ring = app[CREDENTIALS].ring
+    found = await decided.read(app[CREDENTIALS].store, view)
+    # People type into the tenants' forms, so these stay as they are while the page is open.
+    use = {} if view.live else {tenant: await _use(parts, tenant) for tenant in ring.tenants()}
+    tenants = {name: _set(found["policies"].get(name)) for name in sorted({*use, *found["policies"]})}
     return {
-        "keys": sorted((key.public() for key in keys.values()), key=lambda key: -key["created_at"]),
-        "users": sorted((user.public() for user in users.values()), key=lambda user: user["name"]),
-        "tenants": {name: _set(tenants.get(name)) for name in sorted({*use, *tenants})},
-        "use": use, "limits": LIMITS, "scopes": SCOPES, "roles": ROLES, "entries": entries, "older": older,
-        "open": ring.open, "before": view.get("before"),
+        **found, "tenants": tenants, "use": use, "limits": LIMITS, "scopes": SCOPES, "roles": ROLES, "open": ring.open,
+        "before": view.get("before"),
     }  # fmt: skip
+
+
+class Decided:
+    """What was decided and done, for open pages: all of it is read again when there is something new."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[object, float, dict[str, Any]]] = {}
+
+    async def read(self, store: AccessStore, view: View) -> dict[str, Any]:
+        """Keys, people, what is set for tenants, and a page of the audit log."""
+        before, now = view.get("before"), time.monotonic()
+        newest, _ = await store.audit(1)
+        state = (await store.stamp(), newest)
+        known = self._known.get(before)
+        if view.live and known and known[0] == state and now - known[1] < WHOLE_S:
+            return known[2]
+        _, keys = await store.load()
+        entries, older = await store.audit(AUDITED, before)
+        found = {
+            "keys": sorted((key.public() for key in keys.values()), key=lambda key: -key["created_at"]),
+            "users": sorted((user.public() for user in (await store.users()).values()), key=lambda user: user["name"]),
+            "policies": await store.tenants(), "entries": entries, "older": older,
+        }  # fmt: skip
+        if len(self._known) >= MOST_KEPT:
+            self._known.clear()
+        self._known[before] = state, now, found
+        return found
+
+
+async def _use(parts: Services, tenant: str) -> dict[str, int]:
+    """What a tenant has waiting and running."""
+    answer = await parts.operations.queue.tenant(tenant)
+    return {"queued": answer.number("queued"), "running": answer.number("running")}
 
 
 def _set(policy: TenantPolicy | None) -> dict[str, Any]:

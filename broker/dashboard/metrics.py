@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -18,25 +19,47 @@ MOST_KINDS, MOST_GPUS = 15, 24
 
 def add_to(app: web.Application) -> None:
     """Register the page."""
-    add_page(app, Page("metrics", "/metrics-view", "Metrics", "metrics.html", read, nav="Metrics", every_s=5))
+    add_page(
+        app,
+        Page(
+            "metrics", "/metrics-view", "Metrics", "metrics.html", partial(read, Figures()), nav="Metrics", every_s=0.75
+        ),
+    )
 
 
-async def read(parts: Services, view: View) -> dict[str, Any]:
+async def read(figures: Figures, parts: Services, view: View) -> dict[str, Any]:
     """Sixty points over the last minutes (``span``), and tables by kind of job and tenant."""
     minutes = int(view.get("span", "60")) if view.get("span", "60") in SPANS else 60
-    samples = await parts.history.samples(minutes)
-    size = max(1, minutes // POINTS)
+    found = figures.of(await parts.history.samples(minutes), minutes)
+    tenants = found["tenants"]
+    if view.sees:
+        tenants = {name: number for name, number in tenants.items() if name == view.sees}
+    estimates = (await parts.operations.stats("", view.max_age_s))["estimates"]
+    return {**found, "minutes": minutes, "spans": SPANS, "tenants": tenants, "estimates": estimates}
+
+
+class Figures:
+    """What follows from the samples of a span: the page is looked at far more often than there is a new one."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[tuple[int, int], dict[str, Any]]] = {}
+
+    def of(self, samples: list[dict[str, Any]], minutes: int) -> dict[str, Any]:
+        """The charts and tables."""
+        state = len(samples), samples[-1]["t"] if samples else 0
+        known = self._known.get(minutes)
+        if known is None or known[0] != state:
+            known = self._known[minutes] = state, _figures(samples, max(1, minutes // POINTS))
+        return known[1]
+
+
+def _figures(samples: list[dict[str, Any]], size: int) -> dict[str, Any]:
     groups = [samples[at : at + size] for at in range(0, len(samples), size)]
     if len(groups) == 1:
         groups *= 2  # a course has two ends
-    kinds = _kinds(samples)
-    tenants = _tenants(samples)
-    if view.sees:
-        tenants = {name: number for name, number in tenants.items() if name == view.sees}
     return {
-        "minutes": minutes, "spans": SPANS, "size": size, "samples": len(samples), "charts": _charts(groups, size),
-        "kinds": kinds[:MOST_KINDS], "gpus": _gpus(groups), "tenants": tenants,
-        "estimates": (await parts.operations.stats("", view.max_age_s))["estimates"],
+        "size": size, "samples": len(samples), "charts": _charts(groups, size), "kinds": _kinds(samples)[:MOST_KINDS],
+        "gpus": _gpus(groups), "tenants": _tenants(samples),
     }  # fmt: skip
 
 

@@ -23,7 +23,9 @@ MOST_PAGES = 25
 """Pages of ended jobs that one sample reads: 5,000 jobs a minute; of more, the latest count."""
 MOST_KINDS, MOST_TENANTS, MOST_GPUS = 20, 50, 1000
 MOST_LATEST = 32
-FRESH_S = 10.0
+FRESH_S, DUE_S = 10.0, 0.5
+"""How old samples may be; the same while the next one is due."""
+LATE_MS = 5000
 OTHERS = "others"
 
 
@@ -55,6 +57,7 @@ class History:
         self._queue = queue
         self._series = series
         self._known: list[dict[str, Any]] = []
+        self._turn = asyncio.Lock()
         self._asked = 0
         self._read_at = float("-inf")
         self._load: tuple[list[dict[str, Any]], int, dict[str, list[float]]] = ([], 0, {})
@@ -63,10 +66,16 @@ class History:
     async def samples(self, minutes: int = 60) -> list[dict[str, Any]]:
         """The newest samples, the oldest first; see ``docs/queue.md`` for their fields."""
         minutes = max(1, min(KEPT, minutes))
-        if time.monotonic() - self._read_at > FRESH_S or self._asked < minutes:
-            self._known = await self._series.last(minutes)
-            self._asked, self._read_at = minutes, time.monotonic()
+        async with self._turn:
+            if self._asked < minutes or self._are_old():
+                self._known = await self._series.last(minutes)
+                self._asked, self._read_at = minutes, time.monotonic()
         return self._known[-minutes:]
+
+    def _are_old(self) -> bool:
+        """Whether there may be newer samples: one is written just after each minute."""
+        late_ms = now_ms() - self._known[-1]["t"] - MINUTE_MS if self._known else 0
+        return time.monotonic() - self._read_at > (DUE_S if 0 <= late_ms < LATE_MS else FRESH_S)
 
     async def ended(
         self, *, since: int | None = None, until: int | None = None, limit: int = 200, **filters: str

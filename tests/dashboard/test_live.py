@@ -256,6 +256,13 @@ async def test_an_open_page_hears_what_changes(broker: Broker) -> None:
         assert 'hx-target="#fleet"' not in data, "it goes on where it was"
 
 
+async def test_an_open_admin_page_hears_what_is_decided(broker: Broker) -> None:
+    async with tab(broker, "admin") as open_page:
+        await open_page.until(lambda _, __, data: "hx-partial" in data)
+        await broker.json("PUT", "/api/tenants/k8", json={"max_queued": 4711})
+        await open_page.until(lambda _, __, data: "k8" in data)
+
+
 @pytest.mark.parametrize(("accepts", "encoding"), [("gzip, br", "gzip"), ("identity", None)])
 async def test_a_quiet_page_hears_a_beat(broker: Broker, accepts: str, encoding: str | None) -> None:
     async with tab(broker, **{"Accept-Encoding": accepts}) as quiet:

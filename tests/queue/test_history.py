@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from broker.jobs import history as history_of
 from broker.jobs.history import History, Recorder
 from broker.queue.connection import Connection
 from broker.queue.queue import Queue
@@ -98,6 +101,27 @@ async def test_samples_are_bounded_and_the_newest_are_given(queue: Queue, connec
     history = History(queue, series)
     assert [sample["t"] for sample in await history.samples(2)] == [KEPT + 1, KEPT + 2]
     assert len(await history.samples(60)) == 60
+
+
+async def test_the_next_sample_is_looked_for_when_it_is_due(
+    queue: Queue, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    series, history, clock = Series(connection, queue.prefix), History(queue, Series(connection, queue.prefix)), [0.0]
+    monkeypatch.setattr(history_of.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(history_of, "now_ms", lambda: NOW + round(clock[0] * 1000))
+
+    async def newest(at: float) -> int:
+        clock[0] = at
+        return int((await history.samples())[-1]["t"])
+
+    await series.add({"t": NOW})
+    assert await newest(59) == NOW
+    await series.add({"t": NOW + 60_000})
+    assert await newest(59.8) == NOW, "none is due"
+    assert await newest(60.1) == NOW + 60_000
+    await series.add({"t": NOW + 120_000})
+    assert await newest(67) == NOW + 60_000
+    assert await newest(71) == NOW + 120_000, "the clocks of two brokers may differ"
 
 
 async def test_a_sample_says_what_happened_in_its_minute(queue: Queue, connection: Connection) -> None:
