@@ -18,6 +18,8 @@ one that idles is pinged every 18 s, one that is gone is cut within 27."""
 SLICES = 90
 """Parts in which the sockets are visited, one behind the other: if thousands were pinged together, or cut together,
 everybody else would wait for that."""
+MADE_UP_S = 1.0
+"""A delay up to this is made up for; after a longer one, such as a machine's sleep, clients have their time anew."""
 _PING = b"\x89\x00"
 
 
@@ -60,8 +62,8 @@ class Heartbeat:
         loop = asyncio.get_running_loop()
         due = loop.time()
         for sockets in itertools.cycle(self._slices):
-            due = max(due + self._pause_s, loop.time())  # after a standstill everybody has all the time again
-            await asyncio.sleep(due - loop.time())
+            due = max(due + self._pause_s, loop.time() - MADE_UP_S)
+            await asyncio.sleep(max(0.0, due - loop.time()))
             for ws in sockets:
                 _visit(ws)
 
