@@ -17,7 +17,7 @@ from pathlib import Path
 
 import aiohttp
 
-from bench import crowd
+from bench import crowd, deaf
 from bench.server import Server, server
 from bench.sockets import RawSocket, allow_open_files, connect, connect_many
 from bench.stack import Replica, replica
@@ -159,7 +159,7 @@ async def measure(args: argparse.Namespace) -> list[Target]:
                     found += await crowd.idle(replicas, key, args.sockets, args.seconds)
             if "deaf" in args.parts:
                 async with two_brokers(folder, http) as (up, replicas, key):
-                    found += await crowd.deaf(up.url, replicas[0], key, args.deaf)
+                    found += await deaf.measure(up.url, replicas[0], key, args.deaf, args.deaf_rounds)
     return found
 
 
@@ -173,6 +173,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--sockets", type=int, default=10_000, help="idle sockets, over two brokers")
     parser.add_argument("--seconds", type=float, default=40, help="how long they idle")
     parser.add_argument("--deaf", type=int, default=500, help="clients that read nothing")
+    parser.add_argument("--deaf-rounds", type=int, default=3, help="of the comparison with them and without")
     parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS, help="only these measurements")
     args = parser.parse_args(argv)
     print(f"load of the machine {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores", flush=True)
