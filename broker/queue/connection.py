@@ -1,4 +1,4 @@
-"""The broker's one door to Redis: clients are built here, and redis-py's errors end here.
+"""The broker's one door to Redis: clients are built here, and redis-py's errors end here (``refusals``).
 
 Two clients because redis-py's read time-out holds for blocking reads too: ``commands`` gives up on a silent server
 after 5 s, ``blocking`` waits longer than any blocking read it makes. Repeating a call is safe: every writing function
@@ -10,24 +10,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis, RedisCluster
 from redis.asyncio.cluster import ClusterNode, PipelineCommand
-from redis.asyncio.connection import AbstractConnection, SSLConnection, parse_url
+from redis.asyncio.connection import SSLConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import (
-    AskError,
-    AuthenticationError,
     ClusterDownError,
     MovedError,
-    NoPermissionError,
-    OutOfMemoryError,
     ReadOnlyError,
     RedisClusterException,
     RedisError,
@@ -37,10 +33,11 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as Disconnected
 from redis.exceptions import TimeoutError as Silent
 
-from broker.errors import ConfigurationError, EmqError, QueueFull, Unavailable
+from broker.errors import ConfigurationError, Unavailable
 from broker.queue.address import Address, parse
-from broker.queue.loader import library
+from broker.queue.channels import Channels
 from broker.queue.loader import load as load_library
+from broker.queue.refusals import LATER, translated
 from broker.queue.replicated import FUNCTIONS, UNCONFIRMED, confirm, confirmation
 
 log = logging.getLogger(__name__)
@@ -64,13 +61,8 @@ LONELY = (UNCONFIRMED, "NOREPLICAS")
 ASK_S = 1.0
 """Sentinels are asked about it so often at most, and not for longer."""
 
-_KINDS = {b"smessage": "message", b"ssubscribe": "subscribed", b"sunsubscribe": "unsubscribed"}
-
 Command = Sequence[bytes | str | int]
 Client = Redis | RedisCluster
-
-# What a server says that cannot do it now, by the first word of its error.
-_LATER = ("LOADING", "BUSY", "READONLY", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN", "MISCONF", "NOREPLICAS", "UNBLOCKED")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,68 +72,6 @@ class Health:
     redis: bool
     functions: bool
     detail: str = ""
-
-
-class Channels:
-    """One sharded pub/sub connection. It never reconnects by itself: whoever reads it must know of every break.
-
-    redis-py's own ``PubSub`` does, from reading and from sending at once, so this uses the connection below it.
-    """
-
-    def __init__(self, client: Redis, link: AbstractConnection) -> None:
-        self._client = client
-        self._link = link
-
-    @classmethod
-    async def open(cls, client: Redis) -> Channels:
-        """Connect. Raises ``Unavailable``."""
-        try:
-            with _translated():
-                return cls(client, await client.connection_pool.get_connection())  # type: ignore[no-untyped-call]
-        except BaseException:
-            # Also when this task is cancelled while it connects.
-            with suppress(RedisError, OSError):
-                await client.aclose()
-            raise
-
-    async def subscribe(self, channel: str) -> None:
-        """Ask for a channel; the server's confirmation comes out of :meth:`read`."""
-        await self._send("SSUBSCRIBE", channel)
-
-    async def unsubscribe(self, channel: str) -> None:
-        """Give a channel back."""
-        await self._send("SUNSUBSCRIBE", channel)
-
-    async def _send(self, *command: str) -> None:
-        with _translated():
-            self._check()
-            try:
-                await self._link.send_command(*command, check_health=False)
-            except AttributeError:
-                # Who reads has found it broken and closed it, between redis-py's own look at it and its use.
-                raise Disconnected("The connection is closed.") from None
-
-    async def read(self, timeout_s: float) -> tuple[str, str, bytes] | None:
-        """The next ``(kind, channel, data)``, kind being message, subscribed or unsubscribed; ``None``: nothing came.
-
-        Raises ``Unavailable`` when the connection broke or the channel's slot lives elsewhere now.
-        """
-        with _translated():
-            self._check()
-            reply = await self._link.read_response(timeout=timeout_s)
-        kind = _KINDS.get(reply[0]) if reply else None
-        return (kind, reply[1].decode(), reply[2] if isinstance(reply[2], bytes) else b"") if kind else None
-
-    def _check(self) -> None:
-        # A connection that was closed would open itself again, without its subscriptions.
-        if not self._link.is_connected:
-            raise Disconnected("The connection is closed.")
-
-    async def close(self) -> None:
-        """Close the connection; never raises."""
-        with suppress(RedisError, OSError):
-            await self._link.disconnect(nowait=True)
-            await self._client.aclose()
 
 
 class Connection:
@@ -229,7 +159,7 @@ class Connection:
 
         An element can be lost with its reply, so a list may only hold hints.
         """
-        with _translated():
+        with translated():
             answer = await self.blocking.execute_command("BLPOP", key, min(block_s, BLOCK_S))
         return answer[1] if answer else None
 
@@ -249,7 +179,7 @@ class Connection:
             return Health(False, False, "Redis does not answer")
         except RedisError as error:
             word = str(error).partition(" ")[0]
-            return Health(word not in _LATER, False, "the functions are not loaded" if word not in _LATER else word)
+            return Health(word not in LATER, False, "the functions are not loaded" if word not in LATER else word)
         return Health(True, True)
 
     async def info(self) -> list[dict[str, Any]]:
@@ -352,7 +282,7 @@ class Connection:
     async def _guard(self, run: Callable[[], Awaitable[Any]], starting: bool = False) -> Any:
         """Run within the time limit, translate errors, and log when Redis goes and comes."""
         try:
-            with _translated(starting):
+            with translated(starting):
                 async with asyncio.timeout(AWAY_S if self._away else CALL_S):
                     answer = await run()
         except Unavailable as error:
@@ -471,45 +401,3 @@ def _or_raise(answer: Any) -> Any:
     if isinstance(answer, Exception):
         raise answer
     return answer
-
-
-@contextmanager
-def _translated(starting: bool = False) -> Iterator[None]:
-    """Turn redis-py's errors into ours. A refused login is the configuration's fault when ``starting``.
-
-    redis-py sends with ``asyncio.wait_for``, which in Python 3.11 loses a cancellation that comes as the sending ends,
-    well or with an error: the task would go on, and whoever waits for its end would wait for ever. It is raised here.
-    """
-    task = asyncio.current_task()
-    before = task.cancelling() if task else 0
-    failure: Exception | None = None
-    try:
-        yield
-    except RedisError as error:
-        failure = _translation(error, starting)
-    except RedisClusterException as error:
-        failure = _away(str(error))
-    except (TimeoutError, OSError) as error:
-        failure = _away(str(error) or "no answer in time")
-    if task and task.cancelling() > before:
-        raise asyncio.CancelledError
-    if failure is not None:
-        raise failure
-
-
-def _translation(error: RedisError, starting: bool) -> Exception:
-    text = str(error)
-    if isinstance(error, AuthenticationError | NoPermissionError) and starting:
-        return ConfigurationError(f"Redis refuses the login: {text}. Set the user and password in EMQ_REDIS_URL.")
-    if isinstance(error, OutOfMemoryError) or text.startswith(("OOM", "-OOM")):
-        return QueueFull("Redis has no memory left for more jobs; try again later.", scope="memory", retry_after_s=5)
-    if not isinstance(error, ResponseError) or text.partition(" ")[0] in _LATER:
-        return _away(text)
-    if isinstance(error, ClusterDownError | ReadOnlyError | AskError):
-        return _away(text or type(error).__name__)
-    log.error("Redis refused a call: %s", library().explain(text))
-    return EmqError("The queue could not do this; the broker's log says why.")
-
-
-def _away(reason: str) -> Unavailable:
-    return Unavailable("The queue cannot be reached; nothing was accepted, try again.", reason=reason)

@@ -28,7 +28,7 @@ SILENT_S = 3.0
 
 
 class Line(Protocol):
-    """One pub/sub connection; ``broker.queue.connection.Channels`` is the real one."""
+    """One pub/sub connection; ``broker.queue.channels.Channels`` is the real one."""
 
     async def subscribe(self, channel: str) -> None:
         """Ask for a channel."""

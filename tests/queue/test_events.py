@@ -16,7 +16,8 @@ import pytest
 import redis
 
 from broker.errors import NotFound, Unavailable
-from broker.queue.connection import Channels, Connection
+from broker.queue.channels import Channels
+from broker.queue.connection import Connection
 from broker.queue.events import Event, EventHub, Preview, Reset, Subscription
 from broker.queue.queue import Queue
 from tests.support.jobs import new_job

@@ -1,0 +1,70 @@
+"""What Redis and redis-py say when something cannot be done, as errors of ours."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from redis.exceptions import (
+    AskError,
+    AuthenticationError,
+    ClusterDownError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+)
+
+from broker.errors import ConfigurationError, EmqError, QueueFull, Unavailable
+from broker.queue.loader import library
+
+log = logging.getLogger(__name__)
+
+# What a server says that cannot do it now, by the first word of its error.
+LATER = ("LOADING", "BUSY", "READONLY", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN", "MISCONF", "NOREPLICAS", "UNBLOCKED")
+
+
+@contextmanager
+def translated(starting: bool = False) -> Iterator[None]:
+    """Turn redis-py's errors into ours. A refused login is the configuration's fault when ``starting``.
+
+    redis-py sends with ``asyncio.wait_for``, which in Python 3.11 loses a cancellation that comes as the sending ends,
+    well or with an error: the task would go on, and whoever waits for its end would wait for ever. It is raised here.
+    """
+    task = asyncio.current_task()
+    before = task.cancelling() if task else 0
+    failure: Exception | None = None
+    try:
+        yield
+    except RedisError as error:
+        failure = _translation(error, starting)
+    except RedisClusterException as error:
+        failure = _away(str(error))
+    except (TimeoutError, OSError) as error:
+        failure = _away(str(error) or "no answer in time")
+    if task and task.cancelling() > before:
+        raise asyncio.CancelledError
+    if failure is not None:
+        raise failure
+
+
+def _translation(error: RedisError, starting: bool) -> Exception:
+    text = str(error)
+    if isinstance(error, AuthenticationError | NoPermissionError) and starting:
+        return ConfigurationError(f"Redis refuses the login: {text}. Set the user and password in EMQ_REDIS_URL.")
+    if isinstance(error, OutOfMemoryError) or text.startswith(("OOM", "-OOM")):
+        return QueueFull("Redis has no memory left for more jobs; try again later.", scope="memory", retry_after_s=5)
+    if not isinstance(error, ResponseError) or text.partition(" ")[0] in LATER:
+        return _away(text)
+    if isinstance(error, ClusterDownError | ReadOnlyError | AskError):
+        return _away(text or type(error).__name__)
+    log.error("Redis refused a call: %s", library().explain(text))
+    return EmqError("The queue could not do this; the broker's log says why.")
+
+
+def _away(reason: str) -> Unavailable:
+    return Unavailable("The queue cannot be reached; nothing was accepted, try again.", reason=reason)
