@@ -19,6 +19,8 @@ PER_PAGE = 50
 FORECAST = 20
 """Jobs of a page whose start is predicted."""
 FORECAST_S = 5.0
+AT_ONCE = 5
+"""Of these at each look at an open page: where twenty start a second, most are gone before anybody has read when."""
 _KEPT = 2000
 
 
@@ -28,10 +30,13 @@ class Starts:
     def __init__(self) -> None:
         self._known: OrderedDict[str, tuple[float, Any]] = OrderedDict()
 
-    async def of(self, parts: Services, job_ids: list[str]) -> dict[str, Any]:
-        """When waiting jobs are expected to start; those of which nothing is known are left out."""
+    async def of(self, parts: Services, job_ids: list[str], most: int = FORECAST) -> dict[str, Any]:
+        """When waiting jobs are expected to start; those of which nothing is known are left out.
+
+        ``most`` of them are predicted now, those first that start first.
+        """
         now = time.monotonic()
-        stale = [job for job in job_ids if now - self._known.get(job, (float("-inf"), None))[0] > FORECAST_S]
+        stale = [job for job in job_ids if now - self._known.get(job, (float("-inf"), None))[0] > FORECAST_S][:most]
         forecasts = parts.operations.submitter.forecasts
         for job, start in zip(stale, await asyncio.gather(*(forecasts.of_job(job) for job in stale)), strict=True):
             about = {"p50": start.p50 // 1000 * 1000, "p90": start.p90 // 1000 * 1000} if start else None
@@ -39,7 +44,7 @@ class Starts:
             self._known.move_to_end(job)
         while len(self._known) > _KEPT:
             self._known.popitem(last=False)
-        return {job: self._known[job][1] for job in job_ids if self._known[job][1]}
+        return {job: self._known[job][1] for job in job_ids if job in self._known and self._known[job][1]}
 
 
 def add_to(app: web.Application) -> None:
@@ -59,7 +64,8 @@ async def read(starts: Starts, parts: Services, view: View) -> dict[str, Any]:
     priority, after, place = _number(view.get("priority")), view.get("after"), _number(view.get("n")) or 0
     found = await parts.operations.waiting(view.sees, priority=priority, after=after, limit=PER_PAGE)
     jobs = found["jobs"]
-    expected = await starts.of(parts, [job["job_id"] for job in jobs[:FORECAST] if not job["held"]])
+    ahead = [job["job_id"] for job in jobs[:FORECAST] if not job["held"]]
+    expected = await starts.of(parts, ahead, AT_ONCE if view.live else FORECAST)
     for number, job in enumerate(jobs, place + 1):
         job["about"] = {**job}
         job["place"] = number if not view.sees and priority is None else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from broker.api.services import SERVICES
+from broker.dashboard.queue import Starts
 from tests.api.conftest import Broker, Client, submit
 from tests.support.waiting import wait_until
 
@@ -64,3 +66,19 @@ async def test_a_bulk_submit_counts_its_own_jobs(broker: Broker) -> None:
         starts = [answer["estimated_start"]["p50"] for answer in bulk["results"]]
         assert starts == sorted(starts)
         assert 25_000 <= starts[3] - starts[0] <= 32_000
+
+
+async def test_an_open_queue_page_asks_for_a_few_starts_at_a_look(broker: Broker) -> None:
+    worker, parts, starts = broker.worker(), broker.server.app[SERVICES], Starts()
+    await worker.register()
+    async with broker.client() as client:
+        for _ in range(5):
+            await client.ask(submit(subscribe=False))
+            held = await worker.claim()
+            assert held is not None
+            await worker.report(held)
+            await worker.finish(held, exec_ms=20_000)
+        await measured(client)
+        jobs = [(await client.ask(submit(subscribe=False)))["job_id"] for _ in range(7)]
+    assert [*await starts.of(parts, jobs, 5)] == jobs[:5], "those first that start first"
+    assert [*await starts.of(parts, jobs, 5)] == jobs
