@@ -13,7 +13,7 @@ from broker.errors import ConfigurationError, Unavailable
 from broker.queue import replicated, startup
 from broker.queue.connection import Connection
 from broker.queue.fsck import Check
-from broker.queue.queue import Queue
+from broker.queue.queue import Answer, NewJob, Queue
 from broker.settings import Settings
 from tests.queue.test_connection import connect, serve
 from tests.support.groups_of_servers import CLUSTER, joined, replicating
@@ -52,9 +52,23 @@ on_both = pytest.mark.parametrize("pair", [valkey_binary, redis7_binary], ids=["
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody waits long for a replica that will not answer."""
-    monkeypatch.setattr(replicated, "WAIT_S", 0.3)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From its call on nobody waits long for a replica, where none will answer."""
+    return lambda: monkeypatch.setattr(replicated, "WAIT_S", 0.3)
+
+
+async def patiently(queue: Queue, job: NewJob) -> list[Answer]:
+    """Submit as a client does, again and again until it is accepted."""
+
+    async def accepted() -> list[Answer] | None:
+        try:
+            return await queue.submit("t", [job])
+        except Unavailable:
+            return None
+
+    answers = await wait_until(accepted, 30, "a replica confirms")
+    assert answers is not None
+    return answers
 
 
 @on_both
@@ -69,7 +83,7 @@ async def test_a_submit_is_accepted_when_a_replica_has_it(pair: Pair, connect: C
 
 @on_both
 async def test_without_its_confirmation_it_may_be_there_and_is_not_accepted(
-    pair: Pair, connect: Callable[..., Connection], impatient: None
+    pair: Pair, connect: Callable[..., Connection], impatient: Callable[[], None]
 ) -> None:
     """Nor is its repetition, which writes nothing; once the replica is back the same submit has the same job."""
     connection = connect(pair.primary.url, replicated=True)
@@ -77,20 +91,21 @@ async def test_without_its_confirmation_it_may_be_there_and_is_not_accepted(
     await queue.configure()
     await queue.submit("t", [new_job("before")])
     pair.freeze()
+    impatient()
     for job in ("a", "b"):
         with pytest.raises(Unavailable, match="No replica") as refused:
             await queue.submit("t", [new_job(job, idempotency_key="order-17")])
         assert refused.value.details["reason"] == replicated.UNCONFIRMED
     await queue.cancel("before")  # Redis itself is well, and only submits are promises
     pair.freeze(on=False)
-    (answer,) = await queue.submit("t", [new_job("c", idempotency_key="order-17")])
+    (answer,) = await patiently(queue, new_job("c", idempotency_key="order-17"))
     assert (answer.outcome, answer.text("job_id")) == ("duplicate", "a")
     assert (await queue.stats()).number("pending") == 1
     assert not await Check(connection, queue.prefix).run()
 
 
 async def test_a_bulk_says_which_jobs_are_confirmed(
-    pair: Pair, connect: Callable[..., Connection], impatient: None, monkeypatch: pytest.MonkeyPatch
+    pair: Pair, connect: Callable[..., Connection], impatient: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("broker.queue.queue.SUBMIT_CHUNK", 2)
     connection = connect(pair.primary.url, replicated=True)
@@ -101,6 +116,7 @@ async def test_a_bulk_says_which_jobs_are_confirmed(
     def confirm_and_freeze(replicas: int) -> None:
         confirm(replicas)
         pair.freeze()
+        impatient()
 
     monkeypatch.setattr("broker.queue.connection.confirm", confirm_and_freeze)
     answers = await queue.submit("t", [new_job(f"j{number}") for number in range(6)])
@@ -139,12 +155,13 @@ async def test_a_server_that_writes_alone_is_refused_at_the_start(
 
 
 async def test_a_cluster_confirms_by_the_owner_s_replica(
-    serve: Callable[..., RedisServer], connect: Callable[..., Connection], impatient: None
+    serve: Callable[..., RedisServer], connect: Callable[..., Connection], impatient: Callable[[], None]
 ) -> None:
     nodes = [serve(*CLUSTER, *SOON) for _ in range(3)]
     await joined(nodes)
     queue = Queue(connect(f"redis+cluster://127.0.0.1:{nodes[0].port}", replicated=True), "a")
     await queue.configure()
+    impatient()
     with pytest.raises(Unavailable, match="No replica"):
         await queue.submit("t", [new_job("a")])
     owner = nodes[redis.cluster.key_slot(queue.prefix.encode()) // 5462]
@@ -162,5 +179,5 @@ async def test_a_cluster_confirms_by_the_owner_s_replica(
 
         await wait_until(follows, 20, "the fourth server knows whose replica it is")
         await wait_until(lambda: admin.info("replication").get("master_link_status") == "up", 20, "it has all")
-    (answer,) = await queue.submit("t", [new_job("a")])
+    (answer,) = await patiently(queue, new_job("a"))
     assert answer.outcome in ("ok", "duplicate")

@@ -47,12 +47,14 @@ async def replicating(replica: RedisServer, primary: RedisServer) -> None:
         await wait_until(lambda: above.info("replication").get("min_slaves_good_slaves", 1), 20, "the replica counts")
 
 
-async def watching(primary: RedisServer, host: str = "127.0.0.1", through: tuple[str, ...] = ()) -> SentinelServer:
+async def watching(
+    primary: RedisServer, host: str = "127.0.0.1", through: tuple[str, ...] = (), down_ms: int = 500
+) -> SentinelServer:
     """A sentinel (on a host of its own, perhaps) that watches a primary as the service ``main``."""
     folder = Path(tempfile.mkdtemp(prefix="emq-sentinel-"))
     config = folder / "sentinel.conf"
     config.write_text(
-        f"sentinel monitor main {primary.host} {primary.port} 1\nsentinel down-after-milliseconds main 500\n"
+        f"sentinel monitor main {primary.host} {primary.port} 1\nsentinel down-after-milliseconds main {down_ms}\n"
         "sentinel failover-timeout main 2000\n"
     )
     sentinel = SentinelServer(config, host, through)
