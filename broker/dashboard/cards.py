@@ -17,7 +17,7 @@ _REST = {"offline": "Gone.", "idle": "Waits for a job."}
 _NEXT = ' <span class="chip">next</span>'
 
 
-@lru_cache(4096)
+@lru_cache(1024)
 def job_link(job_id: Any) -> Markup:
     """A link to a job."""
     text = escape(str(job_id))

@@ -46,12 +46,12 @@ def _bar(bar: Any, y: int) -> str:
     return drawn
 
 
-@lru_cache(4096)
+@lru_cache(1024)
 def _escaped(text: str) -> str:
     return str(escape(text))
 
 
-@lru_cache(4096)
+@lru_cache(1024)
 def _short(name: str) -> str:
     return str(escape(name if len(name) <= 20 else f"{name[:17]}..."))
 
@@ -71,7 +71,7 @@ def _row(row: dict[str, Any], minutes: int) -> str:
     )
 
 
-@lru_cache(4096)
+@lru_cache(1024)
 def _links(worker: str, hours: int) -> tuple[str, str, str]:
     name = f'<a class="name" href="/workers/{segment(worker)}">{escape(worker)}</a>'
     failures = query({"span": hours, "worker": worker})

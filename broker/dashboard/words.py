@@ -42,7 +42,7 @@ def exact(moment_ms: int | None) -> str:
     return _stamp(moment_ms // 1000)[1] if moment_ms else ""
 
 
-@lru_cache(4096)
+@lru_cache(1024)
 def _stamp(second: int) -> tuple[str, str]:
     """A moment for machines, and for people."""
     moment = datetime.fromtimestamp(second, UTC)
@@ -89,7 +89,7 @@ def size(number: Any) -> str:
     return f"{value:.1f} GB"
 
 
-@lru_cache(4096)
+@lru_cache(512)  # its keys are long
 def _course(values: tuple[int, ...], most: int) -> str:
     steps = [16 - round(15 * min(value, most) / most) for value in values]
     return f"M{60 - len(steps)} {steps[0]}" + "".join(f"l1 {b - a}" for a, b in pairwise(steps))
@@ -103,7 +103,7 @@ def sparkline(values: Sequence[float], title: str, most: int = 100) -> Markup:
     ).format(title, title, _course(tuple(round(value) for value in values), most))
 
 
-@lru_cache(4096)
+@lru_cache(1024)
 def element(kind: str, name: Any) -> str:
     """An element's id for something with any name, fit for selectors."""
     return f"{kind}-{blake3(str(name).encode()).hexdigest()[:12]}"
