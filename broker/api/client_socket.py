@@ -15,8 +15,7 @@ from broker.api import commands
 from broker.api.errors import dumps, frame, unexpected
 from broker.api.frames import Frames, Socket
 from broker.api.groups import GroupFollower
-from broker.api.outbox import Outbox
-from broker.api.sending import send_all
+from broker.api.sending import outbox_of, send_all
 from broker.api.streams import Item
 from broker.errors import BadMessage, EmqError, RateLimited
 from broker.jobs import strict
@@ -66,7 +65,7 @@ class ClientSocket:
         self._ops = services.operations
         self._usage = services.usage
         self._bucket = bucket
-        self._outbox = Outbox()
+        self._outbox = outbox_of(ws)
         self._jobs: dict[str, asyncio.Task[None]] = {}
         self._followed: dict[str, str] = {}  # the last event of those that were followed to their end
         self._stats: asyncio.Task[None] | None = None

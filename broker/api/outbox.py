@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from broker.flag import Flag
@@ -25,9 +26,11 @@ class Outbox:
     it never overtakes a change of state. Frames without a key are never dropped; :meth:`room` bounds their number.
     """
 
-    __slots__ = ("_bytes", "_items", "_keyed", "_previews", "_room", "_some")
+    __slots__ = ("_bytes", "_items", "_keyed", "_previews", "_room", "_some", "_write_now")
 
-    def __init__(self) -> None:
+    def __init__(self, write_now: Callable[[str | bytes], bool] | None = None) -> None:
+        """``write_now`` sends a frame without the writer, if it can at once: what lies here goes before."""
+        self._write_now = write_now
         self._items: deque[_Item] = deque()
         self._keyed: dict[tuple[str, str], _Item] = {}
         self._previews = 0
@@ -37,11 +40,13 @@ class Outbox:
 
     def put(self, text: str) -> None:
         """A frame that must arrive."""
-        self._append(_Item(text, None))
+        if not self._went(text):
+            self._append(_Item(text, None))
 
     def put_latest(self, kind: str, subject: str, text: str) -> None:
         """A frame of which only the newest matters (progress of a job, figures)."""
-        self._replace(_Item(text, (kind, subject)))
+        if not self._went(text):
+            self._replace(_Item(text, (kind, subject)))
 
     def put_preview(self, job_id: str, data: bytes) -> None:
         """A picture; dropped when the connection lags."""
@@ -67,6 +72,9 @@ class Outbox:
 
     def __len__(self) -> int:
         return sum(item.data is not None for item in self._items)
+
+    def _went(self, text: str) -> bool:
+        return not self._items and self._write_now is not None and self._write_now(text)
 
     def _replace(self, item: _Item) -> None:
         assert item.key is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 
 from broker.api.frames import Socket
 from broker.api.outbox import Outbox
@@ -13,23 +14,25 @@ log = logging.getLogger(__name__)
 STALLED_S = 10.0
 """A client that takes nothing for this long is cut off."""
 SMALL = 8192
-"""Characters of a message that never fills the connection's buffer by itself."""
+"""Characters of a message that does not fill a connection's buffer by itself."""
+
+
+def outbox_of(ws: Socket) -> Outbox:
+    """What is to be sent on a socket; :func:`send_all` sends what cannot go at once."""
+    transport = _transport(ws)
+    return Outbox(partial(_write_now, ws, transport) if transport is not None else None)
 
 
 async def send_all(ws: Socket, outbox: Outbox) -> None:
-    """Send what comes into ``outbox``, in order; cuts off a client that takes nothing or has gone."""
-    request = ws._req  # aiohttp shows the transport of a socket nowhere else
-    transport = request.transport if request is not None else None
+    """Send what lies in ``outbox``, in order; cuts off a client that takes nothing or has gone."""
+    transport = _transport(ws)
     if transport is None:
         return
     try:
         while True:
             data = await outbox.get()
-            if len(data) < SMALL and not transport.get_write_buffer_size():
-                await _send(ws, data)  # it cannot wait, so it needs no timer
-                continue
             async with asyncio.timeout(STALLED_S):
-                await _send(ws, data)
+                await (ws.send_str(data) if isinstance(data, str) else ws.send_bytes(data))
     except TimeoutError:
         log.info("A client took nothing for %s s: cut off", STALLED_S)
         transport.abort()  # a close frame would wait behind what the client does not take
@@ -37,5 +40,21 @@ async def send_all(ws: Socket, outbox: Outbox) -> None:
         transport.abort()  # the client has gone; the reading side ends too
 
 
-async def _send(ws: Socket, data: str | bytes) -> None:
-    await (ws.send_str(data) if isinstance(data, str) else ws.send_bytes(data))
+def _transport(ws: Socket) -> asyncio.Transport | None:
+    request = ws._req  # aiohttp shows the transport of a socket nowhere else
+    return request.transport if request is not None else None
+
+
+def _write_now(ws: Socket, transport: asyncio.Transport, data: str | bytes) -> bool:
+    """Send a message if it is small and the client has taken all before it, so that it cannot wait; whether it went."""
+    if len(data) >= SMALL or transport.get_write_buffer_size() or ws.closed or transport.is_closing():
+        return False
+    transport.write(_frame(data))
+    return True
+
+
+def _frame(data: str | bytes) -> bytes:
+    """A message of less than 64 KiB as a server sends it."""
+    kind, payload = (0x81, data.encode()) if isinstance(data, str) else (0x82, data)
+    size = len(payload)
+    return (bytes((kind, size)) if size < 126 else bytes((kind, 126)) + size.to_bytes(2, "big")) + payload

@@ -217,6 +217,33 @@ async def test_previews_go_first_when_a_client_lags() -> None:
     await asyncio.wait_for(waiting, 1)
 
 
+async def test_a_client_that_lags_gets_everything_in_order_once_it_reads(broker: Broker) -> None:
+    """What is sent at once, what waits for room on the connection and what is long do not overtake each other."""
+    count, sent = 4_000, 0
+    async with broker.client() as client:
+        await client.ask(submit(subscribe=False, metadata="x" * 10_000))
+
+        async def ask() -> None:
+            nonlocal sent
+            for number in range(count):
+                kind = "list_jobs" if number % 100 == 0 else "make_coffee"
+                await client.send({"type": kind, "message_id": f"{number} {'x' * 100}"})
+                sent += 1
+
+        asking = asyncio.create_task(ask())
+
+        async def stuck() -> bool:
+            before = sent
+            await asyncio.sleep(0.3)
+            return asking.done() or (0 < before == sent)
+
+        await wait_until(stuck, 20, "the broker reads no more of one who takes nothing")
+        answers = [await client.next(20) for _ in range(count)]
+        await asking
+    assert [int(answer["message_id"].split()[0]) for answer in answers] == list(range(count))
+    assert {answer["type"] for answer in answers[::100]} <= {"job_list", "error"}
+
+
 async def test_pipelined_messages_are_answered_in_order(broker: Broker) -> None:
     """Submits that wait together go to Redis together; each has its own answer, at its own place."""
     async with broker.client() as client:
