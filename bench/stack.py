@@ -96,8 +96,10 @@ class Replica:
 
     def holds(self, clients: Collection[tuple[str, int]]) -> int:
         """How many of these clients' addresses it has a connection open to, as the kernel knows."""
-        found = 0
+        found, here = 0, f":{self.port:04X} "
         for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+            if here not in line:
+                continue
             fields = line.split()
             if fields[9] != "0" and _address(fields[1])[1] == self.port:  # 0: nobody's, the kernel alone has it
                 found += _address(fields[2]) in clients
