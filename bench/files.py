@@ -22,7 +22,7 @@ from typing import Any
 import aiohttp
 from blake3 import blake3
 
-from bench.main_job import drained, gap_ms, registered, stamps
+from bench.main_job import drained, gap_ms, registered
 from bench.stack import broker, comfyui, until
 from bench.targets import Target, print_targets
 
@@ -190,7 +190,7 @@ async def gaps(args: argparse.Namespace, fleet: Fleet, url: str) -> Target:
     for number in range(args.rounds):
         for megabytes in found if number % 2 == 0 else reversed(found):
             work = [graph(megabytes, args.seconds, next(seeds)) for _ in range(args.count)]
-            await stamps(fleet.http, url)
+            await drained(fleet.http, url, 0)
             seen, _ = await asyncio.gather(drained(fleet.http, url, args.count), fleet.run(work))
             found[megabytes].append(gap_ms(seen))
             await asyncio.sleep(1)

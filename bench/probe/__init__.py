@@ -1,12 +1,14 @@
 """A node pack for benchmarks: stamps executions where they happen, and queues prompts in process.
 
-``GET /emq_probe`` answers ``{"starts": [...], "ends": [...]}`` (seconds by ``time.time``, taken in ComfyUI's prompt
-thread) and forgets them; ``POST /emq_probe`` with a list of prompts puts all of them at once through ComfyUI's own
-prompt handler, with no client in between.
+``GET /emq_probe?ends=N`` waits for N ends, answers ``{"starts": [...], "ends": [...]}`` (seconds by ``time.time``,
+taken in ComfyUI's prompt thread) and forgets them: asking again and again would take time from what is measured.
+``POST /emq_probe`` with a list of prompts puts all of them at once through ComfyUI's own prompt handler, with no client
+in between.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 import uuid
@@ -66,6 +68,9 @@ class Take:
 NODE_CLASS_MAPPINGS: dict[str, Any] = {"EMQBenchFile": File, "EMQBenchTake": Take}
 SERVER = PromptServer.instance
 STAMPS: dict[str, list[float]] = {"execution_start": [], "execution_success": []}
+ENOUGH = asyncio.Event()
+AWAITED = {"ends": 0}
+WAIT_S = 120
 
 
 class _Request:
@@ -86,6 +91,8 @@ async def _tap(app: web.Application) -> None:
     def stamped(event: Any, data: Any, sid: str | None = None) -> None:
         if event in STAMPS:
             STAMPS[event].append(time.time())
+            if event == "execution_success" and len(STAMPS[event]) == AWAITED["ends"]:
+                SERVER.loop.call_soon_threadsafe(ENOUGH.set)
         send_sync(event, data, sid)
 
     SERVER.send_sync = stamped
@@ -93,7 +100,12 @@ async def _tap(app: web.Application) -> None:
 
 @SERVER.routes.get("/emq_probe")
 async def read(request: web.Request) -> web.Response:
-    """Answer the stamps and forget them."""
+    """Answer the stamps, once there are enough, and forget them."""
+    wanted = AWAITED["ends"] = int(request.query.get("ends", 0))
+    ENOUGH.clear()
+    if len(STAMPS["execution_success"]) < wanted:
+        await asyncio.wait_for(ENOUGH.wait(), WAIT_S)
+    AWAITED["ends"] = 0
     starts, ends = STAMPS["execution_start"][:], STAMPS["execution_success"][:]
     for stamps in STAMPS.values():
         stamps.clear()
