@@ -38,11 +38,37 @@ class Errand:
     max_bytes: int | None = None
 
 
+class Connection(http.client.HTTPConnection):
+    """Sends a request's head together with the first piece of its body: one packet, and one wake-up for the server."""
+
+    _held: list[bytes] | None = None
+
+    def send(self, data: Any) -> None:
+        """Send, or keep for :meth:`begin_with`."""
+        if self._held is None:
+            super().send(data)
+        else:
+            self._held.append(data)
+
+    def begin_with(self, piece: bytes) -> None:
+        """End the head and send it with a piece of the body."""
+        held = self._held = []
+        try:
+            self.endheaders()
+        finally:
+            self._held = None
+        self.send(b"".join((*held, piece)))
+
+
+class SecuredConnection(Connection, http.client.HTTPSConnection):
+    """The same by TLS."""
+
+
 class Carrier:
     """Sends files; connections are kept open for the next."""
 
     def __init__(self) -> None:
-        self._idle: dict[tuple[str, str], list[http.client.HTTPConnection]] = {}
+        self._idle: dict[tuple[str, str], list[Connection]] = {}
         self._lock = threading.Lock()
 
     def put(self, errand: Errand) -> dict[str, Any]:
@@ -116,33 +142,33 @@ class Carrier:
         self._keep(place, connection)
         return response.status, _object(text), response.getheader("Location")
 
-    def _connection(self, place: tuple[str, str]) -> http.client.HTTPConnection:
+    def _connection(self, place: tuple[str, str]) -> Connection:
         with self._lock:
             idle = self._idle.get(place)
             connection = idle.pop() if idle else None
         if connection is not None and not _is_closed(connection):
             return connection
-        kind = http.client.HTTPSConnection if place[0] == "https" else http.client.HTTPConnection
+        kind = SecuredConnection if place[0] == "https" else Connection
         connection = kind(place[1], timeout=CONNECT_S)
         connection.connect()
         connection.sock.settimeout(SILENT_S)
         return connection
 
-    def _keep(self, place: tuple[str, str], connection: http.client.HTTPConnection) -> None:
+    def _keep(self, place: tuple[str, str], connection: Connection) -> None:
         if connection.sock is not None:  # the answer did not close it
             with self._lock:
                 self._idle.setdefault(place, []).append(connection)
 
 
 def _begin(
-    connection: http.client.HTTPConnection, method: str, target: str, body: Iterator[bytes], headers: Mapping[str, str]
+    connection: Connection, method: str, target: str, body: Iterator[bytes], headers: Mapping[str, str]
 ) -> tuple[int, dict[str, Any], str | None] | None:
     """Send a request's head, with the first piece of its body; asked first, what the server has against the body."""
     connection.putrequest(method, target, skip_accept_encoding=True)
     for name, value in headers.items():
         connection.putheader(name, value)
     if "Expect" not in headers:
-        connection.endheaders(next(body, b""))
+        connection.begin_with(next(body, b""))
         return None
     connection.endheaders()
     connection.sock.settimeout(CONTINUE_S)
@@ -169,7 +195,7 @@ def _verdict(sock: socket.socket) -> tuple[int, dict[str, Any], str | None] | No
         return status, _object(text), headers.get("Location")
 
 
-def _rest(connection: http.client.HTTPConnection, body: Iterator[bytes]) -> http.client.HTTPResponse:
+def _rest(connection: Connection, body: Iterator[bytes]) -> http.client.HTTPResponse:
     """Send what is left of the body; the answer."""
     try:
         for piece in body:
@@ -179,7 +205,7 @@ def _rest(connection: http.client.HTTPConnection, body: Iterator[bytes]) -> http
     return connection.getresponse()
 
 
-def _is_closed(connection: http.client.HTTPConnection) -> bool:
+def _is_closed(connection: Connection) -> bool:
     """Whether the server has closed an idle connection: nothing but an end can be read from it."""
     import select
 

@@ -62,6 +62,8 @@ async def body(content: StreamReader) -> AsyncIterator[bytes]:
 
 
 async def _next_piece(content: StreamReader) -> bytes:
+    if content.at_eof():
+        return b""
     try:
         async with asyncio.timeout(IDLE_S):
             return await content.readany()
