@@ -1,6 +1,7 @@
 -- emq_claim: gives a worker the best job that it can run, or the one it names.
 -- Guarantee: the same token gives the same job; cost does not grow with the number of waiting jobs.
--- Arguments: `worker` `instance` `token` (drawn by the caller) `job` (optional) `loaded` (lines) `ahead`.
+-- Arguments: `worker` `instance` `token` (drawn by the caller) `job` (optional) `loaded` (lines) `ahead` (1, or 2: how
+-- many it may then hold that have not started).
 -- Answer: `job` with what the worker needs; `none`; `again`; `paused`; `busy`; `not_found`/`conflict` (a named job);
 -- `superseded`; `unknown`.
 
