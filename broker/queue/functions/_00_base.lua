@@ -9,11 +9,19 @@ Q.FIRST_TAG = 2 ^ 30   -- room below it for "to the front"
 Q.UNIT_MS = 10         -- one unit of a tag is 10 ms of expected GPU time
 Q.RUN_MS = 1000        -- a run, before anything is measured
 Q.LOAD_MS = 15000      -- a model load, before anything is measured
+Q.LEASE_MS = 30000     -- a lease, unless the pool says otherwise
 Q.LOG_MAX = 400        -- events kept of one job
+
+local SMALL, FEW = {}, 256 -- texts of the numbers that most counters are
 
 -- A whole number as text. Scores and times go to Redis as text: `%d` is exact to 2^53 and cheaper than a double.
 function Q.int(n)
-  return string.format('%d', n)
+  local text = SMALL[n]
+  if not text then
+    text = string.format('%d', n)
+    if n >= 0 and n < FEW and n % 1 == 0 then SMALL[n] = text end
+  end
+  return text
 end
 
 -- Text as a JSON string; nil is null.
@@ -45,10 +53,9 @@ function Q.now_ms(test_clock)
   return t[1] * 1000 + math.floor(t[2] / 1000)
 end
 
--- The tables of a unit of work, each made when it is used first: most calls need few.
+-- The tables of a unit of work that few calls need, each made when it is used first.
 local TABLES = {
-  jobs = true, touched = true, workers = true, classes = true, tenants = true, levels = true, lanes = true,
-  lane_order = true, counts = true, out = true, ttl = true, wakes = true, config = true,
+  lanes = true, lane_order = true, counts = true, out = true, ttl = true, wakes = true, config = true,
 }
 local PARTS = {
   __index = function(u, name)
@@ -65,25 +72,27 @@ local DEFAULTS = {
   backoff_ms = 2000, idem_ttl_ms = 86400000, hang_ms = 600000, stall_ms = 600000, aging_ms = 0, avoid_ms = 600000,
 }
 
--- A unit of work for the pool with prefix P. `first` and `second` name numbers of the config that this call needs for
--- sure: they are read along.
-function Q.open(P, first, second)
+-- A unit of work for the pool with prefix P. Numbers of the config that this call needs for sure may be named: they are
+-- read along.
+function Q.open(P, ...)
   local c = redis.call('HMGET', P .. 'config', 'deployment', 'lease_ms', 'test_clock', 'paused', 'seen', 'grace',
-    'tenant_running', first or 'grace', second or 'grace')
+    'tenant_running', ...)
   local now = Q.now_ms(c[3])
   local u = setmetatable({
-    P = P, now = now, ms = Q.int(now), deployment = c[1] or '', lease = tonumber(c[2] or 30000), paused = c[4] == '1',
-    seen = tonumber(c[5] or 0), grace = tonumber(c[6] or 0), matches = 0,
-    tenant_running = tonumber(c[7] or 0),
+    P = P, now = now, ms = Q.int(now), deployment = c[1] or '', lease = tonumber(c[2] or Q.LEASE_MS),
+    paused = c[4] == '1', seen = tonumber(c[5] or 0), grace = tonumber(c[6] or 0), matches = 0, tenant_running = tonumber(c[7] or 0),
+    jobs = {}, touched = {}, workers = {}, classes = {}, tenants = {}, levels = {},
   }, PARTS)
-  if first then u.config[first] = tonumber(c[8] or DEFAULTS[first]) end
-  if second then u.config[second] = tonumber(c[9] or DEFAULTS[second]) end
+  for i = 1, select('#', ...) do
+    local name = select(i, ...)
+    u.config[name] = tonumber(c[7 + i] or DEFAULTS[name])
+  end
   return u
 end
 
 -- Opens a unit of work and reads the name/value arguments.
-function Q.begin(keys, argv, first, second)
-  return Q.open(keys[1], first, second), Q.pairs_of(argv)
+function Q.begin(keys, argv, ...)
+  return Q.open(keys[1], ...), Q.pairs_of(argv)
 end
 
 -- A number of the config that only some calls need.

@@ -1,5 +1,10 @@
 -- Writes what a unit of work gathered.
 
+-- The fields of one write, name and value in turn: one list for all, since a new one grows in steps, at a cost each.
+local flat = {}
+
+local NONE, KINDS = {}, { 'j:', 'b:', 'e:' }
+
 -- Counts the workers of each state in `states`.
 local function write_state(u, w)
   local state = Q.state(w)
@@ -11,7 +16,7 @@ end
 
 -- A record that did not exist before is written whole.
 local function write_new(record)
-  local flat, n = {}, 0
+  local n = 0
   for name, value in pairs(record) do
     if string.byte(name) ~= 95 then -- not _id, _key, _new
       flat[n + 1] = name
@@ -19,14 +24,14 @@ local function write_new(record)
       n = n + 2
     end
   end
-  redis.call('HSET', record._key, unpack(flat))
+  redis.call('HSET', record._key, unpack(flat, 1, n))
   record._new = nil
 end
 
 local function write_record(u, record)
   if record._new then return write_new(record) end
   if u.workers[record._id] == record then write_state(u, record) end
-  local flat, gone, n = {}, {}, 0
+  local gone, n = {}, 0
   for name, old in pairs(record._was) do
     local value = record[name]
     if value == nil then
@@ -36,7 +41,7 @@ local function write_record(u, record)
       n = n + 2
     end
   end
-  if n > 0 then redis.call('HSET', record._key, unpack(flat)) end
+  if n > 0 then redis.call('HSET', record._key, unpack(flat, 1, n)) end
   if gone[1] then redis.call('HDEL', record._key, unpack(gone)) end
   record._was = nil
 end
@@ -54,16 +59,17 @@ local function write_counts(u)
   end
   u.counts = nil
   if n == 0 then return end
-  local key, flat = u.P .. 'count', {}
+  local key = u.P .. 'count'
   local had = redis.call('HMGET', key, unpack(fields))
   for i = 1, n do
     flat[2 * i - 1], flat[2 * i] = fields[i], Q.int((had[i] or 0) + counts[fields[i]])
   end
-  redis.call('HSET', key, unpack(flat))
+  redis.call('HSET', key, unpack(flat, 1, 2 * n))
 end
 
 -- Virtual time: a level without waiting jobs forgets who had what; V itself never falls.
 local function write_levels(u)
+  if not next(u.levels) then return end
   for level, v in pairs(u.levels) do
     local key = u.P .. 'v:' .. level
     if v.waiting <= 0 then
@@ -71,16 +77,17 @@ local function write_levels(u)
       redis.call('HSET', u.P .. 'vt', level, Q.int(v.V))
       redis.call('SREM', u.P .. 'levels', level)
     else
-      local flat = { 'V', Q.int(v.V), 'waiting', Q.int(v.waiting) }
+      local n = 4
+      flat[1], flat[2], flat[3], flat[4] = 'V', Q.int(v.V), 'waiting', Q.int(v.waiting)
       for name, value in pairs(v.set) do
-        flat[#flat + 1] = name
-        flat[#flat + 1] = value
+        flat[n + 1], flat[n + 2] = name, value
+        n = n + 2
       end
-      redis.call('HSET', key, unpack(flat))
+      redis.call('HSET', key, unpack(flat, 1, n))
       if not v.stored then redis.call('SADD', u.P .. 'levels', level) end
     end
   end
-  u.levels = nil
+  u.levels = {}
 end
 
 -- Logs and publishes, in order: `{ job, message, logged, published before }`.
@@ -103,7 +110,7 @@ local function write_events(u)
   end
   for i = 1, #order do
     local key, log = u.P .. 'e:' .. order[i], logs[order[i]]
-    if redis.call('RPUSH', key, unpack(log)) > Q.LOG_MAX then redis.call('LTRIM', key, -Q.LOG_MAX, -1) end
+    if redis.call('RPUSH', key, unpack(log)) > Q.LOG_MAX then redis.call('LTRIM', key, -Q.LOG_MAX, '-1') end
   end
   local channel = u.P .. 'ev:' .. u.deployment .. ':'
   for i = 1, #out do
@@ -123,8 +130,8 @@ function Q.commit(u)
   write_counts(u)
   write_levels(u)
   write_events(u)
-  for job, ms in pairs(u.ttl) do
-    for _, kind in ipairs({ 'j:', 'b:', 'e:' }) do redis.call('PEXPIRE', u.P .. kind .. job, ms) end
+  for job, ms in pairs(rawget(u, 'ttl') or NONE) do
+    for _, kind in ipairs(KINDS) do redis.call('PEXPIRE', u.P .. kind .. job, ms) end
   end
   u.ttl = nil
   if u.group_ends then Q.tell_groups(u) end

@@ -56,7 +56,7 @@ function Q.full_progress(r)
 end
 
 -- Whether somebody watches a job's previews: 0, 1, or how many pixels are wished for.
-function Q.watched(u, job)
-  local seen = redis.call('MGET', u.P .. 'watch:' .. job, u.P .. 'watchpx:' .. job)
+function Q.watched(P, job)
+  local seen = redis.call('MGET', P .. 'watch:' .. job, P .. 'watchpx:' .. job)
   return not seen[1] and '0' or seen[2] or '1'
 end

@@ -1,7 +1,12 @@
 -- Waiting jobs: lanes `n:<class>:<tenant>`, the heads of a class's lanes `h:<class>`, best heads `i` and `k:<kind>`.
 
 function Q.member(r)
-  return string.format('%012x:', tonumber(r.arrival)) .. r._id
+  local member = r._member
+  if not member then
+    member = string.format('%012x:', tonumber(r.arrival)) .. r._id
+    r._member = member
+  end
+  return member
 end
 
 function Q.lane_class(r)
@@ -45,7 +50,7 @@ end
 -- Brings a lane's entry in the indexes up to its head (member and score; read, where the caller has not).
 function Q.fix(u, class, tenant, head)
   local P = u.P
-  head = head or redis.call('ZRANGE', P .. 'n:' .. class .. ':' .. tenant, 0, 0, 'WITHSCORES')
+  head = head or redis.call('ZRANGE', P .. 'n:' .. class .. ':' .. tenant, '0', '0', 'WITHSCORES')
   local parked = Q.tenant(u, tenant).parked and redis.call('ZSCORE', P .. 'parked:' .. tenant, class)
   if parked then
     if head[1] then
@@ -91,12 +96,13 @@ end
 
 -- Brings up the heads of the lanes that got jobs: only a job that became its lane's head changes an index.
 function Q.settle(u)
+  if not rawget(u, 'lane_order') then return end
   for _, lane in ipairs(u.lane_order) do
     local class, tenant, score = unpack(u.lanes[lane])
-    local head = redis.call('ZRANGE', u.P .. 'n:' .. lane, 0, 0, 'WITHSCORES')
+    local head = redis.call('ZRANGE', u.P .. 'n:' .. lane, '0', '0', 'WITHSCORES')
     if head[2] and tonumber(head[2]) >= score then Q.fix(u, class, tenant, head) end
   end
-  if #u.lane_order > 0 then u.lanes, u.lane_order = nil, nil end
+  u.lanes, u.lane_order = nil, nil
 end
 
 -- Takes a job that ends its wait out of its lane; false when it is not in it.

@@ -33,7 +33,8 @@ end
 -- The smallest waiting tag of a class in a level, among the heads of its lanes.
 local function class_head(u, level, class)
   local base = (100 - level) * Q.LEVEL
-  local top = redis.call('ZRANGEBYSCORE', u.P .. 'h:' .. class, base, base + Q.LEVEL - 1, 'WITHSCORES', 'LIMIT', 0, 1)
+  local top = redis.call('ZRANGEBYSCORE', u.P .. 'h:' .. class, Q.int(base), Q.int(base + Q.LEVEL - 1), 'WITHSCORES',
+    'LIMIT', '0', '1')
   return top[2] and top[2] % Q.LEVEL
 end
 

@@ -6,8 +6,8 @@ local WAKES = 64 -- workers that one call wakes; heartbeats tell the others
 function Q.hint(u, instance, text)
   if not instance or instance == '' then return end
   local key = u.P .. 'in:' .. instance
-  if redis.call('LPUSH', key, text) > 64 then redis.call('LTRIM', key, 0, 63) end
-  redis.call('EXPIRE', key, 60)
+  if redis.call('LPUSH', key, text) > 64 then redis.call('LTRIM', key, '0', '63') end
+  redis.call('EXPIRE', key, '60')
 end
 
 function Q.set_idle(u, w)
@@ -39,7 +39,7 @@ end
 
 -- Chooses among a profile's idle workers: one with the kind's models loaded, else the one that waits longest.
 local function choose(u, profile, class, kind)
-  local names = redis.call('ZRANGE', u.P .. 'idle:' .. profile, 0, kind ~= '' and 7 or 3)
+  local names = redis.call('ZRANGE', u.P .. 'idle:' .. profile, '0', kind ~= '' and '7' or '3')
   local best
   for _, name in ipairs(names) do
     local w = Q.worker(u, name)
@@ -54,7 +54,7 @@ end
 -- Wakes one idle worker that can run a class; it counts as idle again once it claimed and got nothing.
 function Q.wake(u, class)
   if u.paused or u.nobody_idle or (u.woken or 0) >= WAKES then return false end
-  local profiles = redis.call('ZRANGE', u.P .. 'idle', 0, 31)
+  local profiles = redis.call('ZRANGE', u.P .. 'idle', '0', '31')
   if #profiles == 0 then
     u.nobody_idle = true
     return false
@@ -79,6 +79,7 @@ function Q.claimable(u, class)
 end
 
 function Q.wake_all(u)
+  if not rawget(u, 'wakes') then return end
   for i, class in ipairs(u.wakes) do
     if i > WAKES then break end
     Q.wake(u, class)

@@ -7,7 +7,7 @@ function Q.position(u, r, limit)
   local class, P = Q.lane_class(r), u.P
   local own = redis.call('ZRANK', P .. 'n:' .. class .. ':' .. r.tenant, Q.member(r))
   if not own then return nil end
-  local before = redis.call('ZRANGEBYSCORE', P .. 'h:' .. class, '-inf', r.score, 'LIMIT', 0, limit + 2)
+  local before = redis.call('ZRANGEBYSCORE', P .. 'h:' .. class, '-inf', r.score, 'LIMIT', '0', limit + 2)
   local counted, others = 0, 0
   for i = 1, math.min(#before, limit + 1) do
     local tenant = before[i]

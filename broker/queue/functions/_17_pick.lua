@@ -30,18 +30,18 @@ end
 -- The best head often fits, and a worker with few classes is asked for those: only else several heads are looked at.
 local function best_fit(u, w)
   if w.idle and redis.call('SCARD', u.P .. 'ok:' .. w.profile) == 0 then return nil end
-  local first = redis.call('ZRANGE', u.P .. 'i', 0, 0, 'WITHSCORES')
+  local first = redis.call('ZRANGE', u.P .. 'i', '0', '0', 'WITHSCORES')
   if not first[1] then return nil end
   local class, score = first_fit(u, w, first)
   if class then return class, score end
   local able = redis.call('SCARD', u.P .. 'ok:' .. w.profile)
   if able == 0 then return nil end
   if able > 16 then
-    local heads = redis.call('ZRANGE', u.P .. 'i', 1, 15, 'WITHSCORES')
+    local heads = redis.call('ZRANGE', u.P .. 'i', '1', '15', 'WITHSCORES')
     class, score = first_fit(u, w, heads)
     if class or #heads < 30 then return class, score end
   end
-  local top = redis.call('ZINTER', 2, u.P .. 'i', u.P .. 'ok:' .. w.profile, 'WEIGHTS', 1, 0, 'WITHSCORES')
+  local top = redis.call('ZINTER', '2', u.P .. 'i', u.P .. 'ok:' .. w.profile, 'WEIGHTS', '1', '0', 'WITHSCORES')
   for i = 1, #top, 2 do
     if not Q.shunned(u, w, top[i]) then return top[i], tonumber(top[i + 1]) end
   end
@@ -68,7 +68,7 @@ end
 local function best_warm(u, w)
   local class, score
   for _, kind in ipairs(loaded_kinds(w)) do
-    local top = redis.call('ZRANGE', u.P .. 'k:' .. kind, 0, 3, 'WITHSCORES')
+    local top = redis.call('ZRANGE', u.P .. 'k:' .. kind, '0', '3', 'WITHSCORES')
     local found, at = first_fit(u, w, top)
     if found and (not score or at < score) then class, score = found, at end
   end

@@ -22,7 +22,13 @@ local function claimed_before(w, token)
   return at and string.match(lines, '^[^\n]+', at + #token + 2)
 end
 
-local function assigned(u, r)
+local function payload_of(u, r)
+  local payload = redis.call('GETRANGE', u.P .. 'b:' .. r._id, r.spec_len or '0', '-1')
+  r._bytes = #payload + (r.spec_len or 0)
+  return payload
+end
+
+local function assigned(u, r, payload)
   local P, id = u.P, r._id
   local config = redis.call('HMGET', P .. 'config', 'rules', 'input_urls')
   return {
@@ -31,8 +37,8 @@ local function assigned(u, r)
     'priority', r.priority, 'tenant', r.tenant, 'round', r.round or '1', 'timeout_s', r.timeout_s or '',
     'rules', Q.tenant(u, r.tenant).rules or config[1] or '', 'input_urls', config[2] or 'public',
     'queued_ms', Q.int(r.claimed_at - r.created_at),
-    'watch', Q.watched(u, id), 'trace', r.trace or '',
-    'payload', redis.call('GETRANGE', P .. 'b:' .. id, r.spec_len or '0', '-1'),
+    'watch', Q.watched(P, id), 'trace', r.trace or '',
+    'payload', payload,
   }
 end
 
@@ -65,7 +71,7 @@ function Q.claim_for(u, w, a, token)
   local before = claimed_before(w, token)
   if before then
     local r = Q.job(u, before)
-    if r and r.token == token then return assigned(u, r) end
+    if r and r.token == token then return assigned(u, r, payload_of(u, r)) end
     return { 'none' }
   end
   Q.note_loaded(u, w, a.loaded)
@@ -84,13 +90,14 @@ function Q.claim_for(u, w, a, token)
     end
   end
   Q.unset_idle(u, w)
+  local payload = payload_of(u, r)
   Q.take(u, r, w, token)
   Q.judge_wait(u, r)
   local kind = Q.class(u, Q.lane_class(r)).kind
   Q.note_models(u, r, kind)
   if kind ~= (w.kind or '') then Q.put(u, w, 'kind', kind ~= '' and kind or nil) end
   Q.update(u, r)
-  return assigned(u, r)
+  return assigned(u, r, payload)
 end
 
 -- The claim that is fused with a job's end; adds `next` to the answer.

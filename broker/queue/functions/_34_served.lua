@@ -17,7 +17,7 @@ end
 -- Marks the classes that a live worker can run: profile by profile, those with most workers first. Answers false when
 -- there were too many to compare all: what was not compared counts as one that somebody can run.
 function Q.mark_served(u, classes)
-  local profiles, looks = redis.call('ZREVRANGE', u.P .. 'profiles', 0, 99), 0
+  local profiles, looks = redis.call('ZREVRANGE', u.P .. 'profiles', '0', '99'), 0
   local left = mark_indexed(u, classes, profiles)
   for _, profile in ipairs(profiles) do
     if #left == 0 then return true end

@@ -9,7 +9,7 @@ local function preview(keys, argv)
   local P = u.P
   local r = Q.holder(u, a.job, a.token)
   if not r then return { 'stale_lease' } end
-  local watched = Q.watched(u, a.job)
+  local watched = Q.watched(P, a.job)
   if watched == '0' then return { 'ok', 'watch', '0' } end
   local data = a.data or ''
   local parts = math.max(1, math.ceil(#data / PART))

@@ -3,42 +3,45 @@
 -- Arguments: `job` `token` `p` (the worker's counter within the claim) `data` (JSON) `store` (keep it as the latest).
 -- Answer: `ok` `cancel` (reason or empty) `watch` (0, 1, or the pixels wished for); `stale_lease`.
 
--- Most calls of a busy fleet are reports, and most of those only pass through: they read what they need and no more.
--- Answers nil when the report starts the job.
-local function pass_on(u, a, p)
-  local P, id, token = u.P, a.job or '', a.token
+-- Most calls of a busy fleet are reports, and most of those only pass through: they read what they need and no more,
+-- before a unit of work is opened. Answers nil when the report starts the job.
+local function pass_on(P, a, p)
+  local id, token = a.job or '', a.token
   local r = redis.call('HMGET', P .. 'j:' .. id, 'token', 'phase', 'events', 'cancel', 'instance', 'stored_progress')
   if not token or token == '' or r[1] ~= token then return { 'stale_lease' } end
   if not r[2] or r[2] == 'ahead' or (a.store == '1' and not r[6]) then return nil end
+  local c = redis.call('HMGET', P .. 'config', 'deployment', 'lease_ms', 'test_clock')
   if a.data and a.data ~= '' then
     local event = (r[3] or '0') .. '-' .. p .. '\n'
-    redis.call('SPUBLISH', P .. 'ev:' .. u.deployment .. ':' .. id, event .. 'update_job_progress\n' .. a.data)
+    redis.call('SPUBLISH', P .. 'ev:' .. (c[1] or '') .. ':' .. id, event .. 'update_job_progress\n' .. a.data)
     if a.store == '1' then redis.call('SET', P .. 'pr:' .. id, event .. a.data, 'PX', '604800000') end
   end
   -- That the worker has it is noted well before a lease has passed, not with each report.
-  local held = P .. 'held:' .. r[5]
-  if u.now - (redis.call('ZSCORE', held, id) or 0) > u.lease / 8 then redis.call('ZADD', held, u.ms, id) end
-  return { 'ok', 'cancel', r[4] or '', 'watch', Q.watched(u, id) }
+  local held, now = P .. 'held:' .. r[5], Q.now_ms(c[3])
+  if now - (redis.call('ZSCORE', held, id) or 0) > (c[2] or Q.LEASE_MS) / 8 then
+    redis.call('ZADD', held, Q.int(now), id)
+  end
+  return { 'ok', 'cancel', r[4] or '', 'watch', Q.watched(P, id) }
 end
 
 local function report(keys, argv)
-  local u, a = Q.begin(keys, argv)
-  local P = u.P
+  local P, a = keys[1], Q.pairs_of(argv)
   local p = a.p and string.match(a.p, '^%d+$') or '1'
-  local passed = pass_on(u, a, p)
+  local passed = pass_on(P, a, p)
   if passed then return passed end
+  local u = Q.open(P)
   local r = Q.holder(u, a.job, a.token)
   if not r then return { 'stale_lease' } end
   if r.phase == 'ahead' then Q.start(u, r) end
   if a.data and a.data ~= '' then
     Q.publish(u, r, p, 'update_job_progress', a.data)
     if a.store == '1' then
-      redis.call('SET', P .. 'pr:' .. a.job, (r.events or '0') .. '-' .. p .. '\n' .. a.data, 'PX', 604800000)
+      redis.call('SET', P .. 'pr:' .. a.job, (r.events or '0') .. '-' .. p .. '\n' .. a.data, 'PX', '604800000')
       if not r.stored_progress then Q.put(u, r, 'stored_progress', '1') end
     end
   end
   redis.call('ZADD', P .. 'held:' .. r.instance, u.ms, a.job)
-  local watched = Q.watched(u, a.job)
+  local watched = Q.watched(P, a.job)
   Q.commit(u)
   return { 'ok', 'cancel', r.cancel or '', 'watch', watched }
 end

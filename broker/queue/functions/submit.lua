@@ -64,6 +64,7 @@ end
 
 -- Says in the answers what no live worker has; a bulk of many classes leaves some unanswered.
 local function tell_missing(u, shared)
+  if not next(shared.classes) then return end
   local classes, names = {}, {}
   for name in pairs(shared.classes) do classes[#classes + 1] = { name = name } end
   Q.mark_served(u, classes)
@@ -96,8 +97,10 @@ local function add(u, tenant, j, arrival, shared)
     'ok', 'job_id', j.id, 'status', r.status, 'position', position and Q.int(position) or '',
     'exact', exact and '1' or '0', 'notified', notified and '1' or '0', 'missing', '', 'created_at', r.created_at,
   }
-  shared.classes[j.class] = shared.classes[j.class] or {}
-  table.insert(shared.classes[j.class], answer)
+  if not notified then -- else there is a worker that has all of it
+    shared.classes[j.class] = shared.classes[j.class] or {}
+    table.insert(shared.classes[j.class], answer)
+  end
   return answer
 end
 
