@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import heapq
+import math
 import random
 from collections import deque
 from dataclasses import dataclass, field
@@ -56,6 +58,64 @@ def fifo(arrivals: list[tuple[int, str]]) -> Outcome:
         out.waits_ms.append(start - at)
         heapq.heappush(free, (start + RUN_MS + LOAD_MS * cold, number, model))
     return out
+
+
+class Foresight:
+    """One that knows all arrivals, holds no work back, and lets wait whom it likes: how few loads are possible, about.
+
+    A job starts at once while a worker is idle: on one with its model, else on the one whose model is needed last. A
+    worker that gets free takes the oldest job of its model, else the oldest of all. That these are the fewest loads of
+    any such policy is not proven.
+    """
+
+    def __init__(self, arrivals: list[tuple[int, str]]) -> None:
+        self.out = Outcome()
+        self._arrivals = arrivals
+        self._times: dict[str, list[int]] = {}
+        for at, model in arrivals:
+            self._times.setdefault(model, []).append(at)
+        self._loaded = [""] * WORKERS
+        self._idle = set(range(WORKERS))
+        self._ends: list[tuple[int, int]] = []
+
+    def run(self) -> Outcome:
+        """Replay the stream."""
+        coming, waiting = deque(self._arrivals), list[tuple[int, str]]()
+        while coming or self._ends:
+            if coming and (not self._ends or coming[0][0] <= self._ends[0][0]):
+                at, model = coming.popleft()
+                if self._idle:
+                    self._start(self._place(model, at), (at, model), at)
+                else:
+                    waiting.append((at, model))
+            else:
+                now, worker = heapq.heappop(self._ends)
+                self._idle.add(worker)
+                if waiting:
+                    warm = (number for number, (_, model) in enumerate(waiting) if model == self._loaded[worker])
+                    self._start(worker, waiting.pop(next(warm, 0)), now)
+        return self.out
+
+    def _place(self, model: str, now: int) -> int:
+        return max(self._idle, key=lambda worker: (self._loaded[worker] == model, self._needed(worker, now)))
+
+    def _needed(self, worker: int, now: int) -> float:
+        """When the model of an idle worker is needed next; never, if another idle one has it too."""
+        model = self._loaded[worker]
+        times = self._times.get(model, [])
+        index = bisect.bisect_right(times, now)
+        if index == len(times) or any(self._loaded[other] == model for other in self._idle - {worker}):
+            return math.inf
+        return times[index]
+
+    def _start(self, worker: int, job: tuple[int, str], now: int) -> None:
+        at, model = job
+        cold = self._loaded[worker] != model
+        self.out.loads += cold
+        self.out.waits_ms.append(now - at)
+        self._loaded[worker] = model
+        self._idle.discard(worker)
+        heapq.heappush(self._ends, (now + RUN_MS + LOAD_MS * cold, worker))
 
 
 def predict(pool: Pool, new: NewJob) -> None:

@@ -196,14 +196,17 @@ def loads(up: Server) -> list[Target]:
     for number, per_s in enumerate((0.2, 0.5, 0.8, 1.0)):
         arrivals = affinity.stream(600, per_s)
         plain, ours = affinity.fifo(arrivals), affinity.emq(Pool(up.redis, f"aff{number}", lease_ms=10**9), arrivals)
+        seer = affinity.Foresight(arrivals).run()
         print(
             f"{per_s} jobs/s of {affinity.RUN_MS / 1000:.0f} s (a load takes {affinity.LOAD_MS / 1000:.0f} s more): "
             f"loads {ours.loads} against {plain.loads}, p95 wait {ours.p95_s():.0f} s against {plain.p95_s():.0f} s; "
+            f"one that knows what comes, and holds no work back, has {seer.loads} ({seer.loads / plain.loads:.2f}); "
             f"of {ours.predicted} predicted starts {ours.within_p50:.0%} by p50, {ours.within_p90:.0%} by p90"
         )
         at = f"at {per_s} jobs/s"
+        seen = f"{at}; with foresight {seer.loads / plain.loads:.2f}"
         out += [
-            Target("model loads / first in, first out", ours.loads / plain.loads, 1 / 3, most=True, against=at),
+            Target("model loads / first in, first out", ours.loads / plain.loads, 1 / 3, most=True, against=seen),
             Target("p95 wait / first in, first out", ours.p95_s() / plain.p95_s(), 1.2, most=True, against=at),
             Target("starts by the predicted p90", ours.within_p90, 0.8, against=at),
         ]

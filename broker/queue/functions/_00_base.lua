@@ -80,7 +80,8 @@ function Q.open(P, ...)
   local now = Q.now_ms(c[3])
   local u = setmetatable({
     P = P, now = now, ms = Q.int(now), deployment = c[1] or '', lease = tonumber(c[2] or Q.LEASE_MS),
-    paused = c[4] == '1', seen = tonumber(c[5] or 0), grace = tonumber(c[6] or 0), matches = 0, tenant_running = tonumber(c[7] or 0),
+    paused = c[4] == '1', seen = tonumber(c[5] or 0), grace = tonumber(c[6] or 0),
+    tenant_running = tonumber(c[7] or 0), matches = 0,
     jobs = {}, touched = {}, workers = {}, classes = {}, tenants = {}, levels = {},
   }, PARTS)
   for i = 1, select('#', ...) do
