@@ -15,23 +15,32 @@ local function fits(u, profile, atoms, vram_mb)
 end
 
 local function enter_match(u, profile, class, atoms, vram_mb)
-  if fits(u, profile, atoms, vram_mb) then redis.call('SADD', u.P .. 'ok:' .. profile, class) end
+  local able = fits(u, profile, atoms, vram_mb)
+  if able then redis.call('SADD', u.P .. 'ok:' .. profile, class) end
+  return able
 end
 
--- Compares a class with every live profile; with many of them the sweep goes on where this stopped.
+-- Compares a class with every live profile; with many of them the sweep goes on where this stopped. Answers whether one
+-- was found that can run it.
 function Q.match_class(u, class, cursor)
   local c = redis.call('HMGET', u.P .. 'c:' .. class, 'atoms', 'vram_mb', 'base')
-  if not c[2] then return redis.call('HDEL', u.P .. 'match', 'c:' .. class) end
-  local atoms, vram_mb = Q.lines(c[1]), tonumber(c[2])
-  if u.matches >= BUDGET then return redis.call('HSET', u.P .. 'match', 'c:' .. class, cursor or '0') end
+  if not c[2] then
+    redis.call('HDEL', u.P .. 'match', 'c:' .. class)
+    return false
+  elseif u.matches >= BUDGET then
+    redis.call('HSET', u.P .. 'match', 'c:' .. class, cursor or '0')
+    return false
+  end
+  local atoms, vram_mb, found = Q.lines(c[1]), tonumber(c[2]), false
   local part = redis.call('ZSCAN', u.P .. 'profiles', cursor or '0', 'COUNT', BUDGET)
-  for i = 1, #part[2], 2 do enter_match(u, part[2][i], class, atoms, vram_mb) end
+  for i = 1, #part[2], 2 do found = enter_match(u, part[2][i], class, atoms, vram_mb) or found end
   u.matches = u.matches + #part[2] / 2
   if part[1] ~= '0' then
     redis.call('HSET', u.P .. 'match', 'c:' .. class, part[1])
   elseif cursor then
     redis.call('HDEL', u.P .. 'match', 'c:' .. class)
   end
+  return found
 end
 
 -- Compares a profile with every class, in steps like `Q.match_class`.
@@ -61,7 +70,7 @@ function Q.match_more(u, limit)
   end
 end
 
--- Makes a class known. `base` and `avoid` make it a variant that some workers should leave alone.
+-- Makes a class known; answers whether a live worker is known to be able to run it. `base` and `avoid` make it a variant that some workers should leave alone.
 function Q.new_class(u, class, atoms, vram_mb, kind, base, avoid)
   local flat = { 'vram_mb', vram_mb, 'atoms', atoms, 'used', u.ms }
   local more = { kind = kind ~= '' and kind or nil, base = base, avoid = avoid }
@@ -72,7 +81,7 @@ function Q.new_class(u, class, atoms, vram_mb, kind, base, avoid)
   redis.call('HSET', u.P .. 'c:' .. class, unpack(flat))
   redis.call('ZADD', u.P .. 'classes', u.ms, class)
   u.classes[class] = nil
-  Q.match_class(u, class)
+  return Q.match_class(u, class)
 end
 
 local function atoms_of(json)

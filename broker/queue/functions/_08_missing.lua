@@ -1,6 +1,7 @@
 -- Why no live worker can run a class.
 
 local PROFILES, LOOKS = 100, 4000
+local MISSING = 13 -- where an answer of a submit has the value of `missing`
 
 -- Which of `atoms` no profile has: each is looked for until one has it.
 local function without(u, atoms, profiles)
@@ -66,4 +67,22 @@ end
 
 function Q.missing(u, class)
   return Q.missing_of(u, { class })[class]
+end
+
+-- Says in the answers of a submit, by class, what no live worker has; a bulk of many classes leaves some unanswered.
+-- `new` says of classes that the call made known whether somebody was found who can run them.
+function Q.tell_missing(u, answers, new)
+  if not next(answers) then return end
+  local known, names = {}, {}
+  for name in pairs(answers) do
+    if new[name] == nil then known[#known + 1] = { name = name } elseif not new[name] then names[#names + 1] = name end
+  end
+  if #known > 0 then Q.mark_served(u, known) end
+  for _, class in ipairs(known) do
+    if not class.served then names[#names + 1] = class.name end
+  end
+  local missing = #names > 0 and Q.missing_of(u, names) or {}
+  for name, of_class in pairs(answers) do
+    for _, answer in ipairs(of_class) do answer[MISSING] = missing[name] or '' end
+  end
 end

@@ -24,7 +24,7 @@ end
 function Q.by_score(key, before, first)
   return reader(function(from, part)
     local top = from and '(' .. Q.int(from) or '+inf'
-    local got = redis.call('ZREVRANGEBYSCORE', key, top, '-inf', 'WITHSCORES', 'LIMIT', 0, part)
+    local got = redis.call('ZREVRANGEBYSCORE', key, top, '-inf', 'WITHSCORES', 'LIMIT', '0', Q.int(part))
     for i = 2, #got, 2 do got[i] = tonumber(got[i]) end
     return got
   end, before, first)
@@ -34,7 +34,7 @@ end
 function Q.by_term(key, term, before)
   return reader(function(from, part)
     local top = from and '(' .. term .. '\n' .. string.format('%012x', from) or '(' .. term .. '\11'
-    local got, out = redis.call('ZREVRANGEBYLEX', key, top, '[' .. term .. '\n', 'LIMIT', 0, part), {}
+    local got, out = redis.call('ZREVRANGEBYLEX', key, top, '[' .. term .. '\n', 'LIMIT', '0', Q.int(part)), {}
     for _, entry in ipairs(got) do
       local arrival, id = string.match(entry, '\n(%x+):(.*)$')
       out[#out + 1] = id

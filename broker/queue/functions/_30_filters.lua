@@ -24,11 +24,17 @@ local function has_labels(said, labels)
   return true
 end
 
+-- Most jobs of a listing have one of a few sets of models: each is looked through once.
 local function has_model(u, r, model)
-  for _, name in ipairs(Q.lines(r.models or Q.class(u, r.class).kind)) do
-    if Q.term('m', name) == Q.term('m', model) then return true end
+  local names = r.models or Q.class(u, r.class).kind
+  u.has_model = u.has_model or {}
+  local has = u.has_model[names]
+  if has == nil then
+    has = false
+    for _, name in ipairs(Q.lines(names)) do has = has or Q.term('m', name) == Q.term('m', model) end
+    u.has_model[names] = has
   end
-  return false
+  return has
 end
 
 -- Whether all filters match; `over` when the job and thereby all that follow are too old.

@@ -5,8 +5,6 @@
 -- Answer: an array of `ok` | `duplicate` | `conflict` | `queue_full` | `rate_limited` |
 -- `not_found` with their pairs.
 
-local MISSING = 13 -- where an answer has the value of `missing`
-
 -- Counts the parents that are still open, and says when one already failed that must not.
 local function open_parents(u, j)
   local open, failed = 0, nil
@@ -51,10 +49,11 @@ local function place(u, r, j)
   end
 end
 
-local function use_class(u, j)
+local function use_class(u, j, shared)
   local c = Q.class(u, j.class)
   if not c.exists then
-    Q.new_class(u, j.class, j.atoms or '', tonumber(j.vram_mb or 0) or 0, j.kind or '')
+    local served = Q.new_class(u, j.class, j.atoms or '', tonumber(j.vram_mb or 0) or 0, j.kind or '')
+    shared.new[j.class] = served
   elseif u.now - c.used > 3600000 then
     redis.call('HSET', u.P .. 'c:' .. j.class, 'used', u.ms)
     redis.call('ZADD', u.P .. 'classes', u.ms, j.class)
@@ -62,23 +61,8 @@ local function use_class(u, j)
   end
 end
 
--- Says in the answers what no live worker has; a bulk of many classes leaves some unanswered.
-local function tell_missing(u, shared)
-  if not next(shared.classes) then return end
-  local classes, names = {}, {}
-  for name in pairs(shared.classes) do classes[#classes + 1] = { name = name } end
-  Q.mark_served(u, classes)
-  for _, class in ipairs(classes) do
-    if not class.served then names[#names + 1] = class.name end
-  end
-  local missing = #names > 0 and Q.missing_of(u, names) or {}
-  for name, answers in pairs(shared.classes) do
-    for _, answer in ipairs(answers) do answer[MISSING] = missing[name] or '' end
-  end
-end
-
 local function add(u, tenant, j, arrival, shared)
-  use_class(u, j)
+  use_class(u, j, shared)
   local r = Q.new_record(u, tenant, j, arrival)
   if j.idem and j.idem ~= '' then
     redis.call('SET', u.P .. 'q:' .. tenant .. ':' .. j.idem, j.id .. ' ' .. (j.body or ''),
@@ -110,7 +94,7 @@ local function submit(keys, argv)
   local tenant = a.tenant or ''
   a.tenant = tenant
   local plan = Q.plan_submit(u, a, jobs)
-  local answers, shared = {}, { classes = {}, lanes = 64, many = #jobs > 1 }
+  local answers, shared = {}, { classes = {}, new = {}, lanes = 64, many = #jobs > 1 }
   local arrival = 0
   if plan.adds > 0 then
     arrival = redis.call('INCRBY', u.P .. 'arrivals', plan.adds) - plan.adds
@@ -134,7 +118,7 @@ local function submit(keys, argv)
         'missing', '', 'created_at', r.created_at }
     end
   end
-  tell_missing(u, shared)
+  Q.tell_missing(u, shared.classes, shared.new)
   Q.commit(u)
   return answers
 end
