@@ -69,7 +69,7 @@ FAULTS: dict[str, tuple[str, str, set[str]]] = {
     "an end is not told": (
         "  Q.finish(u, r, 'cancelled')\n  Q.update(u, r, reason)", "  Q.finish(u, r, 'cancelled')", {"I9", "log"},
     ),
-    "a finished job stays for ever": ("for job, ms in pairs(u.ttl) do", "for job, ms in pairs({}) do", {"life"}),
+    "a finished job stays for ever": ("pairs(rawget(u, 'ttl') or NONE) do", "pairs({}) do", {"life"}),
     "retention never comes": (
         "for _, id in ipairs(old) do\n    Q.forget(", "for _, id in ipairs({}) do\n    Q.forget(", {"I10"},
     ),
