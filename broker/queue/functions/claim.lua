@@ -9,7 +9,7 @@
 -- before a unit of work is opened. What a lapsed lease or a delay would give back is not for a worker that can run no
 -- class at all; else it has to have been looked at lately.
 local function stays_idle(P, a)
-  if not a.worker or not a.token or a.token == '' or a.job or a.ahead == '1' then return false end
+  if a.ahead == '1' or a.ahead == '2' or a.job or not a.worker or not a.token or a.token == '' then return false end
   local w = redis.call('HMGET', P .. 'wk:' .. a.worker, 'idle', 'instance', 'profile', 'loaded', 'finishing', 'tokens')
   if not w[1] or w[2] ~= a.instance or a.loaded and a.loaded ~= (w[4] or '') or w[5] then return false end
   if w[6] and string.find(w[6], a.token, 1, true) then return false end
