@@ -70,7 +70,8 @@ function Q.match_more(u, limit)
   end
 end
 
--- Makes a class known; answers whether a live worker is known to be able to run it. `base` and `avoid` make it a variant that some workers should leave alone.
+-- Makes a class known; answers whether a live worker is known to be able to run it. `base` and `avoid` make it a
+-- variant that some workers should leave alone.
 function Q.new_class(u, class, atoms, vram_mb, kind, base, avoid)
   local flat = { 'vram_mb', vram_mb, 'atoms', atoms, 'used', u.ms }
   local more = { kind = kind ~= '' and kind or nil, base = base, avoid = avoid }
