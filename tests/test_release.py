@@ -36,7 +36,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]
 def test_everything_has_the_one_version() -> None:
     """What a release names beside ``comfyui_emq_node/version.py``, which all code reads."""
     assert emq_version() == VERSION
-    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    newest = re.search(r"^## (\d\S*)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert newest is not None
     assert newest[1] == VERSION
     images = re.findall(r"image: emq-broker:(\S+)", (ROOT / "deploy/kubernetes/broker.yaml").read_text())
