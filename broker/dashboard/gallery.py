@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -13,7 +12,6 @@ from aiohttp import web
 
 from broker.api.services import Services
 from broker.dashboard.frame import PAGES, Page, View, add_page
-from broker.errors import NotFound
 
 PAGE = 24
 KEPT_S, MOST_KEPT = 60.0, 1000
@@ -32,8 +30,8 @@ async def read(app: web.Application, records: Records, parts: Services, view: Vi
     jobs, older = await parts.history.ended(
         until=until, limit=PAGE, status="completed", worker=view.get("worker"), tenant=view.sees
     )
-    found = await asyncio.gather(*(records.of(parts, job, view) for job in jobs))
-    shown = [(record, _addressed(output, address)) for record in found if record for output in _outputs(record, kind)]
+    found = await records.of(parts, jobs, view)
+    shown = [(record, _addressed(output, address)) for record in found for output in _outputs(record, kind)]
     return {"shown": shown, "older": older, "until": until, "kind": kind, "kinds": KINDS, "worker": view.get("worker")}
 
 
@@ -47,21 +45,23 @@ class Records:
     def __init__(self) -> None:
         self._known: OrderedDict[tuple[str, str, int], tuple[float, dict[str, Any]]] = OrderedDict()
 
-    async def of(self, parts: Services, job: dict[str, Any], view: View) -> dict[str, Any] | None:
-        """The record of a job that the history names; ``None`` when it has gone meanwhile."""
-        name, now = (view.sees, job["job_id"], job["finished_at"]), time.monotonic()
-        known = self._known.get(name)
-        if view.live and known and now - known[0] < KEPT_S:
-            return known[1]
-        try:
-            record = await parts.operations.record(job["job_id"], view.sees)
-        except NotFound:
-            return None
-        self._known[name] = (now, record)
-        self._known.move_to_end(name)
+    async def of(self, parts: Services, jobs: list[dict[str, Any]], view: View) -> list[dict[str, Any]]:
+        """The records of jobs that the history names; those are left out that have gone meanwhile."""
+        now = time.monotonic()
+        names = {job["job_id"]: (view.sees, job["job_id"], job["finished_at"]) for job in jobs}
+        found = {job: self._known[name][1] for job, name in names.items() if view.live and self._fresh(name, now)}
+        missing = [job for job in names if job not in found]
+        for record in await parts.operations.records(missing, view.sees):
+            job = record["job_id"]
+            self._known[names[job]] = (now, record)
+            self._known.move_to_end(names[job])
+            found[job] = record
         while len(self._known) > MOST_KEPT:
             self._known.popitem(last=False)
-        return record
+        return [found[job] for job in names if job in found]
+
+    def _fresh(self, name: tuple[str, str, int], now: float) -> bool:
+        return name in self._known and now - self._known[name][0] < KEPT_S
 
 
 def _moment(text: str) -> int | None:

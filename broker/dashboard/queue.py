@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import OrderedDict
 from functools import partial
@@ -37,8 +36,8 @@ class Starts:
         """
         now = time.monotonic()
         stale = [job for job in job_ids if now - self._known.get(job, (float("-inf"), None))[0] > FORECAST_S][:most]
-        forecasts = parts.operations.submitter.forecasts
-        for job, start in zip(stale, await asyncio.gather(*(forecasts.of_job(job) for job in stale)), strict=True):
+        starts = await parts.operations.submitter.forecasts.of_jobs(stale)
+        for job, start in zip(stale, starts, strict=True):
             about = {"p50": start.p50 // 1000 * 1000, "p90": start.p90 // 1000 * 1000} if start else None
             self._known[job] = (now, about)
             self._known.move_to_end(job)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, pstdev
 
@@ -97,6 +98,10 @@ class Forecast:
         return Prediction(p50, max(round(mean + _P90 * deviation), p50) + DISPATCH_MS[0])
 
 
+def _start(forecast: Forecast | None) -> EstimatedStart | None:
+    return forecast.predict().public(forecast.now) if forecast else None
+
+
 @dataclass(slots=True)
 class _Known:
     taken_at: float
@@ -133,7 +138,15 @@ class Forecasts:
             forecast = Forecast.read(await self._queue.forecast(job=job_id))
         except EmqError:
             return None  # the record is good without it
-        return forecast.predict().public(forecast.now) if forecast else None
+        return _start(forecast)
+
+    async def of_jobs(self, job_ids: Sequence[str]) -> list[EstimatedStart | None]:
+        """The same of several."""
+        try:
+            answers = await self._queue.forecasts(job_ids)
+        except EmqError:
+            return [None] * len(job_ids)
+        return [_start(Forecast.read(answer)) for answer in answers]
 
     async def _ask(self, tenant: str, class_id: str, priority: int) -> Forecast | None:
         try:

@@ -56,6 +56,10 @@ class Operations:
             record["estimated_start"] = expected.model_dump() if expected else None
         return record
 
+    async def records(self, job_ids: Sequence[str], tenant: str) -> list[dict[str, Any]]:
+        """The records of those that there are; of waiting ones without place, start and what they wait for."""
+        return [records.public_job(row, self.deliver) for row in await self.queue.jobs(job_ids, tenant)]
+
     async def _explain(self, record: dict[str, Any], answer: Answer, job_id: str, tenant: str) -> None:
         """Say why a waiting job waits, as the fleet is now."""
         try:

@@ -16,6 +16,8 @@ from broker.queue.seal import Seal, payload_of, result_of
 
 SUBMIT_CHUNK = 25
 """Jobs of one ``emq_submit``: with a worker woken for each it stays under 5 ms."""
+RECORDS, FORECASTS = 25, 5
+"""Jobs that one ``emq_job`` and one ``emq_forecast`` read at most."""
 
 Value = str | bytes | int | float | bool
 Pairs = dict[str, bytes]
@@ -277,6 +279,19 @@ class Queue:
         """A job's record with its position."""
         return await self._must("job", f"job {job_id}", job=job_id, tenant=tenant)
 
+    async def jobs(self, job_ids: Sequence[str], tenant: str = "") -> list[Answer]:
+        """The records of those that there are, without their positions."""
+        rows = await self._each("job", job_ids, RECORDS, tenant)
+        return [self._opened(row, "") for row in rows]
+
+    async def _each(self, function: str, job_ids: Sequence[str], most: int, tenant: str) -> list[Answer]:
+        """The rows of a function that takes several jobs, of so many at a time."""
+        rows: list[Answer] = []
+        for start in range(0, len(job_ids), most):
+            part = "\n".join(job_ids[start : start + most])
+            rows += (await self.call(function, [("jobs", part), ("tenant", tenant)])).rows
+        return rows
+
     async def payload(self, job_id: str, tenant: str = "") -> Answer:
         """A job's ``payload`` and ``spec``."""
         return await self._must("payload", f"job {job_id}", job=job_id, tenant=tenant)
@@ -385,6 +400,10 @@ class Queue:
         return await self.call(
             "forecast", [("tenant", tenant), ("job", job), ("class", job_class), ("priority", priority)]
         )
+
+    async def forecasts(self, job_ids: Sequence[str]) -> list[Answer]:
+        """What lies before each of several waiting jobs."""
+        return await self._each("forecast", job_ids, FORECASTS, "")
 
     async def library(self) -> int:
         """The version of the loaded functions."""

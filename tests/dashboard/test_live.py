@@ -256,6 +256,28 @@ async def test_an_open_page_hears_what_changes(broker: Broker) -> None:
         assert 'hx-target="#fleet"' not in data, "it goes on where it was"
 
 
+async def test_an_open_gallery_shows_what_is_made_and_what_goes(broker: Broker) -> None:
+    worker = broker.worker("gpu-7")
+    await worker.register()
+
+    async def made(text: str) -> str:
+        _, job = await broker.json("POST", "/api/jobs", json=submit())
+        held = await worker.claim()
+        assert held is not None
+        await worker.finish(held, {"outputs": [{"node_id": "1", "kind": "text", "text": text}], "timings": {}})
+        return str(job["job_id"])
+
+    async with tab(broker, "gallery") as open_page:
+        first = await made("the first words")
+        await open_page.until(lambda _, __, data: "the first words" in data)
+        await made("other words")
+        _, _, data = await open_page.until(lambda _, __, data: "other words" in data)
+        assert data.index("other words") < data.index("the first words"), "the latest first"
+        await broker.json("DELETE", f"/api/jobs/{first}")
+        _, _, data = await open_page.until(lambda _, __, data: 'id="gallery"' in data and "the first" not in data)
+        assert "other words" in data
+
+
 async def test_an_open_admin_page_hears_what_is_decided(broker: Broker) -> None:
     async with tab(broker, "admin") as open_page:
         await open_page.until(lambda _, __, data: "hx-partial" in data)

@@ -188,3 +188,16 @@ def _start(pool: Pool, free: list[str], busy: list[tuple[int, str, Answer, int]]
             return
         ms = rng.randint(600, 1400)
         heapq.heappush(busy, (pool.now + ms, free.pop(0), answer, ms))
+
+
+def test_several_jobs_are_answered_as_each_alone(clocked: Pool) -> None:
+    clocked.register("w1")
+    for _ in range(5):
+        clocked.run("w1", 2000)
+    jobs = [new_job() for _ in range(6)]
+    for job in jobs:
+        clocked.submit(job)
+    names = [jobs[4].job_id, "nobody", *(job.job_id for job in jobs)]
+    rows = clocked.call("forecast", jobs="\n".join(names)).rows
+    assert rows == [clocked.call("forecast", job=name) for name in names[:5]], "no more, so that no call is long"
+    assert [row.outcome for row in rows] == ["ok", "not_found", "ok", "ok", "ok"]

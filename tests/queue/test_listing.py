@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import redis
 
-from broker.queue.queue import Answer, Queue, Value
+from broker.queue.queue import RECORDS, Answer, Queue, Value
+from broker.queue.seal import Seal
 from tests.support.jobs import new_job, profile
 from tests.support.simulated import SimulatedWorker
 
@@ -115,3 +118,23 @@ async def test_the_sweep_removes_entries_of_records_that_went_first(queue: Queue
         redis_client.hset(f"{queue.prefix}config", "test_clock", 1_800_000_000_000 + step * 7)
         await queue.sweep()
     assert redis_client.exists(f"{queue.prefix}x:ann") == 0
+
+
+async def test_records_of_several_jobs_are_as_each_alone(queue: Queue) -> None:
+    sealing = Queue(queue._caller, queue.pool, Seal.of("a key that nobody else has"))
+    names = [f"j{number}" for number in range(RECORDS + 2)]
+    await sealing.submit("ann", [new_job(name) for name in names])
+    await sealing.submit("bob", [new_job("other")])
+    one = await worker(sealing, "w1")
+    for name in (names[0], names[-1]):
+        held = await one.claim(name)
+        assert held is not None
+        await one.finish(held, {"outputs": [{"text": name}]})
+    rows = await sealing.jobs(["gone", *reversed(names), "other"], "ann")
+    assert [row.text("job_id") for row in rows] == names[::-1]
+    for row in (rows[0], rows[1], rows[-1]):
+        alone = await sealing.job(row.text("job_id"), "ann")
+        assert alone.pairs.items() >= row.pairs.items()
+        assert alone.pairs.get("result") == row.pairs.get("result")
+    assert json.loads(rows[0].pairs["result"])["outputs"] == [{"text": names[-1]}]
+    assert await sealing.jobs([]) == []

@@ -1,11 +1,13 @@
 -- emq_forecast: what lies before a job: who could run it, how many jobs come first, how long runs take.
 -- Guarantee: reads only; looks at no more than 100 profiles, 32 lanes of its own class, 12 other classes and 8 jobs
 -- that run; what is beyond is scaled up from those.
--- Arguments: `tenant` and `job` (a waiting one), or `tenant` `class` `priority` (one that would be submitted now).
+-- Arguments: `tenant` and `job` (a waiting one) or `jobs` (lines, at most 5), or `tenant` `class` `priority` (one that
+-- would be submitted now).
 -- Answer: `ok` `now` `runs` (measured, of its class) `ring` (the last run times, 8 digits each, ms) `run_ms` (average
 -- over the workers that fit, by GPU) `workers` (that fit) `busy` `rest_ms` (what their jobs still take; empty: more of
 -- them than were looked at) `ahead` (jobs) `ahead_ms`; `unknown` `why` (class, samples, worker, paused, state).
-local LANES, SAMPLES = 32, 5
+-- To `jobs`: `ok` then `job` <such an answer> for each.
+local LANES, SAMPLES, MOST = 32, 5, 5
 
 local function unknown(why)
   return { 'unknown', 'why', why }
@@ -27,8 +29,7 @@ local function subject(u, a)
   return s
 end
 
-local function forecast(keys, argv)
-  local u, a = Q.begin(keys, argv)
+local function one(u, a)
   local s, refused = subject(u, a)
   if not s then return refused end
   local c = redis.call('HMGET', u.P .. 'c:' .. s.class, 'runs', 'ring')
@@ -44,6 +45,18 @@ local function forecast(keys, argv)
   return { 'ok', 'now', Q.int(u.now), 'runs', c[1], 'ring', c[2], 'run_ms', Q.int(run), 'workers', Q.int(workers),
     'busy', Q.int(math.min(busy, workers)), 'rest_ms', rest and Q.int(rest) or '',
     'ahead', string.format('%.2f', s.ahead + jobs), 'ahead_ms', Q.int(s.ahead * run + ms) }
+end
+
+local function forecast(keys, argv)
+  local u, a = Q.begin(keys, argv)
+  if not a.jobs then return one(u, a) end
+  local out = { 'ok' }
+  for i, id in ipairs(Q.lines(a.jobs)) do
+    if i > MOST then break end
+    out[#out + 1] = 'job'
+    out[#out + 1] = one(u, { job = id, tenant = a.tenant })
+  end
+  return out
 end
 
 redis.register_function{ function_name = 'emq_forecast', callback = forecast, flags = { 'no-writes' } }
