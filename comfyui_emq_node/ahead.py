@@ -27,7 +27,7 @@ POLITE_S = 0.05
 """Others that are idle get this long to take a job before a busy worker claims it ahead."""
 BRISK_S = 0.02
 """Jobs that take no longer end before a claim is answered: of those, two are held ahead."""
-SHALLOW_S = 1.0
+SHALLOW_S = 0.05
 """After a second job was not to be had, it is asked for again no sooner."""
 
 
