@@ -18,6 +18,8 @@ from broker.dashboard.job_files import deliveries, inputs
 from broker.dashboard.previews import PREVIEWS
 from broker.errors import NotFound
 from broker.jobs.figures import number, shown_node
+from broker.jobs.payloads import decode_payload
+from broker.jobs.records import loads
 from broker.protocol.base import TERMINAL, now_ms
 from broker.queue.subscription import Event
 
@@ -61,7 +63,7 @@ async def read(app: web.Application, graphs: Graphs, parts: Services, view: View
         "curl": curl(view.address, job, payload),
         "inputs": graph.inputs,
         "outputs": outputs(job["result"], app[PAGES].addresses.steady),
-        "deliveries": deliveries(await ops.queue.deliveries(job_id, view.sees)),
+        "deliveries": deliveries(await ops.queue.deliveries(job_id, view.sees)) if graph.hooked else [],
         "ended": job["status"] in TERMINAL,
     }
 
@@ -102,6 +104,8 @@ class Graph:
 
     nodes: list[dict[str, str]] = field(default_factory=list)
     inputs: list[dict[str, Any]] = field(default_factory=list)
+    hooked: bool = False
+    """Whether a webhook is told of the job."""
 
 
 class Graphs:
@@ -116,10 +120,12 @@ class Graphs:
         if view.live and name in self._known:
             return self._known[name], None
         try:
-            payload = await parts.operations.submitted(job["job_id"], view.sees)
+            stored = await parts.operations.queue.payload(job["job_id"], view.sees)
         except NotFound:
             return Graph(), None
-        graph = Graph(_nodes(payload), inputs(payload, own=job["tenant"] == view.tenant))
+        payload = decode_payload(stored.pairs.get("payload", b"{}"))
+        hooked = bool(loads(stored.text("spec"), {}).get("webhook_url"))
+        graph = Graph(_nodes(payload), inputs(payload, own=job["tenant"] == view.tenant), hooked)
         self._known[name] = graph
         while len(self._known) > KEPT:
             self._known.popitem(last=False)
