@@ -1,8 +1,8 @@
 // The live pill, ages that tick, copying, "select all", two keys: each page is complete without.
 document.documentElement.classList.add('js');
 document.addEventListener('DOMContentLoaded', () => {
-  const pill = document.getElementById('live'), skew = Date.now() - Number(document.body.dataset.now);
-  let connection, heard = Date.now(), lost = 0;
+  const pill = document.getElementById('live'), [{responseStart}] = performance.getEntriesByType('navigation');
+  const skew = performance.timeOrigin + responseStart - document.body.dataset.now; let connection, heard = Date.now(), lost = 0;
   const span = seconds => {
     const units = [[86400, 'd'], [3600, 'h'], [60, 'min']], whole = Math.max(0, Math.floor(seconds));
     const at = units.findIndex(([size]) => whole >= size);
@@ -16,8 +16,8 @@ document.addEventListener('DOMContentLoaded', () => {
       pill.dataset.state = lost || !connection ? 'lost' : 'live';
       pill.textContent = lost ? `reconnecting since ${span((now - lost) / 1000)}` : connection ? 'live' : 'connecting';
     }
-    for (const time of document.querySelectorAll('time[data-at]')) {
-      const seconds = (now - skew - time.dataset.at) / 1000, text = seconds < 0 ? `in ${span(-seconds)}` : span(seconds);
+    for (const time of document.querySelectorAll('time[data-at]')) { // clocks differ a little: what is new is no future
+      const seconds = (now - skew - time.dataset.at) / 1000, text = seconds <= -1 ? `in ${span(-seconds)}` : span(seconds);
       if (time.textContent !== text) time.textContent = text;
     }
   };

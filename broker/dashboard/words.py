@@ -59,7 +59,7 @@ def age(moment_ms: int | None) -> Markup | str:
 
 def _ago(moment_ms: int) -> str:
     seconds = time.time() - moment_ms / 1000
-    return span(seconds) if seconds >= 0 else f"in {span(-seconds)}"
+    return span(seconds) if seconds > -1 else f"in {span(-seconds)}"  # clocks differ a little: what is new is no future
 
 
 def aged(html: str) -> str:

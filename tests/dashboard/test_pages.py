@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 from pathlib import Path
 
 import pytest
 
 from broker.dashboard.frame import environment
+from broker.dashboard.words import age
 from tests.api.conftest import Broker, Start, submit
 from tests.dashboard.html import page, post
 
@@ -189,3 +191,14 @@ async def test_a_form_of_our_own_page_may_come_without_an_origin(broker: Broker)
     for site in ("cross-site", "same-site", "none"):
         assert (await post(broker, "/ui/pause", **{**own, "Sec-Fetch-Site": site}))[0] == 403
     assert (await post(broker, "/ui/pause", Origin="null"))[0] == 403
+
+
+@pytest.mark.parametrize(
+    ("ago_ms", "words"), [(-3500, "in 3 s"), (-700, "0 s"), (0, "0 s"), (1500, "1 s"), (125_000, "2 min")]
+)
+def test_what_has_just_happened_is_not_told_as_a_future(
+    ago_ms: int, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis' clock may be a little ahead of the broker's."""
+    monkeypatch.setattr(time, "time", lambda: 1_800_000_000.0)
+    assert f">{words}</time>" in age(1_800_000_000_000 - ago_ms)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import time
@@ -10,7 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Browser, Page, Route, expect
 
 from broker.app import CONNECTION
 from broker.jobs.history import Recorder
@@ -71,6 +72,18 @@ async def test_the_fleet_changes_while_it_is_open(desk: Broker, tab: Page) -> No
     await worker.heartbeat()
     await expect(tab.locator("article.gpu")).to_contain_text("Waits for a job.")
     assert await not_reloaded(tab)
+
+
+async def test_what_has_just_happened_is_no_future_however_long_the_page_took_to_load(desk: Broker, tab: Page) -> None:
+    async def slowly(route: Route) -> None:
+        await asyncio.sleep(3)
+        await route.continue_()
+
+    await tab.route("**/emq.js", slowly)
+    await opened(tab, desk.url)
+    await tab.evaluate("document.querySelector('main').innerHTML = `<time id=new data-at=${Date.now()}>?</time>`")
+    await expect(tab.locator("#new")).not_to_have_text("?")
+    assert await tab.locator("#new").text_content() in {"0 s", "1 s", "2 s"}
 
 
 async def test_buttons_act_without_leaving_the_page(desk: Broker, tab: Page) -> None:
