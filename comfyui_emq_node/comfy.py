@@ -268,10 +268,8 @@ class Comfy:
             self._real_put(item)
 
     def follow(self, prompt_id: str, following: str) -> None:
-        """Queue a held prompt in the moment in which another one, if it is known yet, ends: on ComfyUI's own thread."""
+        """Queue a held prompt in the moment in which another one ends, on ComfyUI's own thread."""
         self._following[prompt_id] = following
-        if prompt_id not in self._listeners:
-            self._following.pop(prompt_id, None)
 
     def _handler(self) -> Callable[[Any], Awaitable[Any]]:
         for route in self._server.routes:

@@ -51,7 +51,6 @@ class GatewayQueue:
 
     pool = "gateway"
     keeps_unstarted = False
-    most_ahead = 1
 
     def __init__(self, url: str, api_key: str | None, worker: str) -> None:
         self._url = f"{url}/ws/worker"
@@ -152,8 +151,9 @@ class GatewayQueue:
         """Take the best job for this worker, after ``reports``."""
         for report in reports:
             await self.report(report)
+        wishes = {"claim_token": claim.token, "loaded_models": list(claim.loaded), "ahead": claim.ahead}
         try:
-            return self._claimed(await self._ask("claim_job", worker_id=self._worker, **_wishes(claim)))
+            return self._claimed(await self._ask("claim_job", worker_id=self._worker, **wishes))
         except Refused:  # nothing there, or taken by another
             return None
 
@@ -212,7 +212,8 @@ class GatewayQueue:
         if claim is None:
             await self._ask(kind, **_about(job), **more)
             return None
-        await self._ask(kind, **_about(job), **more, claim=True, **_wishes(claim))
+        wishes = {"claim": True, "claim_token": claim.token, "loaded_models": list(claim.loaded), "ahead": claim.ahead}
+        await self._ask(kind, **_about(job), **more, **wishes)
         return await self.claim(claim)  # the same token gives the same job, whether or not its message has come
 
     # -- the socket -----------------------------------------------------------------------------------------------
@@ -368,10 +369,6 @@ def _error(answer: Message) -> Exception:
     if code in ("unavailable", "rate_limited"):
         return QueueAway(text)
     return Refused(f"{code}: {text}")
-
-
-def _wishes(claim: Claim) -> Message:
-    return {"claim_token": claim.token, "loaded_models": list(claim.loaded), "ahead": claim.ahead > 0}
 
 
 def _about(job: Claimed) -> Message:

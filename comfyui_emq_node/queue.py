@@ -86,8 +86,7 @@ class Claim:
 
     token: str
     loaded: Sequence[str] = ()
-    ahead: int = 0
-    """While another job runs: so many may then be held that have not started."""
+    ahead: bool = False
 
 
 @dataclass(frozen=True)
@@ -193,8 +192,6 @@ class WorkQueue(Protocol):
     pool: str
     keeps_unstarted: bool
     """Whether a claimed job stays ours while nothing can be said about it, though its start was never reported."""
-    most_ahead: int
-    """How many jobs may be held that have not started."""
 
     async def register(self, registration: Registration) -> Terms:
         """Say hello, the first time and after :class:`Unregistered`."""

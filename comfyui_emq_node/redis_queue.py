@@ -81,7 +81,6 @@ class RedisQueue:
     """
 
     keeps_unstarted = True
-    most_ahead = 2
 
     def __init__(self, url: Callable[[], str | None], pool: str, worker: str, instance: str) -> None:
         self.pool = pool

@@ -17,7 +17,6 @@ from functools import partial
 from typing import Any
 
 from . import errors
-from .ahead import Ahead
 from .closing import Closing, persist, quietly
 from .comfy import Comfy
 from .download import in_thread
@@ -33,6 +32,11 @@ from .side import SideProcess
 
 log = logging.getLogger("emq")
 
+AHEAD_S = 2.0
+"""The next job is claimed when the running one is expected to end within this time and that which inputs take."""
+AHEAD_KEPT_S = 10.0
+POLITE_S = 0.05
+"""Others that are idle get this long to take a job before a busy worker claims it ahead."""
 IDLE_POLL_S = 30.0
 
 
@@ -42,7 +46,11 @@ class Worker:
     def __init__(self, settings: Settings, comfy: Comfy, queues: Sequence[WorkQueue], worker_id: str) -> None:
         self._comfy, self._queues, self.worker_id = comfy, list(queues), worker_id
         self._runs: dict[str, Run] = {}
-        self.current: Run | None = None
+        self._current: Run | None = None
+        self._ahead: Run | None = None
+        self._claiming: asyncio.Future[Any] | None = None
+        """A claim ahead that is on its way."""
+        self._too_long: asyncio.TimerHandle | None = None
         self._wake = asyncio.Event()
         self._released = asyncio.Event()
         self._durations = Durations()
@@ -52,10 +60,9 @@ class Worker:
         self._courier = Courier(self.membership.brokers, self.side.put)
         self._cache = InputCache(comfy.input_folder, round(settings.input_cache_gb * 1e9))
         self._inputs = Inputs(self.membership.brokers, self._cache, comfy.inventory.file_kind)
-        self._closing = Closing(comfy, self._courier, self.hold, self._let_go)
+        self._closing = Closing(comfy, self._courier, self._hold, self._let_go)
         self._closing.treat_files(settings)
         self._closing.on_end, self._closing.on_superseded = self.wake, self._be_superseded
-        self._ahead = Ahead(self, comfy, self._closing, lambda: self._inputs.typical_s)
         self._tasks: list[asyncio.Task[Any]] = []
         self.is_stopping = False
         self.is_stuck = False
@@ -105,8 +112,8 @@ class Worker:
         self.wake()
         self.membership.beat_now()
         self._closing.is_stopping = True
-        await self._ahead.give_back("shutdown")
-        current = self.current
+        await self._give_back_ahead("shutdown")
+        current = self._current
         if current is not None and not current.is_started:
             current.stop(Failure("interrupted", "The worker is shutting down."))
         if self._runs:
@@ -190,7 +197,7 @@ class Worker:
             return "unhealthy"
         if self.is_stopping or self.membership.is_draining:
             return "draining"
-        return "busy" if self.current is not None or self._comfy.foreign() != (0, 0) else "idle"
+        return "busy" if self._current is not None or self._comfy.foreign() != (0, 0) else "idle"
 
     async def steer(self, word: str) -> None:
         """Have every queue ``pause``, ``resume`` or ``drain`` this worker."""
@@ -207,7 +214,7 @@ class Worker:
             "connected": self.membership.connected(),
             "paused": self.membership.is_paused,
             "draining": self.membership.is_draining or self.is_stopping,
-            "jobs": [run.describe(run is self.current) for run in runs],
+            "jobs": [run.describe(run is self._current) for run in runs],
             "inputs": {"fetched_bytes": self._inputs.fetched_bytes},
             "previews": asdict(self._comfy.tally),
         }
@@ -218,19 +225,13 @@ class Worker:
         """Run one job after the other; the next is at hand, if there is one, when the last has ended."""
         run: Run | None = None
         while True:
-            run = run or await self._ahead.take() or await self._next()
+            run = run or await self._take_ahead() or await self._next()
             if run is None:
                 await self._wait_for_work()
                 continue
             run = await self._do(run)
 
-    @property
-    def is_alone(self) -> bool:
-        """Whether nobody else is to be thought of: no other pool, and no person at this ComfyUI's page."""
-        return len(self._queues) == 1 and self._comfy.foreign() == (0, 0)
-
-    def may_claim(self, queue: WorkQueue) -> bool:
-        """Whether this worker may take a job at all now."""
+    def _may_claim(self, queue: WorkQueue) -> bool:
         if self.is_stopping or self.is_stuck or self._closing.delivering >= self.membership.terms.max_finishing:
             return False
         return self.membership.may_work(queue) and self._comfy.is_prompt_thread_alive()
@@ -248,23 +249,21 @@ class Worker:
         self._wake.clear()
         first = random.randrange(len(self._queues))  # noqa: S311
         for queue in self._queues[first:] + self._queues[:first]:
-            if not self.may_claim(queue):
+            if not self._may_claim(queue):
                 continue
             try:
-                claimed = await persist(partial(queue.claim, self.claim()))
+                claimed = await persist(partial(queue.claim, self._claim()))
             except (StaleLease, Refused) as error:
                 log.warning("the queue gives no job: %s", error)
                 continue
             if claimed is not None:
-                return self.hold(claimed, queue)
+                return self._hold(claimed, queue)
         return None
 
-    def claim(self, ahead: int = 0) -> Claim:
-        """A wish for a job, where ``ahead`` may be held that have not started."""
+    def _claim(self, ahead: bool = False) -> Claim:
         return Claim(self._tokens.draw().hex(), self._comfy.inventory.loaded_models(), ahead)
 
-    def hold(self, claimed: Claimed, queue: WorkQueue) -> Run:
-        """Take a claimed job: its payload is read, its inputs are fetched."""
+    def _hold(self, claimed: Claimed, queue: WorkQueue) -> Run:
         prompt_id = str(uuid.UUID(bytes=self._tokens.draw(), version=4))
         run = Run(claimed, queue, self._comfy, self._durations, worker=self.worker_id, prompt_id=prompt_id)
         self._runs[claimed.job_id] = run
@@ -281,9 +280,9 @@ class Worker:
 
     async def _do(self, run: Run) -> Run | None:
         """Execute a job and see to its end; gives the next job, if it is there."""
-        self.current = run
+        self._current = run
         log.debug("job %s: attempt %s starts", run.job.job_id, run.job.attempt)
-        looking = asyncio.get_running_loop().call_later(self._ahead.politeness(run), self._ahead.look, run)
+        looking = asyncio.get_running_loop().call_later(self._politeness(run), self._start_looking, run)
         try:
             await run.execute(self.membership.model_inputs, self.membership.terms.stall_s)
         except Exception as error:
@@ -291,15 +290,15 @@ class Worker:
             run.stop(Failure("node_error", f"A fault in the worker: {error}"))
         finally:
             looking.cancel()
-            self.current = None
+            self._current = None
         if run.was_given_up:
             self._closing.later(self._closing.settle(run, None))
             await self._outlast(run)
             return None
-        ahead = await self._ahead.take()
+        ahead = await self._take_ahead()
         if ahead is None:
             return await self._closing.settle(run, self._fused_claim(run.queue))
-        self._ahead.settle(run, ahead)
+        self._claiming = self._closing.later(self._settle_and_adopt(run, ahead))
         return ahead
 
     async def _outlast(self, run: Run) -> None:
@@ -316,6 +315,83 @@ class Worker:
     def _fused_claim(self, queue: WorkQueue) -> Claim | None:
         """A claim to go with the end of a job. With several pools each claim is its own, so that all get their turn."""
         running, waiting = self._comfy.foreign()
-        if len(self._queues) > 1 or (running and not waiting) or not self.may_claim(queue):
+        if len(self._queues) > 1 or (running and not waiting) or not self._may_claim(queue):
             return None
-        return self.claim()
+        return self._claim()
+
+    # -- the next job -------------------------------------------------------------------------------------------------
+
+    def _politeness(self, run: Run) -> float:
+        """Seconds for which others may take the next job first: none where jobs are shorter than that."""
+        return 0.0 if self._claiming is None and run.is_short(POLITE_S) else POLITE_S
+
+    def _start_looking(self, run: Run) -> None:
+        self._closing.later(self._look_ahead(run))
+
+    async def _look_ahead(self, run: Run) -> None:
+        """Claim the next job while this one runs, when its end is near."""
+        while (remaining := run.remaining_s()) is None or remaining > AHEAD_S + self._inputs.typical_s:
+            if run.is_over:
+                return
+            await asyncio.sleep(POLITE_S)
+        if self._may_look_ahead(run):
+            self._claiming = self._closing.later(self._claim_ahead(run))
+
+    def _may_look_ahead(self, run: Run) -> bool:
+        unclaimed = self._ahead is None and self._claiming is None and not run.is_over
+        alone = len(self._queues) == 1 and self._comfy.foreign() == (0, 0)
+        return unclaimed and alone and self._may_claim(run.queue)
+
+    async def _claim_ahead(self, run: Run) -> None:
+        try:
+            claimed = await run.queue.claim(self._claim(ahead=True), run.unconfirmed())
+        except (QueueAway, Unregistered, StaleLease, Refused):
+            return
+        finally:
+            self._claiming = None
+        run.confirm()
+        if claimed is not None:
+            await self._adopt(self._hold(claimed, run.queue), run)
+
+    async def _settle_and_adopt(self, run: Run, following: Run) -> None:
+        """End a job while the next one starts; where jobs are short, the one after that comes with the answer."""
+        short = following.is_short(POLITE_S)
+        claim = self._claim(ahead=True) if short and self._may_claim(run.queue) else None
+        try:
+            claimed = await self._closing.settle(run, claim, following)
+        finally:
+            self._claiming = None
+        if claimed is not None:
+            await self._adopt(claimed, following)
+
+    async def _adopt(self, ahead: Run, current: Run) -> None:
+        """Have the next job at hand: validated already, and queued by ComfyUI's own thread when this one ends.
+
+        Not so one whose start has to be reported first, as :meth:`Run.execute` does.
+        """
+        self._ahead = ahead
+        self._too_long = asyncio.get_running_loop().call_later(AHEAD_KEPT_S, self._keep_no_longer, ahead)
+        if (
+            ahead.job.attempt == 1
+            and (ahead.queue.keeps_unstarted or ahead.is_short(AHEAD_S))
+            and await ahead.stage(self.membership.model_inputs)
+        ):
+            self._comfy.follow(current.prompt_id, ahead.prompt_id)
+
+    def _keep_no_longer(self, ahead: Run) -> None:
+        if self._ahead is ahead:
+            self._closing.later(self._give_back_ahead("the running job takes longer than expected"))
+
+    async def _take_ahead(self) -> Run | None:
+        """The next job, if it is at hand or on its way."""
+        if self._ahead is None and self._claiming is not None:
+            await asyncio.wait([self._claiming])
+        ahead, self._ahead = self._ahead, None
+        if self._too_long is not None:
+            self._too_long.cancel()
+        return ahead
+
+    async def _give_back_ahead(self, reason: str) -> None:
+        run, self._ahead = self._ahead, None
+        if run is not None:
+            await self._closing.give_back(run, reason)

@@ -7,7 +7,7 @@ The rules, by the names that findings carry:
 - ``state``: a job is in exactly one state, and every index holds it just where its record says.
 - ``order``: the heads that a claim looks at are the heads of the lanes.
 - ``lease``: a claimed or processing job belongs to an instance whose lease lives, and has a token.
-- ``load``: an instance holds no more than its slots, two ahead and the finishing ones that it may have.
+- ``load``: an instance holds no more than its slots, one ahead and the finishing ones that it may have.
 - ``count``: counters equal the sets that they count.
 - ``attempt``: attempts, failures, crashes and hand-backs are within their limits.
 - ``log``: a job's events are numbered 1…n without a hole, the last one of a finished job is its end.
@@ -239,8 +239,8 @@ def _short(numbers: Sequence[int]) -> str:
 def load_findings(instance: str, phases: Sequence[str], slots: int, max_finishing: int) -> Iterator[Finding]:
     """Whether an instance holds more than it may; ``phases`` are those of the jobs that it holds."""
     finishing = sum(phase == "finishing" for phase in phases)
-    if len(phases) - finishing > slots + 2:
-        yield Finding("load", f"held:{instance}", "", f"{len(phases) - finishing} jobs on {slots} slots and two ahead")
+    if len(phases) - finishing > slots + 1:
+        yield Finding("load", f"held:{instance}", "", f"{len(phases) - finishing} jobs on {slots} slots and one ahead")
     if sum(phase == "running" for phase in phases) > slots:
         yield Finding("load", f"held:{instance}", "", f"more jobs are running than there are slots ({slots})")
     if finishing > max_finishing:

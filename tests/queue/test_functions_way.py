@@ -149,19 +149,6 @@ async def test_one_job_may_be_claimed_ahead(desk: Desk) -> None:
     assert desk.field("j2", "uncounted") == "1"
 
 
-async def test_two_jobs_may_be_claimed_ahead_by_who_asks_for_a_second(desk: Desk) -> None:
-    await desk.submit("j1", "j2", "j3", "j4")
-    worker = await desk.worker()
-    assert await worker.take(ahead=2) == "j1"
-    assert await worker.take(ahead=2) == "j2"
-    assert (await worker.claim(ahead=2)).outcome == "busy"
-    await worker.held("report", "j1", p=1)
-    assert (await worker.claim(ahead=1)).outcome == "busy"
-    assert await worker.take(ahead=2) == "j3"
-    assert (await worker.claim(ahead=2)).outcome == "busy"
-    assert (await worker.claim()).outcome == "busy"
-
-
 async def test_a_named_job_is_given_or_refused_with_a_reason(desk: Desk) -> None:
     await desk.submit("j1", "j2")
     await desk.add("big", models=["huge"])

@@ -74,7 +74,7 @@ FAULTS: dict[str, tuple[str, str, set[str]]] = {
         "for _, id in ipairs(old) do\n    Q.forget(", "for _, id in ipairs({}) do\n    Q.forget(", {"I10"},
     ),
     "a cap holds nobody back": (
-        "return t.paused or (t.max_running > 0 and", "return t.paused or (false and", {"cap", "fit"},
+        "return t.paused or (t.max_running > 0 and", "return t.paused or (false and", {"cap"},
     ),
     "a drained worker gets jobs": (
         "if u.paused or w.paused or w.drain then return { 'paused' } end",

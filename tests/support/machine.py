@@ -165,13 +165,13 @@ class Driven(RuleBasedStateMachine):
             self.instances.pop(worker, None)
 
     def _claim(
-        self, worker: str, ahead: int = 0, loaded: str = "", twice: bool = False, job: str | None = None
+        self, worker: str, ahead: bool = False, loaded: str = "", twice: bool = False, job: str | None = None
     ) -> Answer:
         for _ in range(20):
             before, token = self.state, self.draw_token()
             answer = self.call(
                 "claim", None, twice, worker=worker, instance=self.instances[worker], token=token, job=job,
-                loaded=loaded, ahead=ahead or None,
+                loaded=loaded, ahead=ahead,
             )  # fmt: skip
             if answer.outcome != "again":
                 break

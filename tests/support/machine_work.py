@@ -68,7 +68,7 @@ class Working(Driven):
 
     def claim(self, pick: int, ahead: bool, loaded: str, twice: bool) -> None:
         worker = sorted(self.instances)[pick % len(self.instances)]
-        self._claim(worker, (1 + pick % 2) if ahead else 0, loaded, twice)
+        self._claim(worker, ahead, loaded, twice)
 
     def start(self, pick: int, twice: bool) -> None:
         """What workers mostly do: claim and report."""

@@ -79,18 +79,3 @@ async def test_cancelling_while_files_go_out_wins(client: Client, comfy: ComfyPr
         record = await client.until(job)
         assert record["status"] == ("cancelled" if status == 200 else "completed")
         assert (record["result"] is None) == (status == 200)
-
-
-async def test_of_many_brisk_jobs_exactly_the_cancelled_ones_stop(client: Client, comfy: ComfyProcess) -> None:
-    """Such jobs are held ahead two at a time, validated and queued in ComfyUI before their turn."""
-    for color in range(3):
-        await client.run(plain_image(0x7000 + color), worker=comfy)
-    jobs = [await client.submit(plain_image(0x7100 + n), worker=comfy, delay_s=1) for n in range(60)]
-    await client.until(jobs[0])
-    answers = {job: await cancel(client, job) for job in jobs[1::2]}
-    records = [await client.until(job) for job in jobs]
-    for job, record in zip(jobs, records, strict=True):
-        wanted = "cancelled" if answers.get(job) == 200 else "completed"
-        assert (record["status"], record["attempt"] <= 1, record["failures"]) == (wanted, True, 0)
-    started = [record["started_at"] for record in records if record["status"] == "completed"]
-    assert started == sorted(started)

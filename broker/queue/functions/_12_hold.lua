@@ -27,7 +27,7 @@ function Q.phase(u, r, phase)
   Q.put(u, r, 'phase', phase)
 end
 
--- A worker's last claims, newest first: at least 4 of them (it has one claim under way, and two ahead).
+-- A worker's last claims, newest first: at least 4 of them (it has one claim under way, and one ahead).
 function Q.remember(tokens, line)
   local kept = line .. (tokens or '')
   if #kept > 8 * #line then kept = string.match(string.sub(kept, 1, 5 * #line), '^(.*\n)') end

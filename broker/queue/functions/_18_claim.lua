@@ -1,14 +1,10 @@
 -- A claim, on its own or fused with the end of another job.
 
-local AHEAD = { ['1'] = 1, ['2'] = 2 }
-
--- Why a worker gets nothing now, whatever waits; nil when it may. `ahead`: how many it may then hold that have not
--- started, while another runs.
+-- Why a worker gets nothing now, whatever waits; nil when it may.
 local function refusal(u, w, ahead)
   if u.paused or w.paused or w.drain then return { 'paused' } end
-  local slots, waiting = tonumber(w.slots or 1), tonumber(w.ahead or 0)
-  local held = tonumber(w.running or 0) + waiting
-  if ahead and (waiting >= ahead or held >= slots + ahead) or not ahead and held >= slots then return { 'busy' } end
+  local slots, held = tonumber(w.slots or 1), tonumber(w.running or 0) + tonumber(w.ahead or 0)
+  if ahead and (tonumber(w.ahead or 0) > 0 or held > slots) or not ahead and held >= slots then return { 'busy' } end
   if tonumber(w.finishing or 0) > 0 and tonumber(w.finishing) >= Q.setting(u, 'max_finishing') then
     return { 'busy' }
   end
@@ -75,7 +71,7 @@ function Q.claim_for(u, w, a, token)
     return { 'none' }
   end
   Q.note_loaded(u, w, a.loaded)
-  local ahead = AHEAD[a.ahead]
+  local ahead = a.ahead == '1'
   local refused = refusal(u, w, ahead)
   if refused then return refused end
   local r, why

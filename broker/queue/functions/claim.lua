@@ -1,7 +1,6 @@
 -- emq_claim: gives a worker the best job that it can run, or the one it names.
 -- Guarantee: the same token gives the same job; cost does not grow with the number of waiting jobs.
--- Arguments: `worker` `instance` `token` (drawn by the caller) `job` (optional) `loaded` (lines) `ahead` (1, or 2: how
--- many it may then hold that have not started).
+-- Arguments: `worker` `instance` `token` (drawn by the caller) `job` (optional) `loaded` (lines) `ahead`.
 -- Answer: `job` with what the worker needs; `none`; `again`; `paused`; `busy`; `not_found`/`conflict` (a named job);
 -- `superseded`; `unknown`.
 
@@ -9,7 +8,7 @@
 -- before a unit of work is opened. What a lapsed lease or a delay would give back is not for a worker that can run no
 -- class at all; else it has to have been looked at lately.
 local function stays_idle(P, a)
-  if a.ahead == '1' or a.ahead == '2' or a.job or not a.worker or not a.token or a.token == '' then return false end
+  if a.ahead == '1' or a.job or not a.worker or not a.token or a.token == '' then return false end
   local w = redis.call('HMGET', P .. 'wk:' .. a.worker, 'idle', 'instance', 'profile', 'loaded', 'finishing', 'tokens')
   if not w[1] or w[2] ~= a.instance or a.loaded and a.loaded ~= (w[4] or '') or w[5] then return false end
   if w[6] and string.find(w[6], a.token, 1, true) then return false end
