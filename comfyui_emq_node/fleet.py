@@ -204,5 +204,7 @@ class Membership:
             self._brokers[queue.pool] = beat.brokers
         before = self.may_work(queue)
         self._paused[queue.pool], self._draining[queue.pool] = beat.paused, beat.drain
-        if beat.work or (self.may_work(queue) and not before):
+        # Beside a person's prompts the queue counts this worker as busy and tells it of nothing; between two of them it
+        # has its turn all the same.
+        if beat.work or (self.may_work(queue) and not before) or self._comfy.foreign()[1]:
             self._worker.wake()

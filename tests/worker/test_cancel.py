@@ -40,7 +40,7 @@ async def test_a_waiting_job_never_runs(client: Client, comfy: ComfyProcess) -> 
 async def test_a_job_behind_the_page_s_prompt_is_taken_out(client: Client, comfy: ComfyProcess) -> None:
     """Claimed and handed to ComfyUI, but not started: the page's own prompts stay."""
     for seed in (22, 23):
-        await comfy.post("/prompt", {"prompt": slow(60, 0.05, seed=seed), "client_id": "page"})
+        await comfy.post("/prompt", {"prompt": slow(600, 0.05, seed=seed), "client_id": "page"})
     job = await client.submit(plain_image(22), worker=comfy)
     await client.until(job, "claimed")
     assert await cancel(client, job) == 200

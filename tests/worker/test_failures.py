@@ -91,6 +91,12 @@ async def test_a_prompt_that_a_person_removes_ends_the_job(client: Client, comfy
     """Cleared from ComfyUI's queue while a prompt of the page still ran."""
     await comfy.post("/prompt", {"prompt": slow(400, 0.05, seed=5), "client_id": "page"})
     await comfy.post("/prompt", {"prompt": slow(20, 0.05, seed=6), "client_id": "page"})
+
+    async def busy() -> bool:  # so nobody wakes it for the job: it has to look by itself
+        worker = await client.worker(comfy.worker_id)
+        return worker is not None and worker["status"] == "busy"
+
+    await wait_until(busy, 10, "the queue knows of the person's prompts")
     job = await client.submit(plain_image(5), worker=comfy)
 
     async def ours_waits() -> bool:
