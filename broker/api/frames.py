@@ -16,6 +16,12 @@ READ_AHEAD = 256
 Socket = web.WebSocketResponse[bool]
 
 
+def transport_of(ws: Socket) -> asyncio.Transport | None:
+    """A socket's transport, while it has one."""
+    request = ws._req  # aiohttp shows the transport of a socket nowhere else
+    return request.transport if request is not None else None
+
+
 class Frames:
     """Messages in order; ``limit`` is the largest one and bounds all that were read ahead, in bytes."""
 

@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator, Iterator
 
 from aiohttp import web
 
+from broker.api.frames import transport_of
+
 log = logging.getLogger(__name__)
 
 VISIT_S = 9.0
@@ -69,8 +71,7 @@ class Heartbeat:
 
 
 def _visit(ws: ListenedSocket) -> None:
-    request = ws._req  # aiohttp shows the transport of a socket nowhere else
-    transport = request.transport if request is not None else None
+    transport = transport_of(ws)
     if ws.heard:
         ws.heard = ws.pinged = False
     elif transport is None or transport.is_closing() or ws.closed:

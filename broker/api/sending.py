@@ -6,7 +6,7 @@ import asyncio
 import logging
 from functools import partial
 
-from broker.api.frames import Socket
+from broker.api.frames import Socket, transport_of
 from broker.api.outbox import Outbox
 
 log = logging.getLogger(__name__)
@@ -19,13 +19,13 @@ SMALL = 8192
 
 def outbox_of(ws: Socket) -> Outbox:
     """What is to be sent on a socket; :func:`send_all` sends what cannot go at once."""
-    transport = _transport(ws)
+    transport = transport_of(ws)
     return Outbox(partial(_write_now, ws, transport) if transport is not None else None)
 
 
 async def send_all(ws: Socket, outbox: Outbox) -> None:
     """Send what lies in ``outbox``, in order; cuts off a client that takes nothing or has gone."""
-    transport = _transport(ws)
+    transport = transport_of(ws)
     if transport is None:
         return
     try:
@@ -38,11 +38,6 @@ async def send_all(ws: Socket, outbox: Outbox) -> None:
         transport.abort()  # a close frame would wait behind what the client does not take
     except (ConnectionError, RuntimeError):
         transport.abort()  # the client has gone; the reading side ends too
-
-
-def _transport(ws: Socket) -> asyncio.Transport | None:
-    request = ws._req  # aiohttp shows the transport of a socket nowhere else
-    return request.transport if request is not None else None
 
 
 def _write_now(ws: Socket, transport: asyncio.Transport, data: str | bytes) -> bool:
