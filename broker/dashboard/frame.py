@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from broker.api.services import Services, services
 from broker.dashboard import cards, gantt, words
 from broker.dashboard.addresses import Addresses
 from broker.dashboard.forms import SAID, take_said
+from broker.dashboard.kept import Kept
 from broker.dashboard.parts import Parts
 from broker.dashboard.roles import ROLES, includes
 from broker.dashboard.strip import Strip, Strips
@@ -27,7 +28,6 @@ from broker.errors import EmqError
 _PACKAGE = Path(__file__).resolve().parent.parent
 THEMES = ("auto", "light", "dark")
 THEME = "emq_theme"
-MOST_KEPT = 5000
 SHARED_S = 0.2
 """How old a reading may be that open pages share: they look at the same moments."""
 _METHODS = frozenset(dir(dict))
@@ -64,24 +64,6 @@ def environment() -> jinja2.Environment:
     pages.filters |= words.FILTERS | cards.FILTERS
     pages.globals |= {"element": words.element, "keep": Kept()} | cards.GLOBALS | gantt.GLOBALS
     return pages
-
-
-class Kept:
-    """Pieces of pages by all that they depend on: ``{% call keep("buttons", name, paused) %}…{% endcall %}``.
-
-    For what is long to render, often shown, and the same for a while. Nothing with an age in it: it would stand still.
-    """
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[Hashable, ...], str] = {}
-
-    def __call__(self, *key: Hashable, caller: Callable[[], str]) -> str:
-        """The piece, rendered unless it is known."""
-        if key not in self._known:
-            if len(self._known) >= MOST_KEPT:
-                self._known.clear()
-            self._known[key] = caller()
-        return self._known[key]
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,7 @@ class Records:
             self._known[names[job]] = (now, record)
             self._known.move_to_end(names[job])
             found[job] = record
-        while len(self._known) > MOST_KEPT:
+        while len(self._known) > MOST_KEPT or (self._known and not self._fresh(next(iter(self._known)), now)):
             self._known.popitem(last=False)
         return [found[job] for job in names if job in found]
 

@@ -20,7 +20,7 @@ FORECAST = 20
 FORECAST_S = 5.0
 AT_ONCE = 5
 """Of these at each look at an open page: where twenty start a second, most are gone before anybody has read when."""
-_KEPT = 2000
+_KEPT, _KEPT_S = 2000, 60.0
 
 
 class Starts:
@@ -41,7 +41,7 @@ class Starts:
             about = {"p50": start.p50 // 1000 * 1000, "p90": start.p90 // 1000 * 1000} if start else None
             self._known[job] = (now, about)
             self._known.move_to_end(job)
-        while len(self._known) > _KEPT:
+        while len(self._known) > _KEPT or (self._known and now - next(iter(self._known.values()))[0] > _KEPT_S):
             self._known.popitem(last=False)
         return {job: self._known[job][1] for job in job_ids if job in self._known and self._known[job][1]}
 

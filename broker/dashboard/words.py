@@ -15,6 +15,7 @@ from blake3 import blake3
 from markupsafe import Markup
 
 _UNITS = ((86_400, "d"), (3600, "h"), (60, "min"))
+_LINE = {step: f"l1 {step}" for step in range(-15, 16)}
 _AGE = re.compile(r'(<time [^<>]*\bdata-at="(\d+)"[^<>]*>)[^<]*')
 
 
@@ -89,10 +90,10 @@ def size(number: Any) -> str:
     return f"{value:.1f} GB"
 
 
-@lru_cache(512)  # its keys are long
+@lru_cache(64)  # its keys are long, and each minute brings new ones
 def _course(values: tuple[int, ...], most: int) -> str:
-    steps = [16 - round(15 * min(value, most) / most) for value in values]
-    return f"M{60 - len(steps)} {steps[0]}" + "".join(f"l1 {b - a}" for a, b in pairwise(steps))
+    steps = [16 - round(15 * max(0, min(value, most)) / most) for value in values]
+    return f"M{60 - len(steps)} {steps[0]}" + "".join([_LINE[b - a] for a, b in pairwise(steps)])
 
 
 def sparkline(values: Sequence[float], title: str, most: int = 100) -> Markup:
