@@ -15,6 +15,7 @@ from tests.support.processes import state
 MB = 1024 * 1024
 PAGE = os.sysconf("SC_PAGE_SIZE")
 TICK = os.sysconf("SC_CLK_TCK")
+COURSE_S = 300
 FLAT = 5
 """Open files and tasks may be so many more at the end than at the beginning."""
 
@@ -77,10 +78,18 @@ class Track:
         return {
             "rss_mb": [round(rss[0], 1), round(rss[-1], 1)],
             "rss_mb_per_hour": round(slope(hours, rss), 2),
+            "course_mb": self.course(),
             "fds": ends(self.fds[first:]),
             **({"tasks": ends(self.tasks[-len(at) :])} if self.tasks else {}),
             "cpu_share": round((self.cpu[-1] - self.cpu[first]) / (at[-1] - at[0]), 3),
         }
+
+    def course(self) -> list[float]:
+        """The average resident memory of every five minutes, the warm-up too: a leak is straight, a cache bends."""
+        parts: dict[int, list[float]] = {}
+        for at, mb in zip(self.at_s, self.rss_mb, strict=True):
+            parts.setdefault(int(at // COURSE_S), []).append(mb)
+        return [round(statistics.fmean(part), 1) for part in parts.values()]
 
 
 def ends(values: Sequence[float]) -> list[float]:

@@ -29,6 +29,7 @@ from broker.queue.connection import Connection
 from broker.queue.fsck import Check
 from broker.queue.queue import Queue
 from broker.queue.series import KEPT
+from tests.chaos.footprint import Footprint, footprint
 from tests.chaos.sampler import Track, broken, ends
 from tests.support.comfyui import ROOT, BrokerProcess, Process
 from tests.support.nginx import nginx
@@ -46,8 +47,6 @@ SETTINGS = {
     "EMQ_BACKOFF_S": "0.2", "EMQ_LOG_FORMAT": "json", "EMQ_SECRET": "the secret of the soak",
 }  # fmt: skip
 STATES = ("scheduled", "blocked", "pending", "claimed", "processing", "completed", "failed", "cancelled")
-BOUNDED = (":audit",)
-"""Logs without a life time that keep so many entries and no more; they do not fill in an hour."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,34 +70,6 @@ class Plan:
 
 
 @dataclass
-class Memory:
-    """What an empty queue takes in Redis, by key."""
-
-    used: int
-    buffers: int
-    """Of connections."""
-    keys: dict[str, int]
-    """Keys that stay, and their sizes."""
-    passing: int
-    """Keys that have a life time and live on after the drain: the history, figures of groups and classes."""
-
-    @property
-    def counted(self) -> int:
-        """What must come back: without connections, and without what ends by itself."""
-        bounded = sum(size for key, size in self.keys.items() if key.endswith(BOUNDED))
-        return self.used - self.buffers - self.passing - bounded
-
-    def figures(self) -> dict[str, int]:
-        """The sums, in bytes."""
-        return {"used": self.used, "buffers": self.buffers, "passing": self.passing, "counted": self.counted}
-
-    def growth(self, since: Memory) -> dict[str, int]:
-        """The ten keys that grew most, in bytes."""
-        grown = {key: size - since.keys.get(key, 0) for key, size in self.keys.items()}
-        return {key: more for key, more in sorted(grown.items(), key=lambda one: -one[1])[:10] if more > 0}
-
-
-@dataclass
 class Soak:
     """Everything that runs, and what is known of it."""
 
@@ -109,8 +80,8 @@ class Soak:
     brokers: list[BrokerProcess] = field(default_factory=list)
     gpus: list[Process] = field(default_factory=list)
     clients: Process | None = None
-    baseline: Memory | None = None
-    after: Memory | None = None
+    baseline: Footprint | None = None
+    after: Footprint | None = None
     waiting: array[float] = field(default_factory=lambda: array("d"))
     """Jobs in the queue at each look: they take memory everywhere, so a run in which they grow tells nothing."""
     findings: list[str] = field(default_factory=list)
@@ -205,7 +176,7 @@ class Soak:
             self.waiting.append(sum(float(line.split()[1]) for line in lines if line.startswith("emq_queue_depth{")))
         return next(float(line.split()[1]) for line in lines if line.startswith("emq_broker_tasks "))
 
-    async def _empty(self) -> Memory:
+    async def _empty(self) -> Footprint:
         """End the clients, wait until every job has ended and its record is gone, and look at the memory."""
         assert self.clients
         await asyncio.to_thread(self.clients.end)
@@ -222,7 +193,7 @@ class Soak:
             self.findings.append(f"{error}: {dict((await queue.stats()).pairs)}"[:500])
         await connection.close()
         await asyncio.sleep(35)  # what has a life time of its own (idempotency keys, open pages) ends too
-        return await asyncio.to_thread(self._memory)
+        return await asyncio.to_thread(footprint, self.server.url)
 
     def _fill_history(self) -> None:
         """As after a day: else pages and brokers would have more of it with every minute, up to its bound."""
@@ -233,19 +204,6 @@ class Soak:
             sample = json.loads(known[0])
             more = [json.dumps({**sample, "t": sample["t"] - n * 60_000}) for n in range(1, KEPT - len(known) + 1)]
             client.lpush("emq:{default}:history", *more)
-
-    def _memory(self) -> Memory:
-        with redis.Redis.from_url(self.server.url) as client:
-            client.slowlog_reset()  # it keeps its newest 128, arguments and all
-            infos = []
-            for _ in range(9):
-                infos.append(client.info("memory"))
-                time.sleep(0.5)
-            info = sorted(infos, key=lambda one: int(one["used_memory"]))[len(infos) // 2]
-            sizes = {raw: int(client.memory_usage(raw, samples=0) or 0) for raw in client.scan_iter(count=1000)}
-            stay = {raw.decode(): size for raw, size in sizes.items() if client.ttl(raw) == -1}
-        passing = sum(sizes.values()) - sum(stay.values())
-        return Memory(int(info["used_memory"]), int(info["mem_clients_normal"]), stay, passing)
 
     async def _check(self) -> None:
         connection = Connection(self.server.url)
