@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from broker.queue import given
+from broker.queue import given, relations
 from broker.queue import invariants as must
 from broker.queue.invariants import Finding, Place, Record
 
@@ -50,6 +50,7 @@ class Check:
         self.tenants: set[str] = set()
         self.lanes: set[Pair] = set()
         self.levels: set[str] = set()
+        self._blocked: dict[str, str] = {}
 
     async def run(self) -> list[Finding]:
         """Read everything once; raises ``Unavailable`` while Redis is away."""
@@ -59,10 +60,15 @@ class Check:
         self._limits |= {name: int(value) for name, value in limits if value is not None}
         self.lanes = {found.groups() for key in self.keys if (found := must.LANE.fullmatch(key))}  # type: ignore[misc]
         parts = (self._jobs, self._entries, self._heads, self._classes, self._levels, self._tenants, self._pool)
-        for part in (*parts, self._workers, self._leases, self._lives):
+        for part in (*parts, self._workers, self._leases, self._lives, self._relations):
             async for finding in part():
                 self.findings.append(finding)
         return self.findings
+
+    @property
+    def workers(self) -> list[str]:
+        """The workers that have a record."""
+        return sorted(key[3:] for key in self.keys if key.startswith("wk:"))
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -125,6 +131,8 @@ class Check:
         self, job: str, record: Record, scores: Mapping[Pair, float | None], log: Sequence[Sequence[str]]
     ) -> Iterator[Finding]:
         self.tenants.add(record.get("tenant", ""))
+        if record["status"] == "blocked" and "parents" in record:
+            self._blocked[job] = record["parents"]
         if record.get("score"):
             self.levels.add(str(must.level_of(float(record["score"]))))
         self._wanted[job] = {pair for pair, score in scores.items() if score is not None}
@@ -274,7 +282,7 @@ class Check:
     # -- workers and keys ---------------------------------------------------------------------------------------------
 
     async def _workers(self) -> AsyncIterator[Finding]:
-        for worker in sorted(key[3:] for key in self.keys if key.startswith("wk:")):
+        for worker in self.workers:
             for _ in range(AGAIN):
                 found = await self._worker(worker)
                 if found is not None:
@@ -312,6 +320,15 @@ class Check:
             late = int(seen or 0) - end
             if late > LAPSED_MS and int(seen or 0) >= int(grace or 0):
                 yield Finding("lease", "leases", instance, f"it is over since {late / 1000:.0f} s")
+
+    async def _relations(self) -> AsyncIterator[Finding]:
+        parts = (
+            relations.dependencies(self._read, self._blocked), relations.fleet(self._read, self.workers),
+            relations.matches(self._read, self.keys),
+        )  # fmt: skip
+        for part in parts:
+            async for finding in part:
+                yield finding
 
     async def _lives(self) -> AsyncIterator[Finding]:
         """Keys that would stay for ever."""

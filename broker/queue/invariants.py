@@ -10,6 +10,8 @@ The rules, by the names that findings carry:
 - ``load``: an instance holds no more than its slots, one ahead and the finishing ones that it may have.
 - ``count``: counters equal the sets that they count.
 - ``attempt``: attempts, failures, crashes and hand-backs are within their limits.
+- ``dependency``: a blocked job waits for just as many jobs as will tell it of their end.
+- ``match``: each class is compared with each profile that a live worker has, and what came out is known.
 - ``log``: a job's events are numbered 1…n without a hole, the last one of a finished job is its end.
 - ``life``: what a finished job leaves has a life time.
 """
@@ -17,7 +19,8 @@ The rules, by the names that findings carry:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 WAITING = ("scheduled", "blocked", "pending")
@@ -297,3 +300,52 @@ def idle_findings(worker: str, record: Record, listed: bool) -> Iterator[Finding
     if bool(record.get("idle")) != listed:
         word = "is not" if record.get("idle") else "is"
         yield Finding("order", f"idle:{record.get('profile')}", worker, f"the worker {word} listed")
+
+
+def dependency_findings(job: str, record: Record, telling: int) -> Iterator[Finding]:
+    """Whether a blocked job waits for as many jobs as will tell it of their end."""
+    if record.get("status") == "blocked" and int(record.get("deps", 0)) != telling:
+        yield Finding("dependency", f"j:{job}", "deps", f"it waits for {record['deps']} jobs, {telling} will tell it")
+
+
+def will_tell(status: str, listed: bool, queued: bool) -> bool:
+    """Whether a parent tells a job of its end: it has it ``listed``; one that has ended must be ``queued``, too."""
+    return bool(status) and listed and (status not in TERMINAL or queued)
+
+
+def state_of(worker: Record) -> str:
+    """What a worker is doing, as it is counted; empty when it is gone."""
+    if not worker or worker.get("gone"):
+        return ""
+    for name, state in (("drain", "draining"), ("paused", "paused")):
+        if worker.get(name):
+            return state
+    status = worker.get("status", "")
+    if status in ("unhealthy", "draining"):
+        return status
+    return "busy" if status == "busy" or any(worker.get(phase) for phase in PHASES) else "idle"
+
+
+def fleet_findings(
+    workers: Iterable[Record], profiles: Mapping[str, float], states: Mapping[str, int]
+) -> Iterator[Finding]:
+    """Whether the live workers are counted by profile and by state."""
+    alive = [worker for worker in workers if state_of(worker)]
+    having = Counter(worker["profile"] for worker in alive if worker.get("profile"))
+    doing = Counter(map(state_of, alive))
+    for profile in sorted({*having, *profiles}):
+        if having[profile] != profiles.get(profile, 0):
+            yield Finding(
+                "count",
+                "profiles",
+                profile,
+                f"it says {profiles.get(profile, 0):.0f}, {having[profile]} workers have it",
+            )
+    for state in sorted({*doing, *states}):
+        if doing[state] != states.get(state, 0):
+            yield Finding("count", "states", state, f"it says {states.get(state, 0)}, there are {doing[state]}")
+
+
+def fits(atoms: Set[str], vram_mb: int, needs: Set[str], needs_mb: int) -> bool:
+    """Whether a profile has all that a class needs."""
+    return vram_mb >= needs_mb and needs <= atoms

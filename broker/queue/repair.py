@@ -33,19 +33,19 @@ async def repair(queue: Queue, reader: Reader) -> tuple[list[Finding], list[Find
 
 
 def _calls(findings: Iterable[Finding], check: Check) -> list[Call]:
-    """What to call, in an order in which each call finds what it needs done: jobs, entries, order, counters."""
-    calls: dict[str, list[Call]] = {"job": [], "entry": [], "order": [], "count": []}
+    """What to call, in an order in which each call finds what it needs done: from jobs to counters."""
+    calls: dict[str, list[Call]] = {"job": [], "entry": [], "match": [], "order": [], "count": []}
     for finding in findings:
         stage, call = _call(finding, check)
         if call is not None and call not in calls[stage]:
             calls[stage].append(call)
     # A job that was put back, or an entry that went, moves counters.
     if any(calls.values()):
-        workers: list[Call] = [{"worker": key[3:]} for key in sorted(check.keys) if key.startswith("wk:")]
+        workers: list[Call] = [{"worker": worker} for worker in check.workers]
         lanes = "\n".join(f"{name}:{tenant}" for name, tenant in sorted(check.lanes))
         levels: list[Call] = [{"level": level, "lanes": lanes} for level in sorted(check.levels)]
         tenants: list[Call] = [{"count": tenant} for tenant in sorted(check.tenants)]
-        calls["count"] = [*workers, *levels, *tenants, {"count": ""}]
+        calls["count"] = [*workers, {"fleet": "\n".join(check.workers)}, *levels, *tenants, {"count": ""}]
     return [call for stage in calls.values() for call in stage]
 
 
@@ -56,7 +56,9 @@ def _call(finding: Finding, check: Check) -> tuple[str, Call | None]:
         return "order", _order_call(kind, name, finding.member)
     if finding.rule == "life":
         return "entry", _life_call(finding.key, check)
-    if finding.rule in ("state", "lease") and kind == "j":
+    if finding.rule == "match":
+        return "match", {"class": finding.member, "known": "1"} if kind == "classes" else {"profile": name}
+    if finding.rule in ("state", "lease", "dependency") and kind == "j":
         return "job", {"job": name}
     if finding.rule == "state":
         return "entry", {"key": finding.key, "member": finding.member}

@@ -28,7 +28,7 @@ from tests.support.servers import RedisServer, valkey_binary
 from tests.support.simulated import SimulatedWorker
 
 POOL = "default"
-JOBS = ("runs", "held", "dead", "waits", "later")
+JOBS = ("runs", "held", "dead", "waits", "later", "child")
 SERVES = profile(models=["A"])
 COUNTING = """
 local left = 0
@@ -98,6 +98,7 @@ class Site:
         await self.other.fail("dead", "validation_failed")
         await desk.add("waits", models=["A"], tenant="bob", priority=3)
         await desk.add("later", delay_ms=5_000, group="g")
+        await desk.add("child", depends_on=["runs", "held"])
 
     async def fails(self, call: Call, number: int) -> bool:
         """Call; the write of that number fails. Whether there was one."""
@@ -124,6 +125,8 @@ class Site:
 Call = Callable[[Site], Awaitable[object]]
 CALLS: dict[str, Call] = {
     "submit": lambda s: s.queue.submit("ann", [new_job("new", models=["A"], group="g", idempotency_key="k")]),
+    "submit, of a new class": lambda s: s.queue.submit("ann", [new_job("new", models=["A", "B"])]),
+    "submit, dependent": lambda s: s.queue.submit("ann", [new_job("new", depends_on=["runs", "later"])]),
     "submit, delayed": lambda s: s.queue.submit("eve", [new_job("new", delay_ms=1000, labels=["c0ffee01"])]),
     "claim": lambda s: s.other.claim(token="c" * 32),
     "report, started": lambda s: s.worker.report("held"),
@@ -138,6 +141,9 @@ CALLS: dict[str, Call] = {
     "cancel, a group": lambda s: s.queue.cancel_group("ann", "g"),
     "retry": lambda s: s.queue.retry("dead", "ann"),
     "delete": lambda s: s.queue.delete("dead", "ann"),
+    "bye": lambda s: s.worker.call("bye"),
+    "register": lambda s: s.desk.worker("w3", instance="i", profile=profile(models=["A", "B"])),
+    "register, as another": lambda s: s.desk.worker("w2", instance=s.other.instance, profile=profile(models=["B"])),
     "priority": lambda s: s.queue.set_priority("waits", "bob", priority=9),
 }
 

@@ -63,6 +63,10 @@ def lane(desk: Desk, job: str, tenant: str) -> str:
     return desk.key(f"n:{desk.field(job, 'class')}:{tenant}")
 
 
+def ok(desk: Desk, name: str) -> str:
+    return desk.key(f"ok:{worker(desk, name, 'profile')}")
+
+
 def change(desk: Desk, job: str, **fields: str) -> None:
     desk.client.hset(desk.key(f"j:{job}"), mapping=fields)
 
@@ -111,6 +115,16 @@ REPAIRED: dict[str, tuple[str, Damage]] = {
     "a worker miscounts": ("count", lambda d: d.client.hset(d.key("wk:w1"), "running", 2)),
     "a lease was lost": ("lease", lambda d: d.client.zrem(d.key("leases"), str(d.field("running", "instance")))),
     "a held job has no token": ("lease", lambda d: d.client.hdel(d.key("j:running"), "token", "instance")),
+    "a parent does not know who waits for it": ("dependency", lambda d: d.client.delete(d.key("kids:running"))),
+    "a job waits for more than there is": ("dependency", lambda d: change(d, "blocked", deps="2")),
+    "a class is not listed": ("match", lambda d: d.client.delete(d.key("classes"))),
+    "a worker can run more than is known": ("match", lambda d: d.client.delete(ok(d, "w1"))),
+    "a worker is thought to run what it cannot": (
+        "match", lambda d: d.client.sadd(ok(d, "w3"), str(d.field("free", "class"))),
+    ),
+    "a worker's profile is not counted": ("count", lambda d: d.client.delete(d.key("profiles"))),
+    "a worker that left is counted": ("count", lambda d: d.client.zadd(d.key("profiles"), {"nobody": 1})),
+    "the states of workers are miscounted": ("count", lambda d: d.client.hincrby(d.key("states"), "busy", 2)),
     "an ended job stays for ever": ("life", lambda d: d.client.persist(d.key("j:done"))),
     "a body without a job": ("life", lambda d: d.client.set(d.key("b:ghost"), "{}")),
     "a key that nobody knows": ("life", lambda d: d.client.set(d.key("nonsense"), "1")),

@@ -110,20 +110,19 @@ class Looking(Driven):
     def repair(self, pick: int, twice: bool) -> None:
         """Where nothing is wrong there is nothing to repair."""
         before, tenant = self.state, self._pick(sorted({r["tenant"] for r in self.state.jobs.values()}), pick)
-        job = self._pick(sorted(self.state.jobs), pick)
-        what: list[dict[str, Value | None]] = [
+        job = self._pick(sorted(self.jobs(WAITING) or self.state.jobs), pick)
+        everything: list[dict[str, Value | None]] = [
             {"job": job}, {"count": ""}, {"count": tenant}, {"class": self.state.jobs[job]["class"], "tenant": tenant},
             {"class": self.state.jobs[job]["class"]},
-            *({"worker": worker} for worker in self.instances),
+            *({"worker": worker} for worker in self.instances), {"fleet": "w1"},
+            *({"profile": profile} for profile in self.state.zsets.get("profiles", {})),
+            {"class": self.state.jobs[job]["class"], "known": "1"},
         ]  # fmt: skip
-        self.call("repair", set(), twice, **what[pick % len(what)])
-        changed = [text for text in before.differences(self.state) if not text.startswith("count:")]
-        said = [{k: v for k, v in state.hashes["count"].items() if v != "0"} for state in (before, self.state)]
-        need(
-            not changed and said[0] == said[1],
-            "repair",
-            f"repair of {what[pick % len(what)]} changed {changed[:5]}",
-        )
+        for what in everything:
+            self.call("repair", set(), twice, **what)
+            changed = [text for text in before.differences(self.state) if not text.startswith("count:")]
+            said = [{k: v for k, v in state.hashes["count"].items() if v != "0"} for state in (before, self.state)]
+            need(not changed and said[0] == said[1], "repair", f"repair of {what} changed {changed[:5]}")
 
     def bounds(self, opens: bool) -> None:
         """Sockets and a bucket, counted over all brokers."""

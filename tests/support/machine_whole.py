@@ -13,7 +13,7 @@ from tests.support.audit import ACTIVE, TERMINAL, WAITING, need
 from tests.support.jobs import profile
 from tests.support.machine import NEEDS, TENANTS, WORKERS
 from tests.support.machine_control import Controlling
-from tests.support.machine_look import Looking
+from tests.support.machine_look import LIMIT, Looking
 from tests.support.machine_submit import Submitting
 from tests.support.machine_work import Working
 
@@ -167,7 +167,8 @@ class QueueMachine(Submitting, Working, Controlling, Looking):
     def do_look(self, pick: int, choose: Choices, flag: bool, twice: bool) -> None:
         what = choose(["look", "look", "offer", "watch", "repair", "bounds", "deliveries"])
         if what == "bounds":
-            self.bounds(flag)
+            for _ in range(choose([1, LIMIT + 1])):
+                self.bounds(flag)
         elif what == "offer" and self.instances:
             self.offer(pick)
         elif what == "deliveries" and self.logged:

@@ -37,6 +37,8 @@ class Whole:
         yield from _counts(pool)
         yield from _workers(pool, limits["max_finishing"])
         yield from _lasting(pool)
+        yield from _blocked(pool)
+        yield from _fleet(pool)
 
     def _in_place(self, pool: Dump) -> bool:
         """Whether the indexes hold each job just where they should: each entry is there, and no other."""
@@ -145,6 +147,34 @@ def _workers(pool: Dump, max_finishing: int) -> Iterator[Finding]:
     for job, record in jobs.items():
         if record["status"] in must.ACTIVE and record["instance"] not in leases:
             yield Finding("lease", "leases", record["instance"], f"{job} is {record['status']} without a lease")
+
+
+def _blocked(pool: Dump) -> Iterator[Finding]:
+    queued = pool.lists.get("cascade", [])
+    for job, record in pool.jobs.items():
+        if record["status"] == "blocked" and "parents" in record:
+            telling = 0
+            for parent in record["parents"].split("\n"):
+                status, listed = pool.jobs.get(parent, {}).get("status", ""), job in pool.sets.get(f"kids:{parent}", ())
+                telling += must.will_tell(status, listed, parent in queued)
+            yield from must.dependency_findings(job, record, telling)
+
+
+def _fleet(pool: Dump) -> Iterator[Finding]:
+    """Nothing is left for the sweep to compare: there are few classes and profiles."""
+    workers = [record for key, record in pool.hashes.items() if key.startswith("wk:")]
+    states = {state: int(n) for state, n in pool.hashes.get("states", {}).items()}
+    profiles = pool.zsets.get("profiles", {})
+    yield from must.fleet_findings(workers, profiles, states)
+    classes = {key[2:]: record for key, record in pool.hashes.items() if key.startswith("c:") and "vram_mb" in record}
+    for name in classes.keys() ^ pool.zsets.get("classes", {}).keys():
+        yield Finding("match", "classes", name, "a class and the list of them disagree")
+    for profile in profiles:
+        has, vram_mb = pool.sets.get(f"p:{profile}", set()), int(pool.strings[f"pv:{profile}"])
+        for name, needs in classes.items():
+            able = must.fits(has, vram_mb, set(needs["atoms"].split("\n")) - {""}, int(needs["vram_mb"]))
+            if able != (name in pool.sets.get(f"ok:{profile}", ())):
+                yield Finding("match", f"ok:{profile}", name, f"it is {able} that it can run it, which is not known")
 
 
 def _lasting(pool: Dump) -> Iterator[Finding]:

@@ -3,10 +3,15 @@
 local KINDS = { 'p:', 'pd:', 'pv:', 'pw:', 'pg:', 'px:' }
 local DAY = 86400000
 
+-- What is stored of a profile stays.
+function Q.keep_profile(u, profile)
+  for _, kind in ipairs(KINDS) do redis.call('PERSIST', u.P .. kind .. profile) end
+end
+
 -- A worker takes up a profile.
 function Q.join_profile(u, profile)
   if redis.call('ZINCRBY', u.P .. 'profiles', 1, profile) == '1' then
-    for _, kind in ipairs(KINDS) do redis.call('PERSIST', u.P .. kind .. profile) end
+    Q.keep_profile(u, profile)
     Q.match_profile(u, profile)
   end
 end

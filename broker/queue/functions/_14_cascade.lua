@@ -17,15 +17,42 @@ function Q.parent_met(u, r)
   end
 end
 
+-- Whether the end of a parent lets a job go on.
+local function good_enough(parent, r)
+  return parent.status == 'completed' or r.on_parent_failure == 'run'
+end
+
 local function one(u, parent, id)
   local r = Q.job(u, id)
   if not r or r.status ~= 'blocked' then return end
-  if parent.status == 'completed' or r.on_parent_failure == 'run' then return Q.parent_met(u, r) end
+  if good_enough(parent, r) then return Q.parent_met(u, r) end
   Q.unwait(u, r)
   Q.put(u, r, 'deps', nil)
   Q.fail_finally(u, r, 'dependency_failed', Q.error('dependency_failed',
     'The job ' .. parent._id .. ' that this one depends on is ' .. parent.status .. '.',
     '{"job_id":' .. Q.json(parent._id) .. ',"status":"' .. parent.status .. '"}'))
+end
+
+-- Makes a blocked job wait for just those of its parents that are still open, and go on or fail when none is.
+function Q.wait_again(u, r)
+  local open, failed, kids = 0, nil, u.P .. 'kids:'
+  for _, id in ipairs(Q.lines(r.parents)) do
+    local parent = Q.job(u, id)
+    if parent and not TERMINAL[parent.status] then
+      open = open + 1
+      redis.call('SADD', kids .. id, r._id)
+      Q.put(u, parent, 'kids', '1')
+    elseif parent then
+      redis.call('SREM', kids .. id, r._id)
+      if not good_enough(parent, r) then failed = parent end
+    end
+  end
+  Q.put(u, r, 'deps', Q.int(math.max(open, 1)))
+  if failed then
+    one(u, failed, r._id)
+  elseif open == 0 then
+    Q.parent_met(u, r)
+  end
 end
 
 -- Works off what ended in this call; the dependants of a job that has many are left to the sweep.

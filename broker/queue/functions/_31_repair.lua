@@ -3,7 +3,7 @@
 local ENDS = { 'completed', 'failed', 'cancelled' }
 
 -- Whether the entry was missing.
-local function place(u, here, key, score, member)
+function Q.put_in_place(u, here, key, score, member)
   if here then return redis.call('ZADD', u.P .. key, score or u.ms, member) == 1 end
   redis.call('ZREM', u.P .. key, member)
   return false
@@ -12,11 +12,11 @@ end
 -- A pending job waits in its lane, or in `due` while it has `due_at`.
 local function place_waiting(u, r)
   local in_lane = r.status == 'pending' and not r.due_at
-  place(u, r.status == 'scheduled' or r.status == 'pending' and r.due_at, 'due', r.due_at, r._id)
+  Q.put_in_place(u, r.status == 'scheduled' or r.status == 'pending' and r.due_at, 'due', r.due_at, r._id)
   if in_lane and not r.score then Q.put(u, r, 'score', Q.score(u, tonumber(r.priority), r.tenant, r.class)) end
   local class = Q.lane_class(r)
   if in_lane and r.variant and not Q.class(u, class).exists then Q.variant(u, r.class, r.avoid) end
-  local was_missing = place(u, in_lane, 'n:' .. class .. ':' .. r.tenant, r.score, Q.member(r))
+  local was_missing = Q.put_in_place(u, in_lane, 'n:' .. class .. ':' .. r.tenant, r.score, Q.member(r))
   Q.fix(u, class, r.tenant)
   if was_missing then Q.claimable(u, class) end
 end
@@ -25,18 +25,19 @@ end
 -- held job without a live lease goes back.
 function Q.repair_job(u, r)
   local id, home, of = r._id, Q.HOME[r.status], ':' .. r.tenant
-  place(u, home == 'w', 'w' .. of, r.arrival, id)
-  place(u, home == 'a', 'a' .. of, r.arrival, id)
+  Q.put_in_place(u, home == 'w', 'w' .. of, r.arrival, id)
+  Q.put_in_place(u, home == 'a', 'a' .. of, r.arrival, id)
   for _, status in ipairs(ENDS) do
-    place(u, r.status == status, 'f' .. of .. ':' .. status, r.arrival, id)
-    place(u, r.status == status, 'fin:' .. status, r.finished_at, id)
+    Q.put_in_place(u, r.status == status, 'f' .. of .. ':' .. status, r.arrival, id)
+    Q.put_in_place(u, r.status == status, 'fin:' .. status, r.finished_at, id)
   end
-  place(u, home == 'w' and r.expires_at, 'expiry', r.expires_at, id)
-  place(u, r.dead_letter == '1', 'dead', r.finished_at, id)
+  Q.put_in_place(u, home == 'w' and r.expires_at, 'expiry', r.expires_at, id)
+  Q.put_in_place(u, r.dead_letter == '1', 'dead', r.finished_at, id)
   if home ~= 'a' then redis.call('ZREM', u.P .. 'deadline', id) end
   place_waiting(u, r)
   Q.index_labels(u, r)
   if home == 'f' then Q.index_end(u, r) end
+  if r.status == 'blocked' and r.parents then Q.wait_again(u, r) end
   if home ~= 'a' then return end
   if r.instance and redis.call('ZSCORE', u.P .. 'leases', r.instance) then
     redis.call('ZADD', u.P .. 'held:' .. r.instance, 'NX', u.ms, id)
@@ -87,22 +88,4 @@ function Q.recount_level(u, level, lanes)
     waiting = waiting + redis.call('ZCOUNT', u.P .. 'n:' .. lane, Q.int(from), '(' .. Q.int(from + Q.LEVEL))
   end
   Q.virtual(u, level).waiting = waiting
-end
-
--- Counts what a worker's instance holds, and lists it among the idle or not, as its record says. One without a lease is
--- gone, which no sweep would see.
-function Q.recount_worker(u, w)
-  local P, real = u.P, {}
-  if not w.gone and not redis.call('ZSCORE', P .. 'leases', w.instance) then return Q.reap(u, w.instance) end
-  for _, id in ipairs(redis.call('ZRANGE', P .. 'held:' .. w.instance, 0, -1)) do
-    local phase = redis.call('HGET', P .. 'j:' .. id, 'phase')
-    if phase then real[phase] = (real[phase] or 0) + 1 end
-  end
-  for _, phase in ipairs({ 'ahead', 'running', 'finishing' }) do
-    Q.put(u, w, phase, real[phase] and Q.int(real[phase]) or nil)
-  end
-  local key = 'idle:' .. (w.profile or '')
-  place(u, w.idle, key, redis.call('ZSCORE', P .. key, w._id) or u.ms, w._id)
-  local n = redis.call('ZCARD', P .. key)
-  place(u, n > 0, 'idle', n, w.profile or '')
 end

@@ -2,7 +2,9 @@
 -- Guarantee: records are believed and never changed, except that a held job without a lease goes back to wait;
 -- harmless where nothing is wrong. Not bounded like the others: a tenant's recount reads each of its waiting jobs.
 -- Arguments: one of `job`; `key` `member` (an index entry without a job); `key` alone (a key that should not stay);
--- `class` `tenant` (a lane's head); `count <tenant>` (empty: the pool); `level` `lanes` (lines); `worker`.
+-- `class` `tenant` (a lane's head); `class` alone (its best head); `class` `known` (its place among the classes, and
+-- who can run it); `profile` (what it can run); `count <tenant>` (empty: the pool); `level` `lanes` (lines); `worker`;
+-- `fleet` (workers as lines, beside those listed: the counts of profiles and states).
 -- Answer: `ok`; `not_found`.
 
 local FIND = { n = '^%x%x%x%x%x%x%x%x%x%x%x%x:(.*)$', x = '\n%x%x%x%x%x%x%x%x%x%x%x%x:(.*)$' }
@@ -36,8 +38,14 @@ local function repair(keys, argv)
     redis.call('PEXPIRE', u.P .. a.key, LEFT_MS)
   elseif a.class and a.tenant then
     Q.fix(u, a.class, a.tenant)
+  elseif a.class and a.known then
+    Q.know_again(u, a.class)
   elseif a.class then
     Q.best(u, a.class)
+  elseif a.profile then
+    if redis.call('ZSCORE', u.P .. 'profiles', a.profile) then Q.compare_again(u, a.profile) end
+  elseif a.fleet then
+    Q.recount_fleet(u, Q.lines(a.fleet))
   elseif a.count == '' then
     Q.recount_pool(u)
   elseif a.count then

@@ -5,13 +5,13 @@
 -- Answer: an array of `ok` | `duplicate` | `conflict` | `queue_full` | `rate_limited` |
 -- `not_found` with their pairs.
 
--- Counts the parents that are still open, and says when one already failed that must not.
+-- The parents that are still open, and the one that already failed and must not.
 local function open_parents(u, j)
-  local open, failed = 0, nil
+  local open, failed = {}, nil
   for _, id in ipairs(j.parents) do
     local parent = Q.job(u, id)
     if not Q.TERMINAL[parent.status] then
-      open = open + 1
+      open[#open + 1] = id
       redis.call('SADD', u.P .. 'kids:' .. id, j.id)
       if not parent.kids then Q.put(u, parent, 'kids', '1') end
     elseif parent.status ~= 'completed' and j.on_parent_failure ~= 'run' then
@@ -31,8 +31,11 @@ local function place(u, r, j)
   local open, failed = open_parents(u, j)
   local due = start_time(u, j)
   if due then Q.put(u, r, 'due_at', Q.int(due)) end
-  if open > 0 then Q.put(u, r, 'deps', Q.int(open)) end
-  local status = (open > 0 and 'blocked') or (due and 'scheduled') or 'pending'
+  if open[1] then
+    Q.put(u, r, 'deps', Q.int(#open))
+    Q.put(u, r, 'parents', table.concat(open, '\n'))
+  end
+  local status = (open[1] and 'blocked') or (due and 'scheduled') or 'pending'
   Q.put(u, r, 'status', status)
   Q.enter(u, r, status)
   if r.expires_at then redis.call('ZADD', u.P .. 'expiry', r.expires_at, r._id) end
