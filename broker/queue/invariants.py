@@ -152,6 +152,8 @@ def record_findings(job: str, record: Record, limits: Mapping[str, int]) -> Iter
             yield Finding("lease", key, "phase", f"{record.get('phase')!r} is not a phase")
     if status in TERMINAL and not record.get("finished_at"):
         yield Finding("state", key, "finished_at", f"a {status} job has none")
+    if status not in ACTIVE and record.get("phase"):
+        yield Finding("state", key, "phase", f"a {status} job is {record['phase']}")
     if status == "blocked" and int(record.get("deps", 0)) <= 0:
         yield Finding("state", key, "deps", "a blocked job waits for nothing")
     yield from _attempt_findings(key, record, limits)
@@ -308,9 +310,12 @@ def dependency_findings(job: str, record: Record, telling: int) -> Iterator[Find
         yield Finding("dependency", f"j:{job}", "deps", f"it waits for {record['deps']} jobs, {telling} will tell it")
 
 
-def will_tell(status: str, listed: bool, queued: bool) -> bool:
-    """Whether a parent tells a job of its end: it has it ``listed``; one that has ended must be ``queued``, too."""
-    return bool(status) and listed and (status not in TERMINAL or queued)
+def will_tell(status: str, has_kids: bool, listed: bool, queued: bool) -> bool:
+    """Whether a parent tells a job of its end: it has it ``listed``, and its record says that there are such.
+
+    One that has ended must be ``queued``, too.
+    """
+    return bool(status) and listed and (queued if status in TERMINAL else has_kids)
 
 
 def state_of(worker: Record) -> str:

@@ -37,8 +37,8 @@ async def dependencies(read: Read, blocked: Mapping[str, str]) -> AsyncIterator[
         for job in batch:
             record, telling = given.record_of(next(answers)), 0
             for _ in parents[job]:
-                status, listed, queued = next(answers), next(answers), next(answers)
-                telling += must.will_tell(given.text(status or b""), bool(listed), queued is not None)
+                (status, kids), listed, queued = next(answers), next(answers), next(answers)
+                telling += must.will_tell(given.text(status or b""), bool(kids), bool(listed), queued is not None)
             for finding in must.dependency_findings(job, record, telling):
                 yield finding
 
@@ -46,7 +46,7 @@ async def dependencies(read: Read, blocked: Mapping[str, str]) -> AsyncIterator[
 def _about(job: str, parents: Iterable[str]) -> Iterator[tuple[str, ...]]:
     yield ("HGETALL", f"j:{job}")
     for parent in parents:
-        yield ("HGET", f"j:{parent}", "status")
+        yield ("HMGET", f"j:{parent}", "status", "kids")
         yield ("SISMEMBER", f"kids:{parent}", job)
         yield ("LPOS", "cascade", parent)
 

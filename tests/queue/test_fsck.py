@@ -116,6 +116,8 @@ REPAIRED: dict[str, tuple[str, Damage]] = {
     "a lease was lost": ("lease", lambda d: d.client.zrem(d.key("leases"), str(d.field("running", "instance")))),
     "a held job has no token": ("lease", lambda d: d.client.hdel(d.key("j:running"), "token", "instance")),
     "a parent does not know who waits for it": ("dependency", lambda d: d.client.delete(d.key("kids:running"))),
+    "a parent will tell nobody of its end": ("dependency", lambda d: d.client.hdel(d.key("j:running"), "kids")),
+    "a waiting job is still in a phase": ("state", lambda d: change(d, "free", phase="running")),
     "a job waits for more than there is": ("dependency", lambda d: change(d, "blocked", deps="2")),
     "a class is not listed": ("match", lambda d: d.client.delete(d.key("classes"))),
     "a worker can run more than is known": ("match", lambda d: d.client.delete(ok(d, "w1"))),

@@ -155,8 +155,8 @@ def _blocked(pool: Dump) -> Iterator[Finding]:
         if record["status"] == "blocked" and "parents" in record:
             telling = 0
             for parent in record["parents"].split("\n"):
-                status, listed = pool.jobs.get(parent, {}).get("status", ""), job in pool.sets.get(f"kids:{parent}", ())
-                telling += must.will_tell(status, listed, parent in queued)
+                of, listed = pool.jobs.get(parent, {}), job in pool.sets.get(f"kids:{parent}", ())
+                telling += must.will_tell(of.get("status", ""), "kids" in of, listed, parent in queued)
             yield from must.dependency_findings(job, record, telling)
 
 

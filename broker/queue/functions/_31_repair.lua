@@ -38,7 +38,10 @@ function Q.repair_job(u, r)
   Q.index_labels(u, r)
   if home == 'f' then Q.index_end(u, r) end
   if r.status == 'blocked' and r.parents then Q.wait_again(u, r) end
-  if home ~= 'a' then return end
+  if home ~= 'a' then
+    for _, name in ipairs({ 'phase', 'token', 'instance' }) do Q.put(u, r, name, nil) end
+    return
+  end
   if r.instance and redis.call('ZSCORE', u.P .. 'leases', r.instance) then
     redis.call('ZADD', u.P .. 'held:' .. r.instance, 'NX', u.ms, id)
   else
