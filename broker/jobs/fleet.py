@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 from broker.jobs.ranges import Known, Ranges, parse
@@ -17,6 +18,7 @@ log = logging.getLogger(__name__)
 
 MAX_AGE_S = 3.0
 _KEPT_RANGES = 200
+_MOST_ALIKE = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,7 @@ class FleetView:
     _known: frozenset[str] | None = None
     _folders: dict[str, set[str]] | None = None
     _values: Known | None = None
+    _near: dict[str, str | None] = field(default_factory=dict)
 
     @property
     def values(self) -> Known:
@@ -72,6 +75,15 @@ class FleetView:
     def with_model(self, file: str) -> set[str]:
         """The profiles that have ``file``."""
         return {profile.profile_id for profile in self.profiles if f"m:{file}" in profile.atoms}
+
+    def nearest(self, atom: str) -> str | None:
+        """The name that some worker has and that is most like this one of its kind, if one is."""
+        if atom not in self._near:
+            prefix, size = atom[:2], len(atom)
+            alike = [known for known in self.atoms if known.startswith(prefix) and abs(len(known) - size) <= 8]
+            matches = get_close_matches(atom, alike[:_MOST_ALIKE], n=1, cutoff=0.75)
+            self._near[atom] = matches[0][2:] if matches else None
+        return self._near[atom]
 
     def model_inputs(self, class_type: str) -> dict[str, str] | None:
         """Which inputs of a class name files of which folder; ``None`` when no worker that has it says so."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from difflib import get_close_matches
 
 from broker.jobs.fleet import FleetView
 from broker.jobs.ranges import Problem
@@ -66,17 +65,10 @@ def from_atoms(missing: Iterable[str], need: Requirement, fleet: FleetView) -> l
         elif atom[:1] in _CODES:
             code, text = _CODES[atom[0]]
             name = need.files.get(atom, atom[2:])
-            near = _nearest(atom, fleet) if len(reasons) < _MAX_SUGGESTIONS else None
+            near = fleet.nearest(atom) if len(reasons) < _MAX_SUGGESTIONS else None
             hint = f" Did you mean {near}?" if near else ""
             reasons.append(WaitingFor(code=code, detail=name, suggestion=near, message=text.format(name) + hint))
     return reasons
-
-
-def _nearest(atom: str, fleet: FleetView) -> str | None:
-    prefix = atom[:2]
-    candidates = [known for known in fleet.atoms if known.startswith(prefix) and abs(len(known) - len(atom)) <= 8]
-    matches = get_close_matches(atom, candidates[:2000], n=1, cutoff=0.75)
-    return matches[0][2:] if matches else None
 
 
 def _no_room(need: Requirement, fleet: FleetView) -> WaitingFor:
