@@ -7,7 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, pstdev
+from statistics import fmean
 
 from broker.errors import EmqError
 from broker.protocol.records import EstimatedStart
@@ -71,7 +71,7 @@ class Forecast:
         return cls(
             now=answer.number("now"),
             run=max(1.0, float(answer.text("run_ms", "1"))),
-            spread=pstdev(runs) / average if average else 0.0,
+            spread=_deviation(runs, average) / average if average else 0.0,
             workers=max(1, answer.number("workers")),
             busy=answer.number("busy"),
             rest=float(rest) if rest else None,
@@ -96,6 +96,11 @@ class Forecast:
         deviation = math.sqrt((phase + queue) / self.workers**2 + (MODEL_ERROR * mean) ** 2)
         p50 = round(mean) + DISPATCH_MS[0]
         return Prediction(p50, max(round(mean + _P90 * deviation), p50) + DISPATCH_MS[0])
+
+
+def _deviation(runs: Sequence[int], average: float) -> float:
+    """The standard deviation; ``statistics.pstdev`` calculates with fractions, which takes twenty times as long."""
+    return math.dist(runs, [average] * len(runs)) / math.sqrt(len(runs))
 
 
 def _start(forecast: Forecast | None) -> EstimatedStart | None:
