@@ -58,6 +58,7 @@ def environment() -> jinja2.Environment:
         loader=jinja2.FileSystemLoader(folder("templates")),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        auto_reload=False,  # else each drawing asks the disk whether its templates are still the same
         trim_blocks=True,
         lstrip_blocks=True,
     )

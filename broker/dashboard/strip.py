@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,6 +25,13 @@ class Strip:
     oldest: int | None = None
     """Since when the job waits that waits longest, epoch ms."""
     measured: float = float("-inf")
+    _drawn: list[str] = field(default_factory=list, init=False, compare=False)
+
+    def once(self, caller: Callable[[], str]) -> str:
+        """What a template draws of these figures, drawn for the first page and taken for all others."""
+        if not self._drawn:
+            self._drawn.append(caller())
+        return self._drawn[0]
 
     @property
     def known(self) -> bool:
