@@ -51,6 +51,11 @@ def _run(args: argparse.Namespace) -> int:
     return asyncio.run(serve(settings))
 
 
+YOUNG = 10_000
+"""Objects after which Python looks for rings of rubbish among the newest: a drawn page or a large answer of Redis makes
+some thousands that go by themselves. At Python's 700 it looked 20 times a second at what pages show, for nothing."""
+
+
 def _listen(settings: Settings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -93,6 +98,7 @@ async def serve(settings: Settings) -> int:
             # What was made until now stays: without this each full collection looks at all of it, for 0.1 s and more.
             gc.collect()
             gc.freeze()
+            gc.set_threshold(YOUNG)
             assert runner.server is not None
             server = await loop.create_server(Hall(runner.server), sock=listener, backlog=1024)
             host = f"[{settings.host}]" if ":" in settings.host.strip("[]") else settings.host
