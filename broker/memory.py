@@ -1,7 +1,7 @@
 """Gives memory back: what only other rubbish holds is thrown away, and what is free goes to the system.
 
-Each drawing of a page leaves macros that hold each other, with the page they drew; left to itself Python throws such
-rings away once they are a quarter of all it looks at, which for a quiet broker is many minutes and megabytes later.
+Connections that end leave objects that hold each other; left to itself Python throws such rings away once they are a
+quarter of all it looks at, which for a quiet broker is many minutes and megabytes later.
 And as pages and messages are long strings that come and go beside small ones that stay, glibc keeps what it once had.
 Measured (``tests.chaos.soak``): without either a broker of 100 MB grew by 30 MB in an hour without one object more.
 """

@@ -39,11 +39,38 @@ def folder(name: str) -> Path:
     return packed if packed.is_dir() else _PACKAGE.parent / name
 
 
+class _Context(jinja2.runtime.Context):
+    """What a drawing's templates know, noted by the environment that let it be drawn."""
+
+    def __init__(self, environment: Environment, *args: Any, **kwargs: Any) -> None:
+        super().__init__(environment, *args, **kwargs)
+        environment.contexts.append(self)
+
+
 class Environment(jinja2.Environment):
     """``each.name`` looks into a mapping first: jinja's own order raises an exception for each name that it finds.
 
     A mapping's methods stay what they are, whatever names somebody has put into it.
     """
+
+    context_class = _Context
+
+    def __init__(self, **options: Any) -> None:
+        self.contexts: list[_Context] = []
+        super().__init__(**options)
+
+    def draw(self, template: str, about: dict[str, Any]) -> str:
+        """A template's text.
+
+        Its macros know the context that knows them: such rings would keep each drawn page until Python looks for them,
+        and make it look all the time.
+        """
+        try:
+            return self.get_template(template).render(about)
+        finally:
+            for context in self.contexts:
+                context.vars.clear()
+            self.contexts.clear()
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         """What a template writes as ``obj.attribute``."""
@@ -52,7 +79,7 @@ class Environment(jinja2.Environment):
         return super().getattr(obj, attribute)
 
 
-def environment() -> jinja2.Environment:
+def environment() -> Environment:
     """Templates that escape everything and know no undefined names."""
     pages = Environment(
         loader=jinja2.FileSystemLoader(folder("templates")),
@@ -182,9 +209,9 @@ class Pages:
             problem, status = error.message, error.http_status
         frame = Frame(page, self.visible(view.role), view, parts.version, strip=strip, problem=problem, **about)
         found = parts_of or Parts()
-        template = self.templates.get_template("problem.html" if problem else page.template)
         began = time.thread_time()
-        text = template.render({**context, "frame": frame, "part": found})
+        template = "problem.html" if problem else page.template
+        text = self.templates.draw(template, {**context, "frame": frame, "part": found})
         found.cost_s = time.thread_time() - began
         return text, found, status
 
@@ -193,7 +220,7 @@ class Pages:
         strip = await self.strips.read(parts, view.sees, view.max_age_s)
         frame = Frame(self.by_name[view.page], [], view, parts.version, strip=strip)
         found = Parts()
-        self.templates.get_template("_strip.html").render({"frame": frame, "part": found})
+        self.templates.draw("_strip.html", {"frame": frame, "part": found})
         return found
 
     def visible(self, role: Role) -> list[Page]:
@@ -265,5 +292,5 @@ async def show(request: web.Request, page: Page) -> web.Response:
 def render_plain(request: web.Request, template: str, status: int = 200, **context: Any) -> web.Response:
     """A page without navigation, strip and live changes."""
     context |= {"theme": theme_of(request), "version": services(request).version}
-    text = request.config_dict[PAGES].templates.get_template(template).render(context)
+    text = request.config_dict[PAGES].templates.draw(template, context)
     return web.Response(text=text, status=status, content_type="text/html")

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import re
 import time
+import weakref
 from pathlib import Path
 
 import pytest
 
-from broker.dashboard.frame import environment
+from broker.access.identity import Role
+from broker.dashboard import fleet
+from broker.dashboard.frame import Frame, Page, View, environment
+from broker.dashboard.parts import Parts
+from broker.dashboard.strip import Strip
 from broker.dashboard.words import age
 from tests.api.conftest import Broker, Start, submit
 from tests.dashboard.html import page, post
@@ -202,3 +208,17 @@ def test_what_has_just_happened_is_not_told_as_a_future(
     """Redis' clock may be a little ahead of the broker's."""
     monkeypatch.setattr(time, "time", lambda: 1_800_000_000.0)
     assert f">{words}</time>" in age(1_800_000_000_000 - ago_ms)
+
+
+def test_a_drawn_page_goes_at_once_when_nobody_has_it() -> None:
+    part, view = Parts(), View("fleet", (), "", "default", Role.ADMIN, read_only=False, address="http://emq")
+    frame = Frame(Page("fleet", "/", "Fleet", "fleet.html", fleet.read), [], view, "1.0", Strip())  # type: ignore[arg-type]
+    seen = weakref.ref(part)
+    gc.disable()
+    try:
+        environment().draw("fleet.html", {"frame": frame, "part": part, "workers": [], "hidden": 0, "layout": "grid"})
+        assert part.bodies["fleet"]
+        del part
+        assert seen() is None  # its macros do not hold it: no ring that Python must look for
+    finally:
+        gc.enable()
