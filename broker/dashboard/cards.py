@@ -24,12 +24,17 @@ def job_link(job_id: Any) -> Markup:
     return Markup(f'<a class="id" href="/jobs/{segment(job_id)}" title="{text}">{escape(str(job_id)[:12])}</a>')  # noqa: S704 # nosec B704 - escaped above
 
 
+@lru_cache(4096)
+def _escaped(text: str) -> str:
+    return str(escape(text))
+
+
 def node(job: Job) -> Markup:
     """The node that runs, and its step; what a job does when none runs."""
     told = job["node"]
     if told:
         step = f' <span class="num">{int(told["value"])}/{int(told["max"])}</span>' if told["max"] else ""
-        name = escape(str(told["class_type"] or told["id"]))
+        name = _escaped(str(told["class_type"] or told["id"]))
         return Markup(f'<span class="node">{name}{step}</span>')  # noqa: S704 # nosec B704 - escaped above
     word = "uploading" if job["phase"] == "finishing" else "starting" if job["status"] == "claimed" else ""
     return Markup(f'<span class="node quiet">{word}</span>' if word else "")  # noqa: S704 # nosec B704 - own words
@@ -37,7 +42,7 @@ def node(job: Job) -> Markup:
 
 def bar(job: Job) -> Markup:
     """How far a job is."""
-    label = escape(job["job_id"][:12])
+    label = _escaped(job["job_id"][:12])
     return Markup(f'<progress max="100" value="{job["progress"] or 0}" aria-label="progress of {label}"></progress>')  # noqa: S704 # nosec B704 - a number and an escaped text
 
 
@@ -115,13 +120,18 @@ def _row(part: Parts, name: str, worker: Job, frame: Draw) -> str:
         return known
     job = worker["doing"][0] if worker["doing"] else None
     now = part(f"d{name}", job, caller=lambda: _cell(f"d{name}", f"{node(job)} {bar(job)}" if job else ""))
-    heard = part(f"h{name}", worker["record"], caller=lambda: _cell(f"h{name}", vram(worker["gpus"])))
+    heard = part(f"h{name}", worker["gpus"], caller=lambda: _cell(f"h{name}", vram(worker["gpus"])))
+    beat = part(f"b{name}", worker["last_heartbeat"], caller=lambda: _beat(f"b{name}", worker["last_heartbeat"]))
     around = job and tuple(job[field] for field in ("job_id", "mine", "started_at", "claimed_at", "expected_ms"))
-    return part(name, worker["fixed"], around, caller=lambda: frame(worker, job, now, heard))
+    return part(name, worker["fixed"], around, caller=lambda: frame(worker, job, now, heard, beat))
 
 
 def _cell(name: str, html: str) -> Markup:
     return Markup(f'<td id="{name}">{html}</td>')  # noqa: S704 # nosec B704 - made of pieces
+
+
+def _beat(name: str, moment: int | None) -> Markup:
+    return Markup(f'<td id="{name}" class="num">{age(moment)}</td>')  # noqa: S704 # nosec B704 - made of pieces
 
 
 def waiting(part: Parts, jobs: Iterable[Job], now: int, frame: Draw) -> Markup:

@@ -66,11 +66,14 @@ def dress(told: dict[str, Any], load: dict[str, list[float]], previews: Previews
     own = (job["job_id"] for job in doing if job["mine"] and job["phase"] != "finishing")
     history, runs = tuple(load.get(told["worker_id"], ())), next(own, "")
     status = "busy" if doing and told["status"] == "idle" else told["status"]  # its heartbeat is still to come
+    gpu = ", ".join(gpu["name"] for gpu in told["gpus"])
     return {
-        **told, "doing": doing, "runs": runs, "status": status, "history": history,
-        "gpu": ", ".join(gpu["name"] for gpu in told["gpus"]),
-        # What all of a card follows from, and what all of it but its jobs does.
-        "shown": (told, history, [job["preview"] for job in doing]), "fixed": (told["record"], status, history, runs),
+        **told, "doing": doing, "runs": runs, "status": status, "history": history, "gpu": gpu,
+        # What all of a card follows from, and what follows neither from its jobs' progress nor from its heartbeats.
+        "shown": (told, history, [job["preview"] for job in doing]),
+        "fixed": (
+            status, told["paused"], told["draining"], told["simulated"], gpu, told["loaded_models"], history, runs,
+        ),
     }  # fmt: skip
 
 

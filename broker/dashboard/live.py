@@ -80,6 +80,7 @@ class Feed:
         self._known: dict[str, _Part] = {}
         self._inside: dict[str, str] = {}
         self._changed: list[str] = []
+        self._changed_at = 0.0
         self._sent: dict[tuple[int, bool], bytes] = {}
         self._waiting: set[Callable[[], None]] = set()
 
@@ -128,7 +129,7 @@ class Feed:
             return
         if moved:
             self._inside = {child: name for name, part in self._known.items() for child in part.inside}
-        self.version, self._changed, self._sent = version, changed, {}
+        self.version, self._changed, self._sent, self._changed_at = version, changed, {}, time.time()
         for wake in self._waiting:
             wake()
 
@@ -159,8 +160,8 @@ class Feed:
     def _message(self, version: int) -> bytes:
         newest = version == self.version - 1
         names = self._changed if newest else [name for name, part in self._known.items() if part.version > version]
-        changed = set(names)
-        text = "\n".join([self._partial(name) for name in names if not self._covered(name, changed)])
+        changed, fresh = set(names), newest and 0 <= time.time() - self._changed_at < BEAT_S
+        text = "\n".join([self._partial(name, fresh) for name in names if not self._covered(name, changed)])
         data = text.replace("\r\n", "\n").replace("\r", "\n").replace("\n", "\ndata: ")
         return f"id: {self.epoch}.{self.version}\ndata: {data}\n\n".encode()
 
@@ -172,8 +173,12 @@ class Feed:
                 return True
         return False
 
-    def _partial(self, name: str) -> str:
-        html = aged(self.latest.whole(self.latest.bodies[name]))
+    def _partial(self, name: str, fresh: bool) -> str:
+        """A part as htmx takes it; ``fresh``: it was just drawn, so only ages in parts inside can be old."""
+        body = self.latest.bodies[name]
+        html = self.latest.whole(body)
+        if not fresh or html is not body:
+            html = aged(html)
         return f'<hx-partial hx-target="#{name}" hx-swap="outerMorph">{html}</hx-partial>'
 
     def seen(self, event_id: str) -> int:

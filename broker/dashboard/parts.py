@@ -42,6 +42,8 @@ class Parts:
         self.keys: dict[str, tuple[object, ...]] = {}
         """What the parts depend on, of those that say it."""
         self._known, self._keys_known = (before.bodies, before.keys) if before else ({}, {})
+        self._inside: dict[str, list[str]] = {}
+        self._inside_known = before._inside if before else {}
         self.cost_s = 0.0
         """How long the page kept the processor when it was rendered."""
         self._mark = _mark()
@@ -84,10 +86,13 @@ class Parts:
         body = self.bodies[name] = self._known[name]
         if name in self._keys_known:
             self.keys[name] = self._keys_known[name]
-        if self._mark in body:
-            for child in self._marks.findall(body):
-                if child not in self.bodies:
-                    self._again(child)
+        inside = self._inside_known.get(name)
+        if inside is None:
+            inside = self._marks.findall(body) if self._mark in body else []
+        self._inside[name] = inside
+        for child in inside:
+            if child not in self.bodies:
+                self._again(child)
 
     def whole(self, text: str) -> str:
         """A text with its parts in their places."""
@@ -97,8 +102,10 @@ class Parts:
 
     def inside(self, name: str) -> list[str]:
         """The parts directly inside of one."""
-        body = self.bodies[name]
-        return self._marks.findall(body) if self._mark in body else []
+        if name not in self._inside:
+            body = self.bodies[name]
+            self._inside[name] = self._marks.findall(body) if self._mark in body else []
+        return self._inside[name]
 
     def shape(self, name: str) -> str:
         """What decides whether a part must be replaced: all of it but the parts inside, and the ticking of ages."""

@@ -110,6 +110,7 @@ def element(kind: str, name: Any) -> str:
     return f"{kind}-{blake3(str(name).encode()).hexdigest()[:12]}"
 
 
+@lru_cache(4096)
 def segment(name: Any) -> str:
     """A name as one segment of a path."""
     return quote(str(name), safe="")
