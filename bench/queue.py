@@ -2,10 +2,10 @@
 
 Rounds are interleaved, their order reversed each second time; printed are medians and, for every figure, the ratio to
 two floors of the same round. The floor is the fewest atomic steps of a queue that can recover a job
-(``bench/peers/floor.lua``); the floor with duties does what EMQ promises besides, in the fewest steps: record, event
-log, index, counters, life times (``bench/peers/floor_duties.lua``). Floors and EMQ use the same client
-(``bench/mux.py``): one connection, on which all calls of one turn of the event loop are written at once. Workers of one
-process are independent of each other, so nothing is gained by waiting for one's answer before another's call is sent.
+(``bench/peers/floor.lua``); the floor with duties does in the fewest steps what EMQ promises of every job besides:
+``bench/peers/floor_duties.lua`` lists it. Floors and EMQ use the same client (``bench/mux.py``): one connection, on
+which all calls of one turn of the event loop are written at once. Workers of one process are independent of each other,
+so nothing is gained by waiting for one's answer before another's call is sent.
 """
 
 from __future__ import annotations

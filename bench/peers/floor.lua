@@ -1,6 +1,10 @@
 #!lua name=floor
 -- The fewest atomic steps of a queue that can recover a job: enqueue, claim, complete; and the last two in one call.
-local function call(...) return redis.call(...) end
+local call -- redis.call, which is not there yet while a library is loaded
+call = function(...)
+  call = redis.call
+  return call(...)
+end
 
 local function enqueue(keys, argv)
   local P, n = keys[1], 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -14,17 +13,12 @@ from bench.peers import slots
 from bench.peers.floor import Job, job_of
 
 PREFIX = "{floor}:"
-LEASE_MS = 30_000
+TENANT, CLASS, WORKER = "default", "bench", "bench"
 
 
 async def load(mux: Mux) -> None:
     """Load the functions."""
     await mux.call("FUNCTION", "LOAD", "REPLACE", Path(__file__).with_suffix(".lua").read_bytes())
-
-
-def now_ms() -> int:
-    """The time, in ms."""
-    return time.time_ns() // 1_000_000
 
 
 class Producer:
@@ -36,7 +30,7 @@ class Producer:
 
     async def enqueue_many(self, payloads: list[str]) -> None:
         args = [arg for payload in payloads for arg in (str(uuid.uuid4()), payload)]
-        await self.mux.call("FCALL", "floor_duties_enqueue", 1, PREFIX, now_ms(), "default", *args)
+        await self.mux.call("FCALL", "floor_duties_enqueue", 1, PREFIX, TENANT, CLASS, *args)
 
     def close(self) -> None:
         self.mux.close()
@@ -55,10 +49,7 @@ class Source:
         self.mux = mux
 
     async def _ask(self, function: str, *more: str) -> Job | None:
-        now = now_ms()
-        return job_of(
-            await self.mux.call("FCALL", function, 1, PREFIX, now, now + LEASE_MS, secrets.token_hex(16), *more)
-        )
+        return job_of(await self.mux.call("FCALL", function, 1, PREFIX, WORKER, secrets.token_hex(16), *more))
 
     async def claim(self) -> Job | None:
         """Claim."""
@@ -76,6 +67,7 @@ def work(url: str, in_flight: int, note: Callable[[str], None]) -> None:
     async def run() -> None:
         mux, blocking = await connect(url), await connect(url)
         await load(mux)
+        await mux.call("FCALL", "floor_duties_register", 1, PREFIX, WORKER, in_flight, CLASS)
 
         async def hint() -> bool:
             return await blocking.call("BLPOP", f"{PREFIX}wake", 5) is not None
