@@ -17,6 +17,28 @@ from redis.exceptions import ResponseError, WatchError
 
 LIBRARY = "emq"
 FOLDER = Path(__file__).parent / "functions"
+HEAD = """\
+local Q = {}
+-- Globals are not there yet while a library is loaded, and later they are looked for in several tables at each use: the
+-- first call makes them locals of the library.
+local function globals()
+  return redis.call, tonumber, tostring, unpack, pairs, ipairs, next, select, type, setmetatable, rawget, rawset, pcall,
+    math, string, table, cjson
+end
+local call, tonumber, tostring, unpack, pairs, ipairs, next, select, type, setmetatable, rawget, rawset, pcall,
+  math, string, table, cjson
+local function define(named)
+  local callback = named.callback
+  named.callback = function(keys, argv)
+    if not call then
+      call, tonumber, tostring, unpack, pairs, ipairs, next, select, type, setmetatable, rawget, rawset, pcall,
+        math, string, table, cjson = globals()
+    end
+    return callback(keys, argv)
+  end
+  redis.register_function(named)
+end
+"""
 _LINE = re.compile(r"user_function:(\d+)")
 _VERSION = re.compile(r"^Q\.VERSION = (\d+)$", re.MULTILINE)
 
@@ -41,7 +63,7 @@ class Library:
 @cache
 def library() -> Library:
     """Read and join the files."""
-    text = f"#!lua name={LIBRARY}\nlocal Q = {{}}\n"
+    text = f"#!lua name={LIBRARY}\n{HEAD}"
     parts = []
     for path in sorted(FOLDER.glob("*.lua")):
         parts.append((text.count("\n") + 2, path.name))

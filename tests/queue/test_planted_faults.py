@@ -32,8 +32,8 @@ FAULTS: dict[str, tuple[str, str, set[str]]] = {
         "if head[2] and tonumber(head[2]) >= score then", "if false then", {"order", "I1"},
     ),
     "a parked lane stays a head": (
-        "  redis.call('ZREM', P .. 'h:' .. class, tenant)\n  redis.call('ZADD', P .. 'parked:'",
-        "  redis.call('ZADD', P .. 'parked:'", {"order", "bounded"},
+        "  call('ZREM', P .. 'h:' .. class, tenant)\n  call('ZADD', P .. 'parked:'",
+        "  call('ZADD', P .. 'parked:'", {"order", "bounded"},
     ),
     "a counter misses a status": (
         "  tally(u, r, old, -1)\n  tally(u, r, status, 1)", "  tally(u, r, old, -1)", {"count"},
@@ -63,13 +63,13 @@ FAULTS: dict[str, tuple[str, str, set[str]]] = {
         {"state", "lease", "count", "I3"},
     ),
     "an event number is skipped": (
-        "local n = Q.add(u, r, 'events', 1)", "local n = Q.add(u, r, 'events', kind == 'fail_job' and 2 or 1)",
-        {"I9", "log"},
+        "  Q.add(u, r, 'events', 1)\n  return log",
+        "  Q.add(u, r, 'events', r.status == 'failed' and 2 or 1)\n  return log", {"I9", "log"},
     ),
     "an end is not told": (
         "  Q.finish(u, r, 'cancelled')\n  Q.update(u, r, reason)", "  Q.finish(u, r, 'cancelled')", {"I9", "log"},
     ),
-    "a finished job stays for ever": ("pairs(rawget(u, 'ttl') or NONE) do", "pairs({}) do", {"life"}),
+    "a finished job stays for ever": ("for _, r in ipairs(u.lives) do", "for _, r in ipairs({}) do", {"life"}),
     "retention never comes": (
         "for _, id in ipairs(old) do\n    Q.forget(", "for _, id in ipairs({}) do\n    Q.forget(", {"I10"},
     ),
@@ -113,7 +113,7 @@ FAULTS: dict[str, tuple[str, str, set[str]]] = {
     ),
     "a claim starts the job": ("  Q.move(u, r, 'claimed')\n", "  Q.move(u, r, 'processing')\n", {"I2"}),
     "an idle worker is not listed": (
-        "  redis.call('ZADD', key, u.ms, w._id)\n", "", {"order"},
+        "  call('ZADD', key, u.ms, w._id)\n", "", {"order"},
     ),
     "a class is compared with nobody": (
         "  u.classes[class] = nil\n  return Q.match_class(u, class)", "  u.classes[class] = nil\n  return false",
@@ -123,7 +123,7 @@ FAULTS: dict[str, tuple[str, str, set[str]]] = {
         "  Q.unset_idle(u, w)\n  Q.leave_profile(u, w.profile)", "  Q.unset_idle(u, w)", {"count"},
     ),
     "a parent does not know who waits for it": (
-        "      redis.call('SADD', u.P .. 'kids:' .. id, j.id)\n", "", {"dependency"},
+        "      call('SADD', u.P .. 'kids:' .. id, j.id)\n", "", {"dependency"},
     ),
     "a bucket has no bottom": ("if b.tokens < math.min(cost, burst) then", "if false then", {"limit"}),
     "a limit of sockets is not kept": (
@@ -131,7 +131,7 @@ FAULTS: dict[str, tuple[str, str, set[str]]] = {
     ),
     "a repair moves what is in its place": ("if in_lane and not r.score then", "if in_lane then", {"I7", "repair"}),
     "a repair sends an idle worker to the back": (
-        "Q.put_in_place(u, w.idle, key, redis.call('ZSCORE', P .. key, w._id) or u.ms, w._id)",
+        "Q.put_in_place(u, w.idle, key, call('ZSCORE', P .. key, w._id) or u.ms, w._id)",
         "Q.put_in_place(u, w.idle, key, u.ms, w._id)", {"repair"},
     ),
 }  # fmt: skip

@@ -17,18 +17,26 @@ local SMALL, FEW = {}, 256 -- texts of the numbers that most counters are
 -- A whole number as text. Scores and times go to Redis as text: `%d` is exact to 2^53 and cheaper than a double.
 function Q.int(n)
   local text = SMALL[n]
-  if not text then
-    text = string.format('%d', n)
-    if n >= 0 and n < FEW and n % 1 == 0 then SMALL[n] = text end
-  end
+  if text then return text end
+  text = string.format('%d', n)
+  if n < FEW and n >= 0 and n % 1 == 0 then SMALL[n] = text end
   return text
+end
+
+local JSON, kept, MANY = {}, 0, 512 -- of short texts, most of which come again: ids of workers, reasons, codes
+
+local function quoted(text)
+  local json = string.find(text, '[%c"\\\127]') and cjson.encode(text) or '"' .. text .. '"'
+  if #text > 64 then return json end
+  if kept == MANY then JSON, kept = {}, 0 end
+  JSON[text], kept = json, kept + 1
+  return json
 end
 
 -- Text as a JSON string; nil is null.
 function Q.json(text)
-  if text == nil or text == false then return 'null' end
-  if string.find(text, '[%c"\\\127]') then return cjson.encode(text) end
-  return '"' .. text .. '"'
+  if not text then return 'null' end
+  return JSON[text] or quoted(text)
 end
 
 -- The lines of a text; an empty text has none.
@@ -49,22 +57,9 @@ end
 -- The time in ms. A pool with `test_clock` in its config lives at that time instead.
 function Q.now_ms(test_clock)
   if test_clock then return tonumber(test_clock) end
-  local t = redis.call('TIME')
+  local t = call('TIME')
   return t[1] * 1000 + math.floor(t[2] / 1000)
 end
-
--- The tables of a unit of work that few calls need, each made when it is used first.
-local TABLES = {
-  lanes = true, lane_order = true, counts = true, out = true, ttl = true, wakes = true, config = true,
-}
-local PARTS = {
-  __index = function(u, name)
-    if not TABLES[name] then return nil end
-    local made = {}
-    rawset(u, name, made)
-    return made
-  end,
-}
 
 local DEFAULTS = {
   affinity_max_wait_ms = 60000, ttl_completed_ms = 86400000, ttl_failed_ms = 604800000, ttl_cancelled_ms = 86400000,
@@ -75,58 +70,49 @@ local DEFAULTS = {
 -- A unit of work for the pool with prefix P. Numbers of the config that this call needs for sure may be named: they are
 -- read along.
 function Q.open(P, ...)
-  local c = redis.call('HMGET', P .. 'config', 'deployment', 'lease_ms', 'test_clock', 'paused', 'seen', 'grace',
-    'tenant_running', ...)
+  local c = call('HMGET', P .. 'config', 'deployment', 'lease_ms', 'test_clock', 'paused', 'seen', 'grace',
+    'tenant_running', 'rules', 'input_urls', 'watched', ...)
   local now = Q.now_ms(c[3])
-  local u = setmetatable({
+  local u = {
     P = P, now = now, ms = Q.int(now), deployment = c[1] or '', lease = tonumber(c[2] or Q.LEASE_MS),
     paused = c[4] == '1', seen = tonumber(c[5] or 0), grace = tonumber(c[6] or 0),
-    tenant_running = tonumber(c[7] or 0), matches = 0,
-    jobs = {}, touched = {}, workers = {}, classes = {}, tenants = {}, levels = {},
-  }, PARTS)
+    tenant_running = tonumber(c[7] or 0), rules = c[8] or '', input_urls = c[9] or 'public', watched = c[10],
+    matches = 0, config = {},
+    -- A table grows by doubling, and is hashed anew each time: those that fill for sure begin at their size.
+    jobs = { a = nil, b = nil }, workers = { a = nil }, classes = { a = nil }, tenants = { a = nil },
+    levels = { a = nil }, touched = {}, told = {}, counts = {
+      pending = nil, claimed = nil, processing = nil, completed = nil, completed_total = nil, attempts_total = nil,
+      submitted_total = nil, a = nil, b = nil,
+    }, lane_order = false, lanes = false, wakes = false, lives = false, had = false,
+  }
   for i = 1, select('#', ...) do
     local name = select(i, ...)
-    u.config[name] = tonumber(c[7 + i] or DEFAULTS[name])
+    u.config[name] = tonumber(c[10 + i] or DEFAULTS[name])
   end
   return u
 end
 
+-- The name/value arguments of a call.
+function Q.arguments(argv)
+  local a = {
+    job = nil, token = nil, worker = nil, instance = nil, claim = nil, claim_token = nil, result = nil, exec_ms = nil,
+    cold = nil,
+  }
+  for i = 1, #argv, 2 do a[argv[i]] = argv[i + 1] end
+  return a
+end
+
 -- Opens a unit of work and reads the name/value arguments.
 function Q.begin(keys, argv, ...)
-  return Q.open(keys[1], ...), Q.pairs_of(argv)
+  return Q.open(keys[1], ...), Q.arguments(argv)
 end
 
 -- A number of the config that only some calls need.
 function Q.setting(u, name)
   local value = u.config[name]
   if value == nil then
-    value = tonumber(redis.call('HGET', u.P .. 'config', name) or DEFAULTS[name])
+    value = tonumber(call('HGET', u.P .. 'config', name) or DEFAULTS[name])
     u.config[name] = value
   end
   return value
-end
-
--- Changes a field of a record that is new, or was read with `Q.job` or `Q.worker`; nil removes the field.
--- What it is changed back to is not written.
-function Q.put(u, record, name, value)
-  if not record._new then
-    local was = record._was
-    if not was then
-      was = {}
-      record._was = was
-      u.touched[#u.touched + 1] = record
-    end
-    if was[name] == nil then was[name] = record[name] or false end
-  end
-  record[name] = value
-end
-
-function Q.add(u, record, name, delta)
-  local value = tonumber(record[name] or 0) + delta
-  Q.put(u, record, name, value ~= 0 and Q.int(value) or nil)
-  return value
-end
-
-function Q.count(u, field, delta)
-  u.counts[field] = (u.counts[field] or 0) + delta
 end

@@ -5,9 +5,15 @@ function Q.job(u, id)
   local r = u.jobs[id]
   if r == nil then
     local key = u.P .. 'j:' .. id
-    r = Q.pairs_of(redis.call('HGETALL', key))
+    local flat = call('HGETALL', key)
+    if not flat[1] then return nil end
+    r = {
+      _id = id, _key = key, _was = nil, _log = nil, _wire = nil, _bytes = nil, _member = nil, _life = nil,
+      tenant = nil, class = nil, status = nil, arrival = nil, events = nil, token = nil, phase = nil, attempt = nil,
+      worker_id = nil,
+    }
+    for i = 1, #flat, 2 do r[flat[i]] = flat[i + 1] end
     if not r.status then return nil end
-    r._id, r._key = id, key
     u.jobs[id] = r
   end
   return r
@@ -36,13 +42,14 @@ function Q.worker(u, id)
   local w = u.workers[id]
   if w == nil then
     local key = u.P .. 'wk:' .. id
-    local v = redis.call('HMGET', key, 'instance', 'profile', 'slots', 'status', 'paused', 'drain', 'running', 'ahead',
+    local v = call('HMGET', key, 'instance', 'profile', 'slots', 'status', 'paused', 'drain', 'running', 'ahead',
       'finishing', 'tokens', 'loaded', 'idle', 'kind', 'gone')
     if not v[1] then return nil end
     w = {
-      _id = id, _key = key, instance = v[1], profile = v[2] or nil, slots = v[3] or nil, status = v[4] or nil,
-      paused = v[5] or nil, drain = v[6] or nil, running = v[7] or nil, ahead = v[8] or nil, finishing = v[9] or nil,
-      tokens = v[10] or nil, loaded = v[11] or nil, idle = v[12] or nil, kind = v[13] or nil, gone = v[14] or nil,
+      _id = id, _key = key, _is_worker = true, instance = v[1], profile = v[2] or nil, slots = v[3] or nil,
+      status = v[4] or nil, paused = v[5] or nil, drain = v[6] or nil, running = v[7] or nil, ahead = v[8] or nil,
+      finishing = v[9] or nil, tokens = v[10] or nil, loaded = v[11] or nil, idle = v[12] or nil, kind = v[13] or nil,
+      gone = v[14] or nil,
     }
     w._state = Q.state(w)
     u.workers[id] = w
@@ -62,7 +69,7 @@ end
 function Q.class(u, name)
   local c = u.classes[name]
   if c == nil then
-    local v = redis.call('HMGET', u.P .. 'c:' .. name, 'used', 'kind', 'run', 'cold', 'passed', 'runs', 'measured')
+    local v = call('HMGET', u.P .. 'c:' .. name, 'used', 'kind', 'run', 'cold', 'passed', 'runs', 'measured')
     c = {
       exists = v[1] and true, used = tonumber(v[1] or 0), kind = v[2] or '', run = tonumber(v[3] or nil),
       cold = tonumber(v[4] or nil), passed = tonumber(v[5] or nil), runs = tonumber(v[6] or 0),
@@ -78,11 +85,16 @@ function Q.tenant(u, name)
   local t = u.tenants[name]
   if t == nil then
     -- Most tenants have no limits, so this is cheaper than asking for each.
-    local v = Q.pairs_of(redis.call('HGETALL', u.P .. 'tn:' .. name))
-    t = {
-      weight = tonumber(v.weight or 1), max_running = tonumber(v.max_running or u.tenant_running),
-      paused = v.paused == '1', max_queued = tonumber(v.max_queued or 0), parked = v.parked == '1', rules = v.rules,
-    }
+    local v = call('HGETALL', u.P .. 'tn:' .. name)
+    if v[1] then
+      v = Q.pairs_of(v)
+      t = {
+        weight = tonumber(v.weight or 1), max_running = tonumber(v.max_running or u.tenant_running),
+        paused = v.paused == '1', max_queued = tonumber(v.max_queued or 0), parked = v.parked == '1', rules = v.rules,
+      }
+    else
+      t = { weight = 1, max_running = u.tenant_running, paused = false, max_queued = 0, parked = false }
+    end
     u.tenants[name] = t
   end
   return t
@@ -90,7 +102,7 @@ end
 
 -- A counter with what this call has added to it.
 function Q.counter(u, field)
-  return tonumber(redis.call('HGET', u.P .. 'count', field) or 0) + (u.counts[field] or 0)
+  return tonumber(call('HGET', u.P .. 'count', field) or 0) + (u.counts[field] or 0)
 end
 
 -- Whether a paused or full tenant keeps its jobs back.

@@ -1,39 +1,65 @@
 -- A job's events: one logged line a change of state, progress on the wire only.
 
-local function update_data(status, attempt, worker, position, reason)
-  return '{"status":"' .. status .. '","attempt":' .. attempt .. ',"worker_id":' .. worker .. ',"position":' .. position
-    .. ',"reason":' .. reason .. '}'
+local function first_update(status, position)
+  return '1-0\njob_update\n{"status":"' .. status .. '","attempt":0,"worker_id":null,"position":' .. position
+    .. ',"reason":null}'
 end
 
 -- The first event of a job that was not refused at once, from the record's `first`.
 local function first_event(first)
-  local status, position = string.match(first, '^(%S+) (%S+)$')
-  return '1-0\njob_update\n' .. update_data(status, '0', 'null', position, 'null')
+  return first_update(string.match(first, '^(%S+) (%S+)$'))
+end
+
+-- Publishes an event that is not logged.
+local function publish(u, r, message)
+  local wire = r._wire
+  if wire then
+    wire[#wire + 1] = message
+  else
+    r._wire = { message }
+    u.told[#u.told + 1] = r
+  end
 end
 
 -- Tells a new job's first event. Most jobs wait with no other: it is put in the log with the next one.
 function Q.tell_first(u, r, position)
-  r.events, r.first = '1', r.status .. ' ' .. (position and Q.int(position) or 'null')
-  u.out[#u.out + 1] = { r._id, first_event(r.first), false }
+  local at = position and Q.int(position) or 'null'
+  r.events, r.first = '1', r.status .. ' ' .. at
+  publish(u, r, first_update(r.status, at))
 end
 
--- Logs an event: n is the job's counter + 1.
+-- The list that takes a job's next logged event, the place in it, and n, the job's counter + 1, as text.
+local function next_event(u, r)
+  local log, at = r._log, 1
+  if log then
+    at = #log + 1
+  else
+    log = {}
+    r._log = log
+    u.told[#u.told + 1] = r
+    if r.first and r.events == '1' then r._first = first_event(r.first) end
+  end
+  Q.add(u, r, 'events', 1)
+  return log, at, r.events
+end
+
+-- Logs an event.
 function Q.log(u, r, kind, data)
-  if r.events == '1' and r.first then u.out[#u.out + 1] = { r._id, first_event(r.first), true, true } end
-  local n = Q.add(u, r, 'events', 1)
-  u.out[#u.out + 1] = { r._id, Q.int(n) .. '-0\n' .. kind .. '\n' .. data, true }
-  return n
+  local log, at, n = next_event(u, r)
+  log[at] = n .. '-0\n' .. kind .. '\n' .. data
 end
 
 -- Publishes an event that is not logged: n is the current counter, p the worker's counter within its claim.
 function Q.publish(u, r, p, kind, data)
-  u.out[#u.out + 1] = { r._id, (r.events or '0') .. '-' .. p .. '\n' .. kind .. '\n' .. data, false }
+  publish(u, r, (r.events or '0') .. '-' .. p .. '\n' .. kind .. '\n' .. data)
 end
 
--- Logs `job_update` with the record's present state.
+-- Logs `job_update` with the record's present state. It is joined in one go, since each text in between is hashed.
 function Q.update(u, r, reason, position)
-  Q.log(u, r, 'job_update', update_data(r.status, r.attempt or '0', Q.json(r.worker_id),
-    position and Q.int(position) or 'null', Q.json(reason)))
+  local log, at, n = next_event(u, r)
+  log[at] = n .. '-0\njob_update\n{"status":"' .. r.status .. '","attempt":' .. (r.attempt or '0') .. ',"worker_id":'
+    .. Q.json(r.worker_id) .. ',"position":' .. (position and Q.int(position) or 'null') .. ',"reason":'
+    .. Q.json(reason) .. '}'
 end
 
 -- Logs `fail_job`; `error` is JSON.
@@ -55,8 +81,10 @@ function Q.full_progress(r)
     .. Q.json(r.worker_id) .. ',"attempt":' .. (r.attempt or '0') .. ',"message":null}'
 end
 
--- Whether somebody watches a job's previews: 0, 1, or how many pixels are wished for.
-function Q.watched(P, job)
-  local seen = redis.call('MGET', P .. 'watch:' .. job, P .. 'watchpx:' .. job)
+-- Whether somebody watches a job's previews: 0, 1, or how many pixels are wished for. `until_ms` (of the config) is how
+-- long somebody watches any job.
+function Q.watched(P, job, until_ms, now)
+  if now > tonumber(until_ms or 0) then return '0' end
+  local seen = call('MGET', P .. 'watch:' .. job, P .. 'watchpx:' .. job)
   return not seen[1] and '0' or seen[2] or '1'
 end

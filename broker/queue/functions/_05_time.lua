@@ -4,11 +4,11 @@
 function Q.virtual(u, level, t, c)
   local v = u.levels[level]
   if v == nil then
-    local got = redis.call('HMGET', u.P .. 'v:' .. level, 'V', 'waiting', t or 'V', c or 'V')
+    local got = call('HMGET', u.P .. 'v:' .. level, 'V', 'waiting', t or 'V', c or 'V')
     v = { V = tonumber(got[1] or nil), waiting = tonumber(got[2] or 0), set = {}, read = {} }
     if t then v.read[t], v.read[c] = got[3] or '0', got[4] or '0' end
     v.stored = v.V and true
-    v.V = v.V or tonumber(redis.call('HGET', u.P .. 'vt', level) or Q.FIRST_TAG)
+    v.V = v.V or tonumber(call('HGET', u.P .. 'vt', level) or Q.FIRST_TAG)
     u.levels[level] = v
   end
   return v
@@ -24,7 +24,7 @@ end
 -- The finish tags of a tenant and of its class.
 local function finish_tags(u, v, level, t, c)
   if v.stored and not (v.read[t] and v.read[c]) then
-    local got = redis.call('HMGET', u.P .. 'v:' .. level, t, c)
+    local got = call('HMGET', u.P .. 'v:' .. level, t, c)
     v.read[t], v.read[c] = got[1] or '0', got[2] or '0'
   end
   return tonumber(v.set[t] or v.read[t] or 0), tonumber(v.set[c] or v.read[c] or 0)
@@ -33,7 +33,7 @@ end
 -- The smallest waiting tag of a class in a level, among the heads of its lanes.
 local function class_head(u, level, class)
   local base = (100 - level) * Q.LEVEL
-  local top = redis.call('ZRANGEBYSCORE', u.P .. 'h:' .. class, Q.int(base), Q.int(base + Q.LEVEL - 1), 'WITHSCORES',
+  local top = call('ZRANGEBYSCORE', u.P .. 'h:' .. class, Q.int(base), Q.int(base + Q.LEVEL - 1), 'WITHSCORES',
     'LIMIT', '0', '1')
   return top[2] and top[2] % Q.LEVEL
 end
@@ -63,7 +63,7 @@ end
 -- The score of a job that is moved to the front of its level: before everything that waits there.
 function Q.front_score(u, level)
   local v = Q.virtual(u, level)
-  local front = v.set.front or redis.call('HGET', u.P .. 'v:' .. level, 'front') or Q.FIRST_TAG
+  local front = v.set.front or call('HGET', u.P .. 'v:' .. level, 'front') or Q.FIRST_TAG
   v.set.front = Q.int(front - 1)
   return Q.int((100 - level) * Q.LEVEL + v.set.front)
 end

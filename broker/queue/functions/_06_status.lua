@@ -8,14 +8,14 @@ Q.HOME = HOME
 
 local function index(u, r, status)
   local home = HOME[status]
-  local key = u.P .. home .. ':' .. r.tenant
-  return home == 'f' and key .. ':' .. status or key, home
+  if home == 'f' then return u.P .. 'f:' .. r.tenant .. ':' .. status, home end
+  return u.P .. home .. ':' .. r.tenant, home
 end
 
 local function tally(u, r, status, delta)
   Q.count(u, status, delta)
-  Q.count(u, r.tenant .. ':' .. status, delta)
-  if r.group then redis.call('HINCRBY', Q.group_key(u, r.tenant, r.group), status, delta) end
+  Q.count_of(u, r.tenant, status, delta)
+  if r.group then call('HINCRBY', Q.group_key(u, r.tenant, r.group), status, delta) end
 end
 
 function Q.group_key(u, tenant, group)
@@ -24,14 +24,14 @@ end
 
 -- Counts the bytes that a tenant's waiting jobs take.
 local function weigh(u, r, sign)
-  Q.count(u, r.tenant .. ':bytes', sign * (r._bytes or redis.call('STRLEN', u.P .. 'b:' .. r._id)))
+  Q.count_of(u, r.tenant, 'bytes', sign * (r._bytes or call('STRLEN', u.P .. 'b:' .. r._id)))
 end
 
 -- Adds a new job in its first status.
 function Q.enter(u, r, status)
   local key, home = index(u, r, status)
-  redis.call('ZADD', key, r.arrival, r._id)
-  if home == 'f' then redis.call('ZADD', u.P .. 'fin:' .. status, u.ms, r._id) end
+  call('ZADD', key, r.arrival, r._id)
+  if home == 'f' then call('ZADD', u.P .. 'fin:' .. status, u.ms, r._id) end
   if home == 'w' then weigh(u, r, 1) end
   tally(u, r, status, 1)
 end
@@ -39,28 +39,25 @@ end
 -- Removes a job that is forgotten. Its group still counts it: a group's figures have a life time of their own.
 function Q.leave(u, r)
   local key, home = index(u, r, r.status)
-  redis.call('ZREM', key, r._id)
-  if home == 'f' then redis.call('ZREM', u.P .. 'fin:' .. r.status, r._id) end
+  call('ZREM', key, r._id)
+  if home == 'f' then call('ZREM', u.P .. 'fin:' .. r.status, r._id) end
   Q.count(u, r.status, -1)
-  Q.count(u, r.tenant .. ':' .. r.status, -1)
+  Q.count_of(u, r.tenant, r.status, -1)
 end
 
 -- Changes the status.
 function Q.move(u, r, status)
   local old, id = r.status, r._id
   if old == status then return end
-  local from, old_home = index(u, r, old)
-  local to, home = index(u, r, status)
-  if from ~= to then
-    redis.call('ZREM', from, id)
-    redis.call('ZADD', to, r.arrival, id)
-  end
-  if old_home ~= home then
+  local old_home, home = HOME[old], HOME[status]
+  if old_home ~= home or home == 'f' then
+    call('ZREM', (index(u, r, old)), id)
+    call('ZADD', (index(u, r, status)), r.arrival, id)
     if old_home == 'w' then weigh(u, r, -1) end
     if home == 'w' then weigh(u, r, 1) end
+    if old_home == 'f' then call('ZREM', u.P .. 'fin:' .. old, id) end
+    if home == 'f' then call('ZADD', u.P .. 'fin:' .. status, u.ms, id) end
   end
-  if old_home == 'f' then redis.call('ZREM', u.P .. 'fin:' .. old, id) end
-  if home == 'f' then redis.call('ZADD', u.P .. 'fin:' .. status, u.ms, id) end
   tally(u, r, old, -1)
   tally(u, r, status, 1)
   Q.put(u, r, 'status', status)

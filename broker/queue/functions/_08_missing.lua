@@ -9,7 +9,7 @@ local function without(u, atoms, profiles)
     if #atoms == 0 then break end
     local left = {}
     for from = 1, #atoms, 5000 do
-      local part = redis.call('SMISMEMBER', u.P .. 'p:' .. profile, unpack(atoms, from, math.min(#atoms, from + 4999)))
+      local part = call('SMISMEMBER', u.P .. 'p:' .. profile, unpack(atoms, from, math.min(#atoms, from + 4999)))
       for i, has in ipairs(part) do
         if has == 0 then left[#left + 1] = atoms[from + i - 1] end
       end
@@ -24,7 +24,7 @@ end
 local function most_vram(u, profiles)
   local keys, most = {}, 0
   for i, profile in ipairs(profiles) do keys[i] = u.P .. 'pv:' .. profile end
-  for _, vram_mb in ipairs(redis.call('MGET', unpack(keys))) do most = math.max(most, tonumber(vram_mb or 0)) end
+  for _, vram_mb in ipairs(call('MGET', unpack(keys))) do most = math.max(most, tonumber(vram_mb or 0)) end
   return most
 end
 
@@ -32,7 +32,7 @@ end
 local function needs(u, names, profiles)
   local out, atoms, seen = {}, {}, {}
   for i, name in ipairs(names) do
-    local c = redis.call('HMGET', u.P .. 'c:' .. name, 'atoms', 'vram_mb')
+    local c = call('HMGET', u.P .. 'c:' .. name, 'atoms', 'vram_mb')
     local need = { name = name, atoms = Q.lines(c[1]), vram_mb = tonumber(c[2] or 0) }
     for _, atom in ipairs(need.atoms) do
       if not seen[atom] then atoms[#atoms + 1] = atom end
@@ -47,7 +47,7 @@ end
 -- Of the first of some classes (all, unless that is too much) what no live worker has: class → lines of atoms,
 -- `v:<MB>`; or `*` (there is no worker), `+` (nobody has all of it).
 function Q.missing_of(u, names)
-  local out, profiles = {}, redis.call('ZREVRANGE', u.P .. 'profiles', 0, PROFILES - 1)
+  local out, profiles = {}, call('ZREVRANGE', u.P .. 'profiles', 0, PROFILES - 1)
   if #profiles == 0 then
     for _, name in ipairs(names) do out[name] = '*' end
     return out

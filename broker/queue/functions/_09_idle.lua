@@ -6,24 +6,24 @@ local WAKES = 64 -- workers that one call wakes; heartbeats tell the others
 function Q.hint(u, instance, text)
   if not instance or instance == '' then return end
   local key = u.P .. 'in:' .. instance
-  if redis.call('LPUSH', key, text) > 64 then redis.call('LTRIM', key, '0', '63') end
-  redis.call('EXPIRE', key, '60')
+  if call('LPUSH', key, text) > 64 then call('LTRIM', key, '0', '63') end
+  call('EXPIRE', key, '60')
 end
 
 function Q.set_idle(u, w)
   if w.idle then return end
   local P, key = u.P, u.P .. 'idle:' .. w.profile
-  redis.call('ZADD', key, u.ms, w._id)
-  redis.call('ZADD', P .. 'idle', redis.call('ZCARD', key), w.profile)
+  call('ZADD', key, u.ms, w._id)
+  call('ZADD', P .. 'idle', call('ZCARD', key), w.profile)
   Q.put(u, w, 'idle', '1')
 end
 
 function Q.unset_idle(u, w)
   if not w.idle then return end
   local P, key = u.P, u.P .. 'idle:' .. w.profile
-  redis.call('ZREM', key, w._id)
-  local left = redis.call('ZCARD', key)
-  if left > 0 then redis.call('ZADD', P .. 'idle', left, w.profile) else redis.call('ZREM', P .. 'idle', w.profile) end
+  call('ZREM', key, w._id)
+  local left = call('ZCARD', key)
+  if left > 0 then call('ZADD', P .. 'idle', left, w.profile) else call('ZREM', P .. 'idle', w.profile) end
   Q.put(u, w, 'idle', nil)
 end
 
@@ -39,7 +39,7 @@ end
 
 -- Chooses among a profile's idle workers: one with the kind's models loaded, else the one that waits longest.
 local function choose(u, profile, class, kind)
-  local names = redis.call('ZRANGE', u.P .. 'idle:' .. profile, '0', kind ~= '' and '7' or '3')
+  local names = call('ZRANGE', u.P .. 'idle:' .. profile, '0', kind ~= '' and '7' or '3')
   local best
   for _, name in ipairs(names) do
     local w = Q.worker(u, name)
@@ -54,13 +54,13 @@ end
 -- Wakes one idle worker that can run a class; it counts as idle again once it claimed and got nothing.
 function Q.wake(u, class)
   if u.paused or u.nobody_idle or (u.woken or 0) >= WAKES then return false end
-  local profiles = redis.call('ZRANGE', u.P .. 'idle', '0', '31')
+  local profiles = call('ZRANGE', u.P .. 'idle', '0', '31')
   if #profiles == 0 then
     u.nobody_idle = true
     return false
   end
   for _, profile in ipairs(profiles) do
-    if redis.call('SISMEMBER', u.P .. 'ok:' .. profile, class) == 1 then
+    if call('SISMEMBER', u.P .. 'ok:' .. profile, class) == 1 then
       local w = choose(u, profile, class, Q.class(u, class).kind)
       if w then
         Q.unset_idle(u, w)
@@ -75,14 +75,15 @@ end
 
 -- Remembers that a job of a class became claimable; the wake-up follows at the end of the call.
 function Q.claimable(u, class)
+  u.wakes = u.wakes or {}
   u.wakes[#u.wakes + 1] = class
 end
 
 function Q.wake_all(u)
-  if not rawget(u, 'wakes') then return end
+  if not u.wakes then return end
   for i, class in ipairs(u.wakes) do
     if i > WAKES then break end
     Q.wake(u, class)
   end
-  u.wakes = nil
+  u.wakes = false
 end

@@ -5,23 +5,26 @@
 function Q.position(u, r, limit)
   if r.status ~= 'pending' then return nil end
   local class, P = Q.lane_class(r), u.P
-  local own = redis.call('ZRANK', P .. 'n:' .. class .. ':' .. r.tenant, Q.member(r))
+  local own = call('ZRANK', P .. 'n:' .. class .. ':' .. r.tenant, Q.member(r))
   if not own then return nil end
-  local before = redis.call('ZRANGEBYSCORE', P .. 'h:' .. class, '-inf', r.score, 'LIMIT', '0', limit + 2)
+  -- One that this call added, behind others, has left the lane's head as it was.
+  local added = own > 0 and u.lanes and u.lanes[class .. ':' .. r.tenant]
+  if added and added[4] == r then added[3] = math.huge end
+  local before = call('ZRANGEBYSCORE', P .. 'h:' .. class, '-inf', r.score, 'LIMIT', '0', limit + 2)
   local counted, others = 0, 0
   for i = 1, math.min(#before, limit + 1) do
     local tenant = before[i]
     if tenant ~= r.tenant then
       local to = tenant < r.tenant and r.score or '(' .. r.score
-      others = others + redis.call('ZCOUNT', P .. 'n:' .. class .. ':' .. tenant, '-inf', to)
+      others = others + call('ZCOUNT', P .. 'n:' .. class .. ':' .. tenant, '-inf', to)
       counted = counted + 1
     end
   end
   -- Lanes whose head has the job's own score come in the order of their tenants: those after its own do not count.
   local last = before[limit + 1]
   local rest = #before > limit + 1 and (last < r.tenant
-    or tonumber(redis.call('ZSCORE', P .. 'h:' .. class, last)) ~= tonumber(r.score))
+    or tonumber(call('ZSCORE', P .. 'h:' .. class, last)) ~= tonumber(r.score))
   if not rest then return own + 1 + others, true, counted end
-  local lanes = redis.call('ZCOUNT', P .. 'h:' .. class, '-inf', r.score)
+  local lanes = call('ZCOUNT', P .. 'h:' .. class, '-inf', r.score)
   return own + 1 + math.floor(others * lanes / math.max(1, counted)), false
 end

@@ -3,15 +3,15 @@
 -- Parks a lane's head.
 function Q.park(u, class, tenant)
   local P = u.P
-  local score = redis.call('ZSCORE', P .. 'h:' .. class, tenant)
-  redis.call('ZREM', P .. 'h:' .. class, tenant)
-  redis.call('ZADD', P .. 'parked:' .. tenant, score, class)
+  local score = call('ZSCORE', P .. 'h:' .. class, tenant)
+  call('ZREM', P .. 'h:' .. class, tenant)
+  call('ZADD', P .. 'parked:' .. tenant, score, class)
   Q.pin_class(u, class, 1)
   if not Q.tenant(u, tenant).parked then
-    redis.call('HSET', P .. 'tn:' .. tenant, 'parked', '1')
+    call('HSET', P .. 'tn:' .. tenant, 'parked', '1')
     u.tenants[tenant].parked = true
   end
-  redis.call('SREM', P .. 'unpark', tenant)
+  call('SREM', P .. 'unpark', tenant)
   Q.best(u, class)
 end
 
@@ -19,30 +19,30 @@ end
 function Q.unpark(u, tenant)
   local P, t = u.P, Q.tenant(u, tenant)
   if not t.parked or Q.held_back(u, tenant) then return end
-  local classes = redis.call('ZRANGE', P .. 'parked:' .. tenant, 0, 7)
+  local classes = call('ZRANGE', P .. 'parked:' .. tenant, 0, 7)
   for _, class in ipairs(classes) do
-    redis.call('ZREM', P .. 'parked:' .. tenant, class)
+    call('ZREM', P .. 'parked:' .. tenant, class)
     Q.pin_class(u, class, -1)
   end
-  local more = redis.call('EXISTS', P .. 'parked:' .. tenant) == 1
+  local more = call('EXISTS', P .. 'parked:' .. tenant) == 1
   if not more then
-    redis.call('HDEL', P .. 'tn:' .. tenant, 'parked')
+    call('HDEL', P .. 'tn:' .. tenant, 'parked')
     t.parked = false
   end
   for _, class in ipairs(classes) do
     Q.fix(u, class, tenant)
     Q.claimable(u, class)
   end
-  redis.call(more and 'SADD' or 'SREM', P .. 'unpark', tenant)
+  call(more and 'SADD' or 'SREM', P .. 'unpark', tenant)
 end
 
 -- Brings back more heads of a tenant that may run again; false when there is none.
 function Q.unpark_more(u)
-  local tenant = redis.call('SRANDMEMBER', u.P .. 'unpark')
+  local tenant = call('SRANDMEMBER', u.P .. 'unpark')
   if not tenant then return false end
   if Q.held_back(u, tenant) then
-    redis.call('SREM', u.P .. 'unpark', tenant)
-    return redis.call('EXISTS', u.P .. 'unpark') == 1
+    call('SREM', u.P .. 'unpark', tenant)
+    return call('EXISTS', u.P .. 'unpark') == 1
   end
   Q.unpark(u, tenant)
   return true

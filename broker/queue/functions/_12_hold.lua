@@ -19,10 +19,10 @@ function Q.phase(u, r, phase)
   end
   local was, is = old and old ~= 'finishing', phase and phase ~= 'finishing'
   if was and not is then
-    Q.count(u, r.tenant .. ':running', -1)
+    Q.count_of(u, r.tenant, 'running', -1)
     Q.unpark(u, r.tenant)
   elseif is and not was then
-    Q.count(u, r.tenant .. ':running', 1)
+    Q.count_of(u, r.tenant, 'running', 1)
   end
   Q.put(u, r, 'phase', phase)
 end
@@ -43,7 +43,7 @@ function Q.take(u, r, w, token)
   Q.add(u, r, 'attempt', 1)
   Q.count(u, 'attempts_total', 1)
   Q.phase(u, r, 'ahead')
-  redis.call('ZADD', u.P .. 'held:' .. w.instance, u.ms, r._id)
+  call('ZADD', u.P .. 'held:' .. w.instance, u.ms, r._id)
   Q.put(u, w, 'tokens', Q.remember(w.tokens, token .. ' ' .. r._id .. '\n'))
   Q.move(u, r, 'claimed')
 end
@@ -53,7 +53,7 @@ function Q.start(u, r)
   Q.phase(u, r, 'running')
   Q.put(u, r, 'started_at', u.ms)
   if r.timeout_s then
-    redis.call('ZADD', u.P .. 'deadline', Q.int(u.now + r.timeout_s * 1000 + u.lease), r._id)
+    call('ZADD', u.P .. 'deadline', Q.int(u.now + r.timeout_s * 1000 + u.lease), r._id)
   end
   Q.move(u, r, 'processing')
   Q.update(u, r)
@@ -62,9 +62,9 @@ end
 
 -- Ends a job's hold; `status` and `will_retry` are what a repeated call with its token is told.
 function Q.let_go(u, r, status, will_retry)
-  redis.call('ZREM', u.P .. 'held:' .. r.instance, r._id)
+  call('ZREM', u.P .. 'held:' .. r.instance, r._id)
   if r.trace then Q.trace(u, r, status) end
-  if r.timeout_s and r.phase == 'running' then redis.call('ZREM', u.P .. 'deadline', r._id) end
+  if r.timeout_s and r.phase == 'running' then call('ZREM', u.P .. 'deadline', r._id) end
   Q.phase(u, r, nil)
   if status then Q.put(u, r, 'done', r.token .. ' ' .. status .. ' ' .. (will_retry and '1' or '0')) end
   Q.put(u, r, 'token', nil)
@@ -78,10 +78,10 @@ function Q.put_back(u, r, reason, due)
   end
   Q.put(u, r, 'reason', reason)
   Q.move(u, r, 'pending')
-  if r.expires_at then redis.call('ZADD', u.P .. 'expiry', r.expires_at, r._id) end
+  if r.expires_at then call('ZADD', u.P .. 'expiry', r.expires_at, r._id) end
   if due and due > u.now then
     Q.put(u, r, 'due_at', Q.int(due))
-    redis.call('ZADD', u.P .. 'due', r.due_at, r._id)
+    call('ZADD', u.P .. 'due', r.due_at, r._id)
     Q.update(u, r, reason)
   else
     Q.enqueue(u, r, reason)
@@ -105,9 +105,9 @@ end
 -- Says goodbye to an instance: its lease, inbox and place among the idle go; its jobs must have gone before.
 function Q.forget_instance(u, instance, worker)
   local P = u.P
-  redis.call('ZREM', P .. 'leases', instance)
-  redis.call('HDEL', P .. 'instances', instance)
-  redis.call('DEL', P .. 'held:' .. instance)
+  call('ZREM', P .. 'leases', instance)
+  call('HDEL', P .. 'instances', instance)
+  call('DEL', P .. 'held:' .. instance)
   local w = worker and Q.worker(u, worker)
   if not w or w.instance ~= instance or w.gone then return end
   Q.unset_idle(u, w)
@@ -115,5 +115,5 @@ function Q.forget_instance(u, instance, worker)
   for _, name in ipairs({ 'running', 'ahead', 'finishing', 'tokens' }) do Q.put(u, w, name, nil) end
   Q.put(u, w, 'gone', u.ms)
   Q.put(u, w, 'status', 'offline')
-  redis.call('PEXPIRE', w._key, DAY)
+  call('PEXPIRE', w._key, DAY)
 end

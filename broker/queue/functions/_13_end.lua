@@ -2,6 +2,14 @@
 
 local SLACK_MS = 600000 -- a record outlives its index entries, so that the sweep still finds the tenant in it
 
+-- Gives an ended job its life time; answers it.
+function Q.outlive(u, r)
+  local life = Q.int(Q.setting(u, 'ttl_' .. r.status .. '_ms') + SLACK_MS)
+  r._life, u.lives = life, u.lives or {}
+  u.lives[#u.lives + 1] = r
+  return life
+end
+
 -- Ends a job that is held by nobody and in no lane. Its events are logged by the caller around this.
 function Q.finish(u, r, status)
   local P, id = u.P, r._id
@@ -10,14 +18,12 @@ function Q.finish(u, r, status)
   if r.cancel and status ~= 'cancelled' then Q.put(u, r, 'cancel', nil) end
   if r.due_at then Q.put(u, r, 'due_at', nil) end
   Q.count(u, status .. '_total', 1)
-  Q.count(u, r.tenant .. ':' .. status .. '_total', 1)
-  local ttl = Q.setting(u, 'ttl_' .. status .. '_ms')
-  local life = Q.int(ttl + SLACK_MS)
-  u.ttl[id] = life
-  if r.stored_progress then redis.call('PEXPIRE', P .. 'pr:' .. id, life) end
+  Q.count_of(u, r.tenant, status .. '_total', 1)
+  local life = Q.outlive(u, r)
+  if r.stored_progress then call('PEXPIRE', P .. 'pr:' .. id, life) end
   if r.kids then
-    redis.call('PEXPIRE', P .. 'kids:' .. id, life)
-    redis.call('RPUSH', P .. 'cascade', id)
+    call('PEXPIRE', P .. 'kids:' .. id, life)
+    call('RPUSH', P .. 'cascade', id)
     u.cascade = true
   end
   Q.index_end(u, r)
@@ -33,7 +39,7 @@ function Q.fail_finally(u, r, code, error, dead)
   Q.put(u, r, 'error_code', code)
   if dead then Q.put(u, r, 'dead_letter', '1') end
   Q.finish(u, r, 'failed')
-  if dead then redis.call('ZADD', u.P .. 'dead', u.ms, r._id) end
+  if dead then call('ZADD', u.P .. 'dead', u.ms, r._id) end
   Q.update(u, r, code)
   Q.log_failure(u, r, error, false, dead)
 end
@@ -51,7 +57,7 @@ function Q.complete(u, r, result)
   local worker, attempt = Q.json(r.worker_id), r.attempt
   Q.log(u, r, 'update_job_progress', Q.full_progress(r))
   if r.stored_progress then
-    redis.call('DEL', P .. 'pr:' .. id)
+    call('DEL', P .. 'pr:' .. id)
     Q.put(u, r, 'stored_progress', nil)
   end
   if r.error then Q.put(u, r, 'error', nil) end
@@ -67,15 +73,15 @@ function Q.unwait(u, r)
   if r.status == 'pending' and not r.due_at then
     Q.lane_remove(u, r)
   else
-    redis.call('ZREM', u.P .. 'due', r._id)
+    call('ZREM', u.P .. 'due', r._id)
   end
   if r.status ~= 'pending' then Q.pin(u, r, -1) end
-  if r.expires_at then redis.call('ZREM', u.P .. 'expiry', r._id) end
+  if r.expires_at then call('ZREM', u.P .. 'expiry', r._id) end
 end
 
 -- A class with scheduled or blocked jobs, or parked ones, is not forgotten, however long they wait.
 function Q.pin_class(u, class, delta)
-  redis.call('HINCRBY', u.P .. 'c:' .. class, 'pinned', delta)
+  call('HINCRBY', u.P .. 'c:' .. class, 'pinned', delta)
 end
 
 function Q.pin(u, r, delta)
@@ -84,7 +90,7 @@ end
 
 -- A delay is over: the job may be claimed now.
 function Q.due(u, r)
-  redis.call('ZREM', u.P .. 'due', r._id)
+  call('ZREM', u.P .. 'due', r._id)
   local again = r.status == 'pending'
   if r.status == 'scheduled' then
     Q.pin(u, r, -1)

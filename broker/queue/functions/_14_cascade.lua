@@ -8,7 +8,7 @@ function Q.parent_met(u, r)
   if Q.add(u, r, 'deps', -1) > 0 then return end
   if tonumber(r.due_at or 0) > u.now then
     Q.move(u, r, 'scheduled')
-    redis.call('ZADD', u.P .. 'due', r.due_at, r._id)
+    call('ZADD', u.P .. 'due', r.due_at, r._id)
     Q.update(u, r)
   else
     Q.pin(u, r, -1)
@@ -40,10 +40,10 @@ function Q.wait_again(u, r)
     local parent = Q.job(u, id)
     if parent and not TERMINAL[parent.status] then
       open = open + 1
-      redis.call('SADD', kids .. id, r._id)
+      call('SADD', kids .. id, r._id)
       Q.put(u, parent, 'kids', '1')
     elseif parent then
-      redis.call('SREM', kids .. id, r._id)
+      call('SREM', kids .. id, r._id)
       if not good_enough(parent, r) then failed = parent end
     end
   end
@@ -65,16 +65,16 @@ end
 function Q.cascade(u, limit)
   local P = u.P
   while limit > 0 do
-    local id = redis.call('LINDEX', P .. 'cascade', 0)
+    local id = call('LINDEX', P .. 'cascade', 0)
     if not id then return false end
     local parent = Q.job(u, id)
     local kids = {}
-    if parent and TERMINAL[parent.status] then kids = redis.call('SPOP', P .. 'kids:' .. id, math.min(limit, 100)) end
+    if parent and TERMINAL[parent.status] then kids = call('SPOP', P .. 'kids:' .. id, math.min(limit, 100)) end
     for _, kid in ipairs(kids) do one(u, parent, kid) end
     limit = limit - math.max(1, #kids)
-    if redis.call('EXISTS', P .. 'kids:' .. id) == 0 or not (parent and TERMINAL[parent.status]) then
-      redis.call('LREM', P .. 'cascade', 1, id)
+    if call('EXISTS', P .. 'kids:' .. id) == 0 or not (parent and TERMINAL[parent.status]) then
+      call('LREM', P .. 'cascade', 1, id)
     end
   end
-  return redis.call('EXISTS', P .. 'cascade') == 1
+  return call('EXISTS', P .. 'cascade') == 1
 end

@@ -79,7 +79,7 @@ end
 
 -- The node that ran when a worker was lost, as JSON, from the last progress of this attempt that was stored.
 local function last_node(u, r)
-  local stored = r.stored_progress and redis.call('GET', u.P .. 'pr:' .. r._id)
+  local stored = r.stored_progress and call('GET', u.P .. 'pr:' .. r._id)
   local good, data = pcall(cjson.decode, string.match(stored or '', '\n(.*)$') or '{}')
   local node = good and type(data) == 'table' and tostring(data.attempt) == r.attempt and data.node
   if type(node) ~= 'table' then return 'null' end

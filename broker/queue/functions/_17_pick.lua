@@ -4,7 +4,7 @@
 -- had too little. It does so as long as another live worker can run it, but not for ever: that one may be paused.
 function Q.shunned(u, w, class)
   if not string.find(class, '!', 1, true) then return false end
-  local c = redis.call('HMGET', u.P .. 'c:' .. class, 'base', 'avoid', 'since')
+  local c = call('HMGET', u.P .. 'c:' .. class, 'base', 'avoid', 'since')
   if u.now - (c[3] or 0) > Q.setting(u, 'avoid_ms') then return false end
   local vram_mb = tonumber(string.match(c[2] or '', '^>(%d+)$'))
   if vram_mb then return Q.vram_mb(u, w.profile) <= vram_mb and Q.served(u, c[1], nil, vram_mb) end
@@ -15,12 +15,12 @@ end
 local function first_fit(u, w, top)
   if #top == 0 then return nil end
   if #top == 2 then
-    local fits = redis.call('SISMEMBER', u.P .. 'ok:' .. w.profile, top[1]) == 1 and not Q.shunned(u, w, top[1])
+    local fits = call('SISMEMBER', u.P .. 'ok:' .. w.profile, top[1]) == 1 and not Q.shunned(u, w, top[1])
     return fits and top[1] or nil, tonumber(top[2])
   end
   local names = {}
   for i = 1, #top, 2 do names[#names + 1] = top[i] end
-  local fits = redis.call('SMISMEMBER', u.P .. 'ok:' .. w.profile, unpack(names))
+  local fits = call('SMISMEMBER', u.P .. 'ok:' .. w.profile, unpack(names))
   for i, name in ipairs(names) do
     if fits[i] == 1 and not Q.shunned(u, w, name) then return name, tonumber(top[2 * i]) end
   end
@@ -29,19 +29,19 @@ end
 
 -- The best head often fits, and a worker with few classes is asked for those: only else several heads are looked at.
 local function best_fit(u, w)
-  if w.idle and redis.call('SCARD', u.P .. 'ok:' .. w.profile) == 0 then return nil end
-  local first = redis.call('ZRANGE', u.P .. 'i', '0', '0', 'WITHSCORES')
+  if w.idle and call('SCARD', u.P .. 'ok:' .. w.profile) == 0 then return nil end
+  local first = call('ZRANGE', u.P .. 'i', '0', '0', 'WITHSCORES')
   if not first[1] then return nil end
   local class, score = first_fit(u, w, first)
   if class then return class, score end
-  local able = redis.call('SCARD', u.P .. 'ok:' .. w.profile)
+  local able = call('SCARD', u.P .. 'ok:' .. w.profile)
   if able == 0 then return nil end
   if able > 16 then
-    local heads = redis.call('ZRANGE', u.P .. 'i', '1', '15', 'WITHSCORES')
+    local heads = call('ZRANGE', u.P .. 'i', '1', '15', 'WITHSCORES')
     class, score = first_fit(u, w, heads)
     if class or #heads < 30 then return class, score end
   end
-  local top = redis.call('ZINTER', '2', u.P .. 'i', u.P .. 'ok:' .. w.profile, 'WEIGHTS', '1', '0', 'WITHSCORES')
+  local top = call('ZINTER', '2', u.P .. 'i', u.P .. 'ok:' .. w.profile, 'WEIGHTS', '1', '0', 'WITHSCORES')
   for i = 1, #top, 2 do
     if not Q.shunned(u, w, top[i]) then return top[i], tonumber(top[i + 1]) end
   end
@@ -68,7 +68,7 @@ end
 local function best_warm(u, w)
   local class, score
   for _, kind in ipairs(loaded_kinds(w)) do
-    local top = redis.call('ZRANGE', u.P .. 'k:' .. kind, '0', '3', 'WITHSCORES')
+    local top = call('ZRANGE', u.P .. 'k:' .. kind, '0', '3', 'WITHSCORES')
     local found, at = first_fit(u, w, top)
     if found and (not score or at < score) then class, score = found, at end
   end
@@ -94,7 +94,7 @@ function Q.pick(u, w)
   if (at - score) * Q.UNIT_MS > bound or (c.passed and u.now - c.passed > bound) then return cold, score end
   if not c.passed then
     c.passed = u.now
-    redis.call('HSET', u.P .. 'c:' .. cold, 'passed', u.ms)
+    call('HSET', u.P .. 'c:' .. cold, 'passed', u.ms)
   end
   return warm, at
 end
@@ -108,7 +108,7 @@ function Q.next_job(u, w)
       if not Q.unpark_more(u) then return nil, 'none' end
       Q.settle(u)
     else
-      local heads = redis.call('ZRANGE', u.P .. 'h:' .. class, '0', '1', 'WITHSCORES')
+      local heads = call('ZRANGE', u.P .. 'h:' .. class, '0', '1', 'WITHSCORES')
       local tenant = heads[1]
       if Q.held_back(u, tenant) then
         Q.park(u, class, tenant)
@@ -124,14 +124,14 @@ end
 -- Takes the head of a lane, its class's best one; nil when it expired (it is failed then). `second` is the score of the
 -- class's next best lane.
 function Q.pop(u, class, tenant, second)
-  local head = redis.call('ZPOPMIN', u.P .. 'n:' .. class .. ':' .. tenant)
+  local head = call('ZPOPMIN', u.P .. 'n:' .. class .. ':' .. tenant)
   Q.follow(u, class, tenant, second)
   if not head[1] then return nil end
   local r = Q.job(u, string.sub(head[1], 14))
   Q.advance(u, tonumber(head[2]))
   if not r or r.status ~= 'pending' then return nil end
   if r.expires_at then
-    redis.call('ZREM', u.P .. 'expiry', r._id)
+    call('ZREM', u.P .. 'expiry', r._id)
     if tonumber(r.expires_at) <= u.now then
       Q.fail_finally(u, r, 'expired', Q.error('expired', 'The job was not started before it expired.'))
       return nil
@@ -139,7 +139,7 @@ function Q.pop(u, class, tenant, second)
   end
   local c = Q.class(u, class)
   if c.passed then
-    redis.call('HDEL', u.P .. 'c:' .. class, 'passed')
+    call('HDEL', u.P .. 'c:' .. class, 'passed')
     c.passed = nil
   end
   return r

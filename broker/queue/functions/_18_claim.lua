@@ -13,27 +13,28 @@ end
 
 -- The job that an earlier claim with this token got.
 local function claimed_before(w, token)
-  local lines = '\n' .. (w.tokens or '')
+  local tokens = w.tokens
+  if not tokens or not string.find(tokens, token, 1, true) then return nil end
+  local lines = '\n' .. tokens
   local at = string.find(lines, '\n' .. token .. ' ', 1, true)
   return at and string.match(lines, '^[^\n]+', at + #token + 2)
 end
 
 local function payload_of(u, r)
-  local payload = redis.call('GETRANGE', u.P .. 'b:' .. r._id, r.spec_len or '0', '-1')
+  local payload = call('GETRANGE', u.P .. 'b:' .. r._id, r.spec_len or '0', '-1')
   r._bytes = #payload + (r.spec_len or 0)
   return payload
 end
 
 local function assigned(u, r, payload)
   local P, id = u.P, r._id
-  local config = redis.call('HMGET', P .. 'config', 'rules', 'input_urls')
   return {
     'job', 'job_id', id, 'attempt', r.attempt, 'lease', r.token, 'lease_ms', Q.int(u.lease), 'job_type',
     r.job_type or 'comfyui',
     'priority', r.priority, 'tenant', r.tenant, 'round', r.round or '1', 'timeout_s', r.timeout_s or '',
-    'rules', Q.tenant(u, r.tenant).rules or config[1] or '', 'input_urls', config[2] or 'public',
+    'rules', Q.tenant(u, r.tenant).rules or u.rules, 'input_urls', u.input_urls,
     'queued_ms', Q.int(r.claimed_at - r.created_at),
-    'watch', Q.watched(P, id), 'trace', r.trace or '',
+    'watch', Q.watched(P, id, u.watched, u.now), 'trace', r.trace or '',
     'payload', payload,
   }
 end
@@ -44,15 +45,15 @@ local function named(u, w, id)
   if not r then return nil, { 'not_found' } end
   local class = Q.lane_class(r)
   if r.status ~= 'pending' or r.due_at then return nil, { 'conflict', 'reason', 'state', 'status', r.status } end
-  if redis.call('SISMEMBER', u.P .. 'ok:' .. w.profile, class) == 0 then
+  if call('SISMEMBER', u.P .. 'ok:' .. w.profile, class) == 0 then
     return nil, { 'conflict', 'reason', 'requirements', 'status', r.status }
   end
   if Q.held_back(u, r.tenant) then return nil, { 'conflict', 'reason', 'tenant', 'status', r.status } end
   Q.settle(u)
-  redis.call('ZREM', u.P .. 'n:' .. class .. ':' .. r.tenant, Q.member(r))
+  call('ZREM', u.P .. 'n:' .. class .. ':' .. r.tenant, Q.member(r))
   Q.fix(u, class, r.tenant)
   Q.advance(u, tonumber(r.score))
-  if r.expires_at then redis.call('ZREM', u.P .. 'expiry', r._id) end
+  if r.expires_at then call('ZREM', u.P .. 'expiry', r._id) end
   return r
 end
 

@@ -10,7 +10,7 @@ end
 -- The kind of GPU of the worker that holds a job; nil when it does not say.
 local function gpu_of(u, r)
   local w = r.worker_id and Q.worker(u, r.worker_id)
-  return w and w.profile and redis.call('GET', u.P .. 'pg:' .. w.profile) or nil
+  return w and w.profile and call('GET', u.P .. 'pg:' .. w.profile) or nil
 end
 
 -- A GPU's own average of a class, `<ms> <runs>`, with one run more.
@@ -22,12 +22,22 @@ end
 -- Upper bounds in ms of the buckets in which times are counted.
 Q.BUCKETS = { 100, 500, 1000, 2500, 5000, 10000, 30000, 60000, 120000, 300000, 600000, 1800000, 3600000, 14400000 }
 
+local COUNTERS, SUM = {}, #Q.BUCKETS + 2
+
+-- The names of a histogram's counters.
+local function new_counters(what)
+  local names = { [SUM] = 'h:' .. what .. ':ms_total' }
+  for i = 1, SUM - 1 do names[i] = 'h:' .. what .. ':' .. i .. '_total' end
+  COUNTERS[what] = names
+  return names
+end
+
 -- Counts how long something took, for histograms: `h:<what>:<bucket>_total` and the sum `h:<what>:ms_total`.
 function Q.observe(u, what, ms)
-  local i = 1
-  while Q.BUCKETS[i] and ms > Q.BUCKETS[i] do i = i + 1 end
-  Q.count(u, 'h:' .. what .. ':' .. i .. '_total', 1)
-  Q.count(u, 'h:' .. what .. ':ms_total', math.max(0, math.floor(ms)))
+  local i, buckets, names = 1, Q.BUCKETS, COUNTERS[what] or new_counters(what)
+  while buckets[i] and ms > buckets[i] do i = i + 1 end
+  Q.count(u, names[i], 1)
+  Q.count(u, names[SUM], math.max(0, math.floor(ms)))
 end
 
 -- Counts a run of `exec_ms`; `cold` says that a model was loaded in it.
@@ -40,17 +50,17 @@ function Q.measure(u, r, exec_ms, cold)
   if c.runs >= RING and math.abs(u.now - c.measured) < PAUSE_MS then return end
   local key, field = u.P .. 'c:' .. r.class, cold == '1' and 'cold' or 'run'
   local gpu = gpu_of(u, r)
-  local got = redis.call('HMGET', key, field, 'ring', 'runs', 'vram_mb', 'g:' .. (gpu or ''), 'mean')
+  local got = call('HMGET', key, field, 'ring', 'runs', 'vram_mb', 'g:' .. (gpu or ''), 'mean')
   if not got[4] then return end
   local average = follow(tonumber(got[1] or nil), exec_ms)
   local ring = string.sub((got[2] or ''), -(RING - 1) * WIDTH)
     .. string.format('%08d', math.min(99999999, math.floor(exec_ms)))
   local runs, mean = (got[3] or 0) + 1, tonumber(got[6] or nil) or exec_ms
   mean = mean + (exec_ms - mean) / math.min(runs, MEAN)
-  redis.call('HSET', key, field, string.format('%.1f', average), 'ring', ring, 'runs', Q.int(runs), 'measured', u.ms,
+  call('HSET', key, field, string.format('%.1f', average), 'ring', ring, 'runs', Q.int(runs), 'measured', u.ms,
     'mean', string.format('%.1f', mean))
   c[field], c.runs, c.measured = average, c.runs + 1, u.now
-  if gpu then redis.call('HSET', key, 'g:' .. gpu, on_gpu(got[5], exec_ms)) end
+  if gpu then call('HSET', key, 'g:' .. gpu, on_gpu(got[5], exec_ms)) end
 end
 
 -- At a first claim: how long has the job waited since it could be claimed, and was the start within what was predicted

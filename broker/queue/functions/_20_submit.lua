@@ -6,7 +6,10 @@ function Q.read_jobs(argv)
   local into = shared
   for i = 1, #argv - 1, 2 do
     if argv[i] == 'job' then
-      into = { id = argv[i + 1] }
+      into = {
+        id = argv[i + 1], class = nil, payload = nil, spec_len = nil, atoms = nil, kind = nil, priority = nil,
+        idem = nil, body = nil,
+      }
       jobs[#jobs + 1] = into
     else
       into[argv[i]] = argv[i + 1]
@@ -32,7 +35,7 @@ local function known(u, tenant, j, plan)
   end
   if plan.ids[j.id] then return { 'conflict', 'job_id', j.id, 'reason', 'job_id' } end
   if not j.idem or j.idem == '' then return nil end
-  local stored = plan.idem[j.idem] or redis.call('GET', u.P .. 'q:' .. tenant .. ':' .. j.idem)
+  local stored = plan.idem[j.idem] or call('GET', u.P .. 'q:' .. tenant .. ':' .. j.idem)
   if not stored then return nil end
   local first, body = string.match(stored, '^(%S+) (%S*)$')
   local twin = plan.ids[first]

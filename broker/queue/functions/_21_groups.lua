@@ -9,21 +9,21 @@ end
 -- A new job joins its group.
 function Q.group_add(u, r)
   local key, members = Q.group_key(u, r.tenant, r.group), Q.group_members(u, r.tenant, r.group)
-  redis.call('ZADD', members, r.arrival, r._id)
-  if redis.call('HINCRBY', key, 'jobs', 1) == 1 then redis.call('HSET', key, 'created_at', u.ms) end
-  if redis.call('HINCRBY', key, 'open', 1) == 1 then
-    redis.call('PERSIST', key)
-    redis.call('PERSIST', members)
+  call('ZADD', members, r.arrival, r._id)
+  if call('HINCRBY', key, 'jobs', 1) == 1 then call('HSET', key, 'created_at', u.ms) end
+  if call('HINCRBY', key, 'open', 1) == 1 then
+    call('PERSIST', key)
+    call('PERSIST', members)
   end
 end
 
 -- A member ended; with the last one the group's figures get a life time.
 function Q.group_ended(u, r)
   local key = Q.group_key(u, r.tenant, r.group)
-  if redis.call('HINCRBY', key, 'open', -1) > 0 then return end
+  if call('HINCRBY', key, 'open', -1) > 0 then return end
   local life = math.max(DAY, Q.setting(u, 'ttl_failed_ms'))
-  redis.call('PEXPIRE', key, life)
-  redis.call('PEXPIRE', Q.group_members(u, r.tenant, r.group), life)
+  call('PEXPIRE', key, life)
+  call('PEXPIRE', Q.group_members(u, r.tenant, r.group), life)
   u.group_ends = u.group_ends or {}
   u.group_ends[key] = { r.tenant, r.group }
 end
@@ -31,10 +31,10 @@ end
 -- Says which groups have no open job any more, now that the call is done (a submit may have added more to one).
 function Q.tell_groups(u)
   for key, of in pairs(u.group_ends or {}) do
-    local g = Q.pairs_of(redis.call('HGETALL', key))
+    local g = Q.pairs_of(call('HGETALL', key))
     if g.open == '0' then
-      redis.call('HINCRBY', key, 'ended', 1)
-      redis.call('SPUBLISH', u.P .. 'gv:' .. u.deployment .. ':' .. of[1] .. ':' .. of[2],
+      call('HINCRBY', key, 'ended', 1)
+      call('SPUBLISH', u.P .. 'gv:' .. u.deployment .. ':' .. of[1] .. ':' .. of[2],
         '{"group":' .. Q.json(of[2]) .. ',"jobs":' .. (g.jobs or '0') .. ',"completed":' .. (g.completed or '0')
         .. ',"failed":' .. (g.failed or '0') .. ',"cancelled":' .. (g.cancelled or '0') .. '}')
     end
@@ -45,8 +45,8 @@ end
 -- A member starts again (a forced retry).
 function Q.group_reopened(u, r)
   local key = Q.group_key(u, r.tenant, r.group)
-  if redis.call('HINCRBY', key, 'open', 1) == 1 then
-    redis.call('PERSIST', key)
-    redis.call('PERSIST', Q.group_members(u, r.tenant, r.group))
+  if call('HINCRBY', key, 'open', 1) == 1 then
+    call('PERSIST', key)
+    call('PERSIST', Q.group_members(u, r.tenant, r.group))
   end
 end

@@ -2,30 +2,30 @@
 
 -- The URLs of the brokers that workers may use, as lines.
 function Q.brokers(u)
-  return table.concat(redis.call('ZRANGEBYSCORE', u.P .. 'brokers', u.ms, '+inf'), '\n')
+  return table.concat(call('ZRANGEBYSCORE', u.P .. 'brokers', u.ms, '+inf'), '\n')
 end
 
 -- The jobs of an instance move to the instance that took over its connection.
 function Q.hand_over(u, from, to)
   local P = u.P
-  local held = redis.call('ZRANGE', P .. 'held:' .. from, 0, -1, 'WITHSCORES')
+  local held = call('ZRANGE', P .. 'held:' .. from, 0, -1, 'WITHSCORES')
   for i = 1, #held, 2 do
     local r = Q.job(u, held[i])
     if r and r.instance == from then
       Q.put(u, r, 'instance', to)
-      redis.call('ZADD', P .. 'held:' .. to, held[i + 1], held[i])
+      call('ZADD', P .. 'held:' .. to, held[i + 1], held[i])
     end
   end
-  redis.call('DEL', P .. 'held:' .. from)
-  redis.call('ZREM', P .. 'leases', from)
-  redis.call('HDEL', P .. 'instances', from)
+  call('DEL', P .. 'held:' .. from)
+  call('ZREM', P .. 'leases', from)
+  call('HDEL', P .. 'instances', from)
 end
 
 -- Takes back the held jobs that are not among those that their worker says it has (lines `<job> <token>`).
 function Q.lose_unnamed(u, instance, jobs)
   local named = {}
   for _, line in ipairs(Q.lines(jobs)) do named[string.match(line, '^(%S+)') or ''] = true end
-  for _, job in ipairs(redis.call('ZRANGE', u.P .. 'held:' .. instance, 0, -1)) do
+  for _, job in ipairs(call('ZRANGE', u.P .. 'held:' .. instance, 0, -1)) do
     local r = not named[job] and Q.job(u, job)
     if r and r.instance == instance then Q.lost(u, r) end
   end
@@ -34,10 +34,10 @@ end
 -- Releases held jobs that their worker did not name for one lease: claims whose answer was lost.
 function Q.release_unnamed(u, instance, only_unstarted)
   local before = '(' .. Q.int(u.now - u.lease)
-  for _, job in ipairs(redis.call('ZRANGEBYSCORE', u.P .. 'held:' .. instance, '-inf', before, 'LIMIT', 0, 10)) do
+  for _, job in ipairs(call('ZRANGEBYSCORE', u.P .. 'held:' .. instance, '-inf', before, 'LIMIT', 0, 10)) do
     local r = Q.job(u, job)
     if not r or r.instance ~= instance then
-      redis.call('ZREM', u.P .. 'held:' .. instance, job)
+      call('ZREM', u.P .. 'held:' .. instance, job)
     elseif r.phase == 'ahead' or not only_unstarted then
       Q.released(u, r, 'released')
     end
@@ -52,7 +52,7 @@ function Q.has_work(u, w)
   end
   if tonumber(w.running or 0) + tonumber(w.ahead or 0) >= tonumber(w.slots or 1) then return false end
   Q.settle(u)
-  if Q.pick(u, w) or redis.call('EXISTS', u.P .. 'unpark') == 1 then
+  if Q.pick(u, w) or call('EXISTS', u.P .. 'unpark') == 1 then
     Q.unset_idle(u, w)
     return true
   end

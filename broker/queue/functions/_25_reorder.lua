@@ -34,14 +34,14 @@ end
 function Q.age(u, limit)
   local P, step = u.P, Q.setting(u, 'aging_ms')
   if step <= 0 then return 0 end
-  local over = redis.call('ZRANGEBYSCORE', P .. 'age', '-inf', u.ms, 'LIMIT', 0, limit)
+  local over = call('ZRANGEBYSCORE', P .. 'age', '-inf', u.ms, 'LIMIT', 0, limit)
   for _, job in ipairs(over) do
     local r = Q.job(u, job)
     local level = r and r.score and Q.level_of(tonumber(r.score))
     if not r or r.status ~= 'pending' or not level or level >= HIGHEST then
-      redis.call('ZREM', P .. 'age', job)
+      call('ZREM', P .. 'age', job)
     else
-      redis.call('ZADD', P .. 'age', Q.int(u.now + step), job)
+      call('ZADD', P .. 'age', Q.int(u.now + step), job)
       if in_lane(r) then replace(u, r, Q.score(u, level + 1, r.tenant, Q.lane_class(r))) end
     end
   end

@@ -19,16 +19,16 @@ function Q.record(u, r, out, whole)
   end
   pair('models', r.models or r.class and Q.class(u, r.class).kind or '')
   local spec_len = tonumber(r.spec_len or 0)
-  if spec_len > 0 then pair('spec', redis.call('GETRANGE', P .. 'b:' .. id, 0, spec_len - 1)) end
+  if spec_len > 0 then pair('spec', call('GETRANGE', P .. 'b:' .. id, 0, spec_len - 1)) end
   if r.status == 'completed' then
     pair('progress', Q.full_progress(r))
     if whole then
       -- It is told in the last event; a quote inside of the worker's name is escaped there.
-      local last = redis.call('LINDEX', P .. 'e:' .. id, -1)
+      local last = call('LINDEX', P .. 'e:' .. id, -1)
       pair('result', last and string.match(last, '"result":(.*)}$') or '')
     end
   elseif r.stored_progress then
-    local stored = redis.call('GET', P .. 'pr:' .. id)
+    local stored = call('GET', P .. 'pr:' .. id)
     local p, data = string.match(stored or '', '^([^\n]+)\n(.*)$')
     if p then
       pair('progress_id', p)

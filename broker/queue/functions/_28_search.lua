@@ -39,14 +39,14 @@ local function add(u, r, terms)
     flat[#flat + 1] = '0'
     flat[#flat + 1] = member(term, r)
   end
-  redis.call('ZADD', u.P .. 'x:' .. r.tenant, unpack(flat))
+  call('ZADD', u.P .. 'x:' .. r.tenant, unpack(flat))
 end
 
 local function remove(u, r, terms)
   if #terms == 0 then return end
   local flat = {}
   for i, term in ipairs(terms) do flat[i] = member(term, r) end
-  redis.call('ZREM', u.P .. 'x:' .. r.tenant, unpack(flat))
+  call('ZREM', u.P .. 'x:' .. r.tenant, unpack(flat))
 end
 
 -- Keeps the names of a kind's models in the record: as many whole ones as fit, the first one cut.
@@ -81,13 +81,13 @@ end
 -- Looks at a few entries somewhere in an index: a record that went before its retention's sweep leaves them behind.
 function Q.prune_index(u, limit)
   local P = u.P
-  local tenant = redis.call('SRANDMEMBER', P .. 'tenants')
+  local tenant = call('SRANDMEMBER', P .. 'tenants')
   local key = tenant and P .. 'x:' .. tenant
-  local size = key and redis.call('ZCARD', key) or 0
+  local size = key and call('ZCARD', key) or 0
   if size == 0 then return end
   local from = math.floor(u.now / 7) * limit % size
-  for _, entry in ipairs(redis.call('ZRANGE', key, Q.int(from), Q.int(from + limit - 1))) do
+  for _, entry in ipairs(call('ZRANGE', key, Q.int(from), Q.int(from + limit - 1))) do
     local id = string.match(entry, '\n%x+:(.*)$')
-    if redis.call('EXISTS', P .. 'j:' .. (id or '')) == 0 then redis.call('ZREM', key, entry) end
+    if call('EXISTS', P .. 'j:' .. (id or '')) == 0 then call('ZREM', key, entry) end
   end
 end

@@ -24,7 +24,7 @@ end
 function Q.by_score(key, before, first)
   return reader(function(from, part)
     local top = from and '(' .. Q.int(from) or '+inf'
-    local got = redis.call('ZREVRANGEBYSCORE', key, top, '-inf', 'WITHSCORES', 'LIMIT', '0', Q.int(part))
+    local got = call('ZREVRANGEBYSCORE', key, top, '-inf', 'WITHSCORES', 'LIMIT', '0', Q.int(part))
     for i = 2, #got, 2 do got[i] = tonumber(got[i]) end
     return got
   end, before, first)
@@ -34,7 +34,7 @@ end
 function Q.by_term(key, term, before)
   return reader(function(from, part)
     local top = from and '(' .. term .. '\n' .. string.format('%012x', from) or '(' .. term .. '\11'
-    local got, out = redis.call('ZREVRANGEBYLEX', key, top, '[' .. term .. '\n', 'LIMIT', '0', Q.int(part)), {}
+    local got, out = call('ZREVRANGEBYLEX', key, top, '[' .. term .. '\n', 'LIMIT', '0', Q.int(part)), {}
     for _, entry in ipairs(got) do
       local arrival, id = string.match(entry, '\n(%x+):(.*)$')
       out[#out + 1] = id
@@ -46,7 +46,7 @@ end
 
 -- How many jobs a term of a tenant's search index has.
 function Q.count_term(key, term)
-  return redis.call('ZLEXCOUNT', key, '[' .. term .. '\n', '(' .. term .. '\11')
+  return call('ZLEXCOUNT', key, '[' .. term .. '\n', '(' .. term .. '\11')
 end
 
 -- Restores a heap's order (newest on top) from `at` down.
@@ -87,16 +87,16 @@ end
 function Q.arrival_after(u, keys, ms)
   local key, size = nil, 0
   for _, name in ipairs(keys) do
-    local n = redis.call('ZCARD', name)
+    local n = call('ZCARD', name)
     if n > size then key, size = name, n end
   end
   local low, high = 0, size
   while low < high do
     local middle = math.floor((low + high) / 2)
-    local id = redis.call('ZRANGE', key, middle, middle)[1]
-    local created = tonumber(redis.call('HGET', u.P .. 'j:' .. id, 'created_at') or 0)
+    local id = call('ZRANGE', key, middle, middle)[1]
+    local created = tonumber(call('HGET', u.P .. 'j:' .. id, 'created_at') or 0)
     if created > ms then high = middle else low = middle + 1 end
   end
-  local found = key and redis.call('ZRANGE', key, low, low, 'WITHSCORES')
+  local found = key and call('ZRANGE', key, low, low, 'WITHSCORES')
   return found and tonumber(found[2] or nil)
 end

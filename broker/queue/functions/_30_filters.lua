@@ -40,7 +40,7 @@ end
 -- Whether all filters match; `over` when the job and thereby all that follow are too old.
 function Q.matches(u, a, id, is_wanted)
   u.fields = u.fields or fields_of(a)
-  local got, r = redis.call('HMGET', u.P .. 'j:' .. id, unpack(u.fields)), {}
+  local got, r = call('HMGET', u.P .. 'j:' .. id, unpack(u.fields)), {}
   for i, name in ipairs(u.fields) do r[name] = got[i] or nil end
   local created = tonumber(r.created_at or 0)
   if not r.status or created > tonumber(a['until'] or math.huge) then return false end

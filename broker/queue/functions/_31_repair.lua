@@ -4,8 +4,8 @@ local ENDS = { 'completed', 'failed', 'cancelled' }
 
 -- Whether the entry was missing.
 function Q.put_in_place(u, here, key, score, member)
-  if here then return redis.call('ZADD', u.P .. key, score or u.ms, member) == 1 end
-  redis.call('ZREM', u.P .. key, member)
+  if here then return call('ZADD', u.P .. key, score or u.ms, member) == 1 end
+  call('ZREM', u.P .. key, member)
   return false
 end
 
@@ -33,7 +33,7 @@ function Q.repair_job(u, r)
   end
   Q.put_in_place(u, home == 'w' and r.expires_at, 'expiry', r.expires_at, id)
   Q.put_in_place(u, r.dead_letter == '1', 'dead', r.finished_at, id)
-  if home ~= 'a' then redis.call('ZREM', u.P .. 'deadline', id) end
+  if home ~= 'a' then call('ZREM', u.P .. 'deadline', id) end
   place_waiting(u, r)
   Q.index_labels(u, r)
   if home == 'f' then Q.index_end(u, r) end
@@ -42,8 +42,8 @@ function Q.repair_job(u, r)
     for _, name in ipairs({ 'phase', 'token', 'instance' }) do Q.put(u, r, name, nil) end
     return
   end
-  if r.instance and redis.call('ZSCORE', u.P .. 'leases', r.instance) then
-    redis.call('ZADD', u.P .. 'held:' .. r.instance, 'NX', u.ms, id)
+  if r.instance and call('ZSCORE', u.P .. 'leases', r.instance) then
+    call('ZADD', u.P .. 'held:' .. r.instance, 'NX', u.ms, id)
   else
     Q.put(u, r, 'instance', r.instance or '')
     Q.put(u, r, 'token', r.token or '')
@@ -52,21 +52,21 @@ function Q.repair_job(u, r)
 end
 
 local function set_count(u, field, real)
-  if real == 0 then redis.call('HDEL', u.P .. 'count', field) else redis.call('HSET', u.P .. 'count', field, real) end
+  if real == 0 then call('HDEL', u.P .. 'count', field) else call('HSET', u.P .. 'count', field, real) end
 end
 
 -- Counts a tenant's jobs anew; the cost grows with those that wait or run.
 function Q.recount_tenant(u, tenant)
   local P, real, running, bytes = u.P, {}, 0, 0
   for _, home in ipairs({ 'w', 'a' }) do
-    for _, id in ipairs(redis.call('ZRANGE', P .. home .. ':' .. tenant, 0, -1)) do
-      local got = redis.call('HMGET', P .. 'j:' .. id, 'status', 'phase')
+    for _, id in ipairs(call('ZRANGE', P .. home .. ':' .. tenant, 0, -1)) do
+      local got = call('HMGET', P .. 'j:' .. id, 'status', 'phase')
       if got[1] then real[got[1]] = (real[got[1]] or 0) + 1 end
-      if home == 'w' then bytes = bytes + redis.call('STRLEN', P .. 'b:' .. id) end
+      if home == 'w' then bytes = bytes + call('STRLEN', P .. 'b:' .. id) end
       if home == 'a' and got[2] and got[2] ~= 'finishing' then running = running + 1 end
     end
   end
-  for _, status in ipairs(ENDS) do real[status] = redis.call('ZCARD', P .. 'f:' .. tenant .. ':' .. status) end
+  for _, status in ipairs(ENDS) do real[status] = call('ZCARD', P .. 'f:' .. tenant .. ':' .. status) end
   for status in pairs(Q.HOME) do set_count(u, tenant .. ':' .. status, real[status] or 0) end
   set_count(u, tenant .. ':running', running)
   set_count(u, tenant .. ':bytes', bytes)
@@ -75,9 +75,9 @@ end
 -- Adds the tenants' counters up.
 function Q.recount_pool(u)
   local sums = {}
-  for _, tenant in ipairs(redis.call('SMEMBERS', u.P .. 'tenants')) do
+  for _, tenant in ipairs(call('SMEMBERS', u.P .. 'tenants')) do
     for status in pairs(Q.HOME) do
-      local n = redis.call('HGET', u.P .. 'count', tenant .. ':' .. status)
+      local n = call('HGET', u.P .. 'count', tenant .. ':' .. status)
       sums[status] = (sums[status] or 0) + (n or 0)
     end
   end
@@ -88,7 +88,7 @@ end
 function Q.recount_level(u, level, lanes)
   local from, waiting = (100 - level) * Q.LEVEL, 0
   for _, lane in ipairs(lanes) do
-    waiting = waiting + redis.call('ZCOUNT', u.P .. 'n:' .. lane, Q.int(from), '(' .. Q.int(from + Q.LEVEL))
+    waiting = waiting + call('ZCOUNT', u.P .. 'n:' .. lane, Q.int(from), '(' .. Q.int(from + Q.LEVEL))
   end
   Q.virtual(u, level).waiting = waiting
 end

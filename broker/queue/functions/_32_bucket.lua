@@ -2,7 +2,7 @@
 
 -- What a bucket holds now. It fills by `rate` tokens a second up to `burst`; one that nobody has used is full.
 function Q.bucket(u, key, rate, burst)
-  local got = redis.call('HMGET', key, 'tokens', 'at', 'until', 'locks')
+  local got = call('HMGET', key, 'tokens', 'at', 'until', 'locks')
   local tokens = tonumber(got[1] or burst)
   if got[2] then tokens = math.min(burst, tokens + (u.now - got[2]) * rate / 1000) end
   return {
@@ -19,6 +19,6 @@ end
 -- Takes tokens. A cost above the burst leaves a debt.
 function Q.spend(u, b, cost)
   b.tokens = b.tokens - cost
-  redis.call('HSET', b.key, 'tokens', string.format('%.6f', b.tokens), 'at', u.ms)
-  redis.call('PEXPIRE', b.key, Q.int(math.ceil((b.burst - b.tokens) * 1000 / b.rate) + 1000))
+  call('HSET', b.key, 'tokens', string.format('%.6f', b.tokens), 'at', u.ms)
+  call('PEXPIRE', b.key, Q.int(math.ceil((b.burst - b.tokens) * 1000 / b.rate) + 1000))
 end

@@ -3,5 +3,5 @@
 function Q.outbox(u, r, event)
   if not r.hook or not string.find(' ' .. r.hook .. ' ', ' ' .. event .. ' ', 1, true) then return end
   local entry = r._id .. ' ' .. event .. ' ' .. (r.attempt or '0') .. '.' .. (r.round or '1')
-  redis.call('ZADD', u.P .. 'outbox', u.ms, entry)
+  call('ZADD', u.P .. 'outbox', u.ms, entry)
 end

@@ -8,8 +8,13 @@ end
 -- What there is room for: jobs in the pool (`pool`), jobs and bytes of the tenant (`tenant`, `bytes`).
 function Q.room(u, a)
   local tenant, t = a.tenant, Q.tenant(u, a.tenant)
-  local got = redis.call('HMGET', u.P .. 'count', 'pending', 'scheduled', 'blocked', tenant .. ':pending',
-    tenant .. ':scheduled', tenant .. ':blocked', tenant .. ':bytes', tenant .. ':submitted_total')
+  local got = call('HMGET', u.P .. 'count', 'pending', 'scheduled', 'blocked', tenant .. ':pending',
+    tenant .. ':scheduled', tenant .. ':blocked', tenant .. ':bytes', tenant .. ':submitted_total', 'submitted_total')
+  u.had = {
+    pending = got[1] or 0, scheduled = got[2] or 0, blocked = got[3] or 0, [tenant .. ':pending'] = got[4] or 0,
+    [tenant .. ':scheduled'] = got[5] or 0, [tenant .. ':blocked'] = got[6] or 0, [tenant .. ':bytes'] = got[7] or 0,
+    [tenant .. ':submitted_total'] = got[8] or 0, submitted_total = got[9] or 0,
+  }
   local all, ours = (got[1] or 0) + (got[2] or 0) + (got[3] or 0), (got[4] or 0) + (got[5] or 0) + (got[6] or 0)
   return {
     newcomer = not got[8], pool = left(Q.setting(u, 'max_queued'), all),
@@ -21,6 +26,7 @@ end
 -- The buckets that a submit takes a token a job from: the tenant's and the key's, where they have a rate.
 function Q.rates(u, a)
   local found = {}
+  if not (a.tenant_rate or a.key_rate) then return found end
   for scope, name in pairs({ tenant = a.tenant, key = a.key }) do
     local rate = tonumber(a[scope .. '_rate'] or 0)
     if rate > 0 then

@@ -23,8 +23,8 @@ end
 local function lanes_of(u, class, only)
   local key = u.P .. 'h:' .. class.name
   return reader({ class = class.name }, function(offset, n)
-    if not only then return redis.call('ZRANGE', key, offset, offset + n - 1, 'WITHSCORES') end
-    local head = offset == 0 and redis.call('ZSCORE', key, only)
+    if not only then return call('ZRANGE', key, offset, offset + n - 1, 'WITHSCORES') end
+    local head = offset == 0 and call('ZSCORE', key, only)
     return head and { only, head } or {}
   end, function(tenant) return class.name .. ' ' .. tenant end)
 end
@@ -35,7 +35,7 @@ local function jobs_of(u, class, tenant, a, held)
   local low = a.low
   if a.score and rank < a.key and string.sub(a.key, 1, #rank) ~= rank then low = '(' .. a.low end
   local source = reader({ held = held }, function(offset, n)
-    return redis.call('ZRANGEBYSCORE', lane, low, a.high, 'WITHSCORES', 'LIMIT', offset, n)
+    return call('ZRANGEBYSCORE', lane, low, a.high, 'WITHSCORES', 'LIMIT', offset, n)
   end, function(member) return rank .. member end)
   repeat
     if not source.step() then return nil end
@@ -46,8 +46,8 @@ end
 -- The tenants (of 200) with parked lanes.
 function Q.parked_tenants(u)
   local out = {}
-  for _, t in ipairs(redis.call('SRANDMEMBER', u.P .. 'tenants', 200)) do
-    if redis.call('HGET', u.P .. 'tn:' .. t, 'parked') == '1' then out[#out + 1] = t end
+  for _, t in ipairs(call('SRANDMEMBER', u.P .. 'tenants', 200)) do
+    if call('HGET', u.P .. 'tn:' .. t, 'parked') == '1' then out[#out + 1] = t end
   end
   return out
 end
@@ -55,7 +55,7 @@ end
 -- The classes with waiting jobs, those with the best heads first; then those that are parked only. Answers names, heads
 -- and parked lanes; and whether there are more.
 function Q.waiting_classes(u, tenants, limit)
-  local got, out, known = redis.call('ZRANGE', u.P .. 'i', 0, limit, 'WITHSCORES'), {}, {}
+  local got, out, known = call('ZRANGE', u.P .. 'i', 0, limit, 'WITHSCORES'), {}, {}
   local function class(name, head)
     known[name] = { name = name, head = head, parked = {} }
     out[#out + 1] = known[name]
@@ -63,7 +63,7 @@ function Q.waiting_classes(u, tenants, limit)
   for i = 1, math.min(#got, 2 * limit), 2 do class(got[i], tonumber(got[i + 1])) end
   local more, each = #got > 2 * limit, math.ceil(PARKED / math.max(1, #tenants))
   for _, t in ipairs(tenants) do
-    local lanes = redis.call('ZRANGE', u.P .. 'parked:' .. t, 0, each, 'WITHSCORES')
+    local lanes = call('ZRANGE', u.P .. 'parked:' .. t, 0, each, 'WITHSCORES')
     more = more or #lanes > 2 * each
     for i = 1, math.min(#lanes, 2 * each), 2 do
       if not known[lanes[i]] then class(lanes[i]) end

@@ -5,9 +5,9 @@ local FEW, INDEXED, LOOKS = 30, 500, 4000
 -- Marks those of `classes` that are in the index of heads; answers the rest.
 local function mark_indexed(u, classes, profiles)
   local keys, unserved, left = { u.P .. 'i' }, {}, {}
-  if #classes < FEW or redis.call('ZCARD', keys[1]) > INDEXED then return classes end
+  if #classes < FEW or call('ZCARD', keys[1]) > INDEXED then return classes end
   for i, profile in ipairs(profiles) do keys[i + 1] = u.P .. 'ok:' .. profile end
-  for _, name in ipairs(redis.call('ZDIFF', #keys, unpack(keys))) do unserved[name] = true end
+  for _, name in ipairs(call('ZDIFF', #keys, unpack(keys))) do unserved[name] = true end
   for _, class in ipairs(classes) do
     if class.head then class.served = not unserved[class.name] else left[#left + 1] = class end
   end
@@ -17,13 +17,13 @@ end
 -- Marks the classes that a live worker can run: profile by profile, those with most workers first. Answers false when
 -- there were too many to compare all: what was not compared counts as one that somebody can run.
 function Q.mark_served(u, classes)
-  local profiles, looks = redis.call('ZREVRANGE', u.P .. 'profiles', '0', '99'), 0
+  local profiles, looks = call('ZREVRANGE', u.P .. 'profiles', '0', '99'), 0
   local left = mark_indexed(u, classes, profiles)
   for _, profile in ipairs(profiles) do
     if #left == 0 then return true end
     local names, unserved = {}, {}
     for i, class in ipairs(left) do names[i] = class.name end
-    for i, fits in ipairs(redis.call('SMISMEMBER', u.P .. 'ok:' .. profile, unpack(names))) do
+    for i, fits in ipairs(call('SMISMEMBER', u.P .. 'ok:' .. profile, unpack(names))) do
       left[i].served = fits == 1
       if fits == 0 then unserved[#unserved + 1] = left[i] end
     end

@@ -8,12 +8,12 @@ function Q.trace(u, r, status)
   local key = u.P .. 'traces'
   local function number(name) return '"' .. name .. '":' .. (r[name] or 'null') end
   local function text(name, value) return '"' .. name .. '":' .. Q.json(value) end
-  redis.call('RPUSH', key, '{' .. table.concat({
+  call('RPUSH', key, '{' .. table.concat({
     text('job', r._id), text('trace', r.trace), text('tenant', r.tenant), text('job_type', r.job_type or 'comfyui'),
     text('status', status or 'lost'), text('why', r._why), text('worker_id', r.worker_id), text('spans', r._spans),
     number('attempt'), number('round'), number('created_at'), number('ready_at'), number('claimed_at'),
     number('started_at'), number('executed_at'), '"ended_at":' .. u.ms,
   }, ',') .. '}')
-  redis.call('LTRIM', key, -KEPT, -1)
-  redis.call('PEXPIRE', key, LIFE_MS)
+  call('LTRIM', key, -KEPT, -1)
+  call('PEXPIRE', key, LIFE_MS)
 end

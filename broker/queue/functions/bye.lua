@@ -6,15 +6,15 @@ local function bye(keys, argv)
   local u, a = Q.begin(keys, argv)
   local w = Q.caller(u, a.worker, a.instance)
   if not w then return { 'ok' } end
-  for _, job in ipairs(redis.call('ZRANGE', u.P .. 'held:' .. a.instance, 0, -1)) do
+  for _, job in ipairs(call('ZRANGE', u.P .. 'held:' .. a.instance, 0, -1)) do
     local r = Q.job(u, job)
     if r and r.instance == a.instance then Q.released(u, r, 'released') end
   end
   Q.forget_instance(u, a.instance, a.worker)
-  redis.call('DEL', u.P .. 'in:' .. a.instance)
-  redis.call('ZREM', u.P .. 'workers', a.worker)
+  call('DEL', u.P .. 'in:' .. a.instance)
+  call('ZREM', u.P .. 'workers', a.worker)
   Q.commit(u)
   return { 'ok' }
 end
 
-redis.register_function{ function_name = 'emq_bye', callback = bye, flags = { 'allow-oom' } }
+define{ function_name = 'emq_bye', callback = bye, flags = { 'allow-oom' } }

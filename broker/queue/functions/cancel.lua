@@ -15,4 +15,4 @@ local function cancel(keys, argv)
   return { 'ok', 'status', r.status }
 end
 
-redis.register_function{ function_name = 'emq_cancel', callback = cancel, flags = { 'allow-oom' } }
+define{ function_name = 'emq_cancel', callback = cancel, flags = { 'allow-oom' } }

@@ -8,12 +8,12 @@ local LOOKS = 1000 -- members that one call looks at: most of a large group may 
 local function cancel_from(u, members, from, limit, reason)
   local cancelled, looked = 0, 0
   while true do
-    local part = redis.call('ZRANGEBYSCORE', members, from, '+inf', 'WITHSCORES', 'LIMIT', 0, 100)
+    local part = call('ZRANGEBYSCORE', members, from, '+inf', 'WITHSCORES', 'LIMIT', 0, 100)
     if #part == 0 then return cancelled, nil end
     for i = 1, #part, 2 do
       if cancelled >= limit or looked >= LOOKS then return cancelled, part[i + 1] end
       looked = looked + 1
-      local now = redis.call('HMGET', u.P .. 'j:' .. part[i], 'status', 'cancel')
+      local now = call('HMGET', u.P .. 'j:' .. part[i], 'status', 'cancel')
       if now[1] and not Q.TERMINAL[now[1]] and not now[2] then
         Q.cancel(u, Q.job(u, part[i]), reason)
         cancelled = cancelled + 1
@@ -27,17 +27,17 @@ local function cancel_group(keys, argv)
   local u, a = Q.begin(keys, argv)
   local tenant, group = a.tenant or '', a.group or ''
   local key = Q.group_key(u, tenant, group)
-  if redis.call('EXISTS', key) == 0 then return { 'not_found' } end
+  if call('EXISTS', key) == 0 then return { 'not_found' } end
   local limit = math.max(1, math.min(25, tonumber(a.limit or 25) or 25))
-  local from = redis.call('HGET', key, 'cancel_from') or '-inf'
+  local from = call('HGET', key, 'cancel_from') or '-inf'
   local cancelled, stopped = cancel_from(u, Q.group_members(u, tenant, group), from, limit, a.reason)
   if stopped then
-    redis.call('HSET', key, 'cancel_from', stopped)
+    call('HSET', key, 'cancel_from', stopped)
   else
-    redis.call('HDEL', key, 'cancel_from')
+    call('HDEL', key, 'cancel_from')
   end
   Q.commit(u)
   return { 'ok', 'cancelled', Q.int(cancelled), 'more', stopped and '1' or '0' }
 end
 
-redis.register_function{ function_name = 'emq_cancel_group', callback = cancel_group, flags = { 'allow-oom' } }
+define{ function_name = 'emq_cancel_group', callback = cancel_group, flags = { 'allow-oom' } }

@@ -9,17 +9,17 @@
 -- class at all; else it has to have been looked at lately.
 local function stays_idle(P, a)
   if a.ahead == '1' or a.job or not a.worker or not a.token or a.token == '' then return false end
-  local w = redis.call('HMGET', P .. 'wk:' .. a.worker, 'idle', 'instance', 'profile', 'loaded', 'finishing', 'tokens')
+  local w = call('HMGET', P .. 'wk:' .. a.worker, 'idle', 'instance', 'profile', 'loaded', 'finishing', 'tokens')
   if not w[1] or w[2] ~= a.instance or a.loaded and a.loaded ~= (w[4] or '') or w[5] then return false end
   if w[6] and string.find(w[6], a.token, 1, true) then return false end
   local able = P .. 'ok:' .. w[3]
-  if redis.call('SCARD', able) == 0 then return not redis.call('HGET', P .. 'config', 'paused') end
-  return redis.call('ZINTERCARD', '2', P .. 'i', able, 'LIMIT', '1') == 0
-    and redis.call('EXISTS', P .. 'unpark') == 0 and Q.is_tended(P)
+  if call('SCARD', able) == 0 then return not call('HGET', P .. 'config', 'paused') end
+  return call('ZINTERCARD', '2', P .. 'i', able, 'LIMIT', '1') == 0
+    and call('EXISTS', P .. 'unpark') == 0 and Q.is_tended(P)
 end
 
 local function claim(keys, argv)
-  local a = Q.pairs_of(argv)
+  local a = Q.arguments(argv)
   if stays_idle(keys[1], a) then return { 'none' } end
   local u = Q.open(keys[1])
   local w, refused = Q.caller(u, a.worker, a.instance)
@@ -31,4 +31,4 @@ local function claim(keys, argv)
   return answer
 end
 
-redis.register_function{ function_name = 'emq_claim', callback = claim, flags = { 'allow-oom' } }
+define{ function_name = 'emq_claim', callback = claim, flags = { 'allow-oom' } }

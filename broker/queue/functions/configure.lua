@@ -13,28 +13,28 @@ local BROKER_LIFE_MS = 15000
 -- Notes that there is a broker at a URL, and forgets those that have not said so lately.
 local function present(u, list, url)
   if not url or url == '' then return end
-  redis.call('ZADD', u.P .. list, Q.int(u.now + BROKER_LIFE_MS), url)
-  redis.call('ZREMRANGEBYSCORE', u.P .. list, '-inf', '(' .. u.ms)
+  call('ZADD', u.P .. list, Q.int(u.now + BROKER_LIFE_MS), url)
+  call('ZREMRANGEBYSCORE', u.P .. list, '-inf', '(' .. u.ms)
 end
 
 -- A broker may sign with another secret than the pool's brokers when it knows theirs, or none of them lives any more.
 local function take_secret(u, meta, a)
-  local got = redis.call('HMGET', meta, 'secret_key_id', 'secret_seen')
+  local got = call('HMGET', meta, 'secret_key_id', 'secret_seen')
   local known = not got[1] or u.now - tonumber(got[2] or 0) > BROKER_LIFE_MS
   for _, id in ipairs(Q.lines(a.secrets or a.secret_key_id)) do known = known or id == got[1] end
-  if known then redis.call('HSET', meta, 'secret_key_id', a.secret_key_id, 'secret_seen', u.ms) end
+  if known then call('HSET', meta, 'secret_key_id', a.secret_key_id, 'secret_seen', u.ms) end
 end
 
 local function configure(keys, argv)
   local u, a = Q.begin(keys, argv)
   local P = u.P
   local meta = P .. 'meta'
-  if redis.call('HSETNX', meta, 'deployment', a.deployment or redis.sha1hex(P .. u.ms)) == 1 then
-    redis.call('HSET', meta, 'created_at', u.ms, 'schema', '1')
+  if call('HSETNX', meta, 'deployment', a.deployment or redis.sha1hex(P .. u.ms)) == 1 then
+    call('HSET', meta, 'created_at', u.ms, 'schema', '1')
   end
   if a.secret_key_id then take_secret(u, meta, a) end
-  redis.call('HSET', meta, 'library', Q.VERSION)
-  local got = redis.call('HMGET', meta, 'deployment', 'secret_key_id')
+  call('HSET', meta, 'library', Q.VERSION)
+  local got = call('HMGET', meta, 'deployment', 'secret_key_id')
   local flat = { 'deployment', got[1] }
   for _, name in ipairs(SETTINGS) do
     if a[name] then
@@ -42,10 +42,10 @@ local function configure(keys, argv)
       flat[#flat + 1] = a[name]
     end
   end
-  redis.call('HSET', P .. 'config', unpack(flat))
+  call('HSET', P .. 'config', unpack(flat))
   present(u, 'brokers', a.broker_url)
   present(u, 'replicas', a.replica_url)
   return { 'ok', 'deployment', got[1], 'secret_key_id', got[2] or '' }
 end
 
-redis.register_function{ function_name = 'emq_configure', callback = configure, flags = { 'allow-oom' } }
+define{ function_name = 'emq_configure', callback = configure, flags = { 'allow-oom' } }

@@ -8,7 +8,7 @@ local function delete(keys, argv)
   if not r then return { 'not_found' } end
   local tenant, status = r.tenant, r.status
   if not Q.TERMINAL[status] then return { 'conflict', 'status', status, 'reason', 'state' } end
-  if redis.call('EXISTS', u.P .. 'kids:' .. a.job) == 1 then
+  if call('EXISTS', u.P .. 'kids:' .. a.job) == 1 then
     return { 'conflict', 'status', status, 'reason', 'dependants' }
   end
   Q.forget(u, a.job, status)
@@ -16,4 +16,4 @@ local function delete(keys, argv)
   return { 'ok', 'tenant', tenant }
 end
 
-redis.register_function{ function_name = 'emq_delete', callback = delete, flags = { 'allow-oom' } }
+define{ function_name = 'emq_delete', callback = delete, flags = { 'allow-oom' } }

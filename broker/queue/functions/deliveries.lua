@@ -6,17 +6,17 @@ local function deliveries(keys, argv)
   local u, a = Q.begin(keys, argv)
   local r = Q.job_of(u, a.job, a.tenant)
   if not r then return { 'not_found' } end
-  local log = redis.call('LRANGE', u.P .. 'd:' .. a.job, 0, -1)
+  local log = call('LRANGE', u.P .. 'd:' .. a.job, 0, -1)
   if a.redeliver then
     local found = false
     for _, line in ipairs(log) do
       if string.find(line, '"entry":' .. Q.json(a.redeliver), 1, true) then found = true end
     end
     if not found then return { 'not_found' } end
-    redis.call('HDEL', u.P .. 'outbox_tries', a.redeliver)
-    redis.call('ZADD', u.P .. 'outbox', u.ms, a.redeliver)
+    call('HDEL', u.P .. 'outbox_tries', a.redeliver)
+    call('ZADD', u.P .. 'outbox', u.ms, a.redeliver)
   end
   return { 'ok', 'log', table.concat(log, '\n') }
 end
 
-redis.register_function{ function_name = 'emq_deliveries', callback = deliveries, flags = { 'allow-oom' } }
+define{ function_name = 'emq_deliveries', callback = deliveries, flags = { 'allow-oom' } }

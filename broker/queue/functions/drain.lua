@@ -16,4 +16,4 @@ local function drain(keys, argv)
   return { 'ok' }
 end
 
-redis.register_function{ function_name = 'emq_drain', callback = drain, flags = { 'allow-oom' } }
+define{ function_name = 'emq_drain', callback = drain, flags = { 'allow-oom' } }

@@ -27,7 +27,7 @@ local function latest(u, a, n)
   local top, bottom = a['until'] or '+inf', a.since and '(' .. a.since or '-inf'
   local full = false
   for _, status in ipairs(wanted) do
-    local got = redis.call('ZREVRANGEBYSCORE', u.P .. 'fin:' .. status, top, bottom, 'WITHSCORES', 'LIMIT', 0, n)
+    local got = call('ZREVRANGEBYSCORE', u.P .. 'fin:' .. status, top, bottom, 'WITHSCORES', 'LIMIT', 0, n)
     full = full or #got == 2 * n
     for i = 1, #got, 2 do found[#found + 1] = { job = got[i], at = tonumber(got[i + 1]) } end
   end
@@ -37,7 +37,7 @@ local function latest(u, a, n)
   while found[1] and found[#found].at <= last do found[#found] = nil end
   for _, status in ipairs(wanted) do
     local key, at = u.P .. 'fin:' .. status, Q.int(last)
-    for _, job in ipairs(redis.call('ZRANGEBYSCORE', key, at, at, 'LIMIT', 0, 250)) do
+    for _, job in ipairs(call('ZRANGEBYSCORE', key, at, at, 'LIMIT', 0, 250)) do
       found[#found + 1] = { job = job, at = last }
     end
   end
@@ -47,7 +47,7 @@ end
 -- Whether the filters let a job in.
 local function is_asked(u, a, job)
   if not a.tenant and not a.worker then return true end
-  local of = redis.call('HMGET', u.P .. 'j:' .. job, 'tenant', 'worker_id')
+  local of = call('HMGET', u.P .. 'j:' .. job, 'tenant', 'worker_id')
   return (not a.tenant or of[1] == a.tenant) and (not a.worker or of[2] == a.worker)
 end
 
@@ -65,7 +65,7 @@ local function ended(keys, argv)
       break
     end
     last = entry.at
-    local values = is_asked(u, a, entry.job) and redis.call('HMGET', u.P .. 'j:' .. entry.job, unpack(FIELDS))
+    local values = is_asked(u, a, entry.job) and call('HMGET', u.P .. 'j:' .. entry.job, unpack(FIELDS))
     if values and values[1] then
       given = given + 1
       out[#out + 1] = 'job'
@@ -76,4 +76,4 @@ local function ended(keys, argv)
   return out
 end
 
-redis.register_function{ function_name = 'emq_ended', callback = ended, flags = { 'no-writes' } }
+define{ function_name = 'emq_ended', callback = ended, flags = { 'no-writes' } }

@@ -7,7 +7,7 @@
 
 -- The atoms become requirements of the job, and its worker is known not to have them.
 local function require_atoms(u, r, w, atoms)
-  local c = redis.call('HMGET', u.P .. 'c:' .. r.class, 'atoms', 'vram_mb', 'kind')
+  local c = call('HMGET', u.P .. 'c:' .. r.class, 'atoms', 'vram_mb', 'kind')
   local all, seen = Q.lines(c[1]), {}
   for _, atom in ipairs(all) do seen[atom] = true end
   for _, atom in ipairs(atoms) do
@@ -70,4 +70,4 @@ local function fail(keys, argv)
   return answer
 end
 
-redis.register_function{ function_name = 'emq_fail', callback = fail, flags = { 'allow-oom' } }
+define{ function_name = 'emq_fail', callback = fail, flags = { 'allow-oom' } }

@@ -27,4 +27,4 @@ local function finish(keys, argv)
   return answer
 end
 
-redis.register_function{ function_name = 'emq_finish', callback = finish, flags = { 'allow-oom' } }
+define{ function_name = 'emq_finish', callback = finish, flags = { 'allow-oom' } }

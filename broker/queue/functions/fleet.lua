@@ -7,7 +7,7 @@ local PROFILES, BYTES = 200, 500000
 
 local function fleet(keys, argv)
   local u, a = Q.begin(keys, argv)
-  local live, out = redis.call('ZREVRANGE', u.P .. 'profiles', 0, PROFILES - 1, 'WITHSCORES'), { 'ok', 'more', '0' }
+  local live, out = call('ZREVRANGE', u.P .. 'profiles', 0, PROFILES - 1, 'WITHSCORES'), { 'ok', 'more', '0' }
   local known, bytes = {}, 0
   for _, profile in ipairs(Q.lines(a.known)) do known[profile] = true end
   for i = 1, #live, 2 do
@@ -15,14 +15,14 @@ local function fleet(keys, argv)
     if not known[profile] and bytes >= BYTES then
       out[3] = '1'
     else
-      if not known[profile] then json = redis.call('GET', u.P .. 'pd:' .. profile) or '{}' end
+      if not known[profile] then json = call('GET', u.P .. 'pd:' .. profile) or '{}' end
       bytes = bytes + #json
       out[#out + 1] = 'profile'
       out[#out + 1] = { 'ok', 'profile', profile, 'workers', live[i + 1], 'json', json,
-        'without', redis.call('GET', u.P .. 'pw:' .. profile) or '' }
+        'without', call('GET', u.P .. 'pw:' .. profile) or '' }
     end
   end
   return out
 end
 
-redis.register_function{ function_name = 'emq_fleet', callback = fleet, flags = { 'no-writes' } }
+define{ function_name = 'emq_fleet', callback = fleet, flags = { 'no-writes' } }

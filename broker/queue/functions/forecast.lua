@@ -32,7 +32,7 @@ end
 local function one(u, a)
   local s, refused = subject(u, a)
   if not s then return refused end
-  local c = redis.call('HMGET', u.P .. 'c:' .. s.class, 'runs', 'ring')
+  local c = call('HMGET', u.P .. 'c:' .. s.class, 'runs', 'ring')
   if tonumber(c[1] or 0) < SAMPLES then return unknown('samples') end
   local t = Q.tenant(u, s.tenant)
   if u.paused or t.paused then return unknown('paused') end
@@ -59,4 +59,4 @@ local function forecast(keys, argv)
   return out
 end
 
-redis.register_function{ function_name = 'emq_forecast', callback = forecast, flags = { 'no-writes' } }
+define{ function_name = 'emq_forecast', callback = forecast, flags = { 'no-writes' } }

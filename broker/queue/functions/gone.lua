@@ -4,10 +4,10 @@
 -- Answer: `ok`; `unknown`.
 local function gone(keys, argv)
   local u, a = Q.begin(keys, argv)
-  if not a.instance or not redis.call('HGET', u.P .. 'instances', a.instance) then return { 'unknown' } end
+  if not a.instance or not call('HGET', u.P .. 'instances', a.instance) then return { 'unknown' } end
   Q.reap(u, a.instance)
   Q.commit(u)
   return { 'ok' }
 end
 
-redis.register_function{ function_name = 'emq_gone', callback = gone, flags = { 'allow-oom' } }
+define{ function_name = 'emq_gone', callback = gone, flags = { 'allow-oom' } }

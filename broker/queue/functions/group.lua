@@ -7,7 +7,7 @@ local STATUSES = { 'scheduled', 'blocked', 'pending', 'claimed', 'processing', '
 
 local function group(keys, argv)
   local u, a = Q.begin(keys, argv)
-  local g = Q.pairs_of(redis.call('HGETALL', Q.group_key(u, a.tenant or '', a.group or '')))
+  local g = Q.pairs_of(call('HGETALL', Q.group_key(u, a.tenant or '', a.group or '')))
   if not g.jobs then return { 'not_found' } end
   local out = { 'ok', 'jobs', g.jobs, 'open', g.open or '0', 'ended', g.ended or '0', 'created_at', g.created_at or '' }
   for _, status in ipairs(STATUSES) do
@@ -17,4 +17,4 @@ local function group(keys, argv)
   return out
 end
 
-redis.register_function{ function_name = 'emq_group', callback = group, flags = { 'no-writes' } }
+define{ function_name = 'emq_group', callback = group, flags = { 'no-writes' } }

@@ -7,7 +7,7 @@
 local function verdict(u, w, job, token)
   local r = Q.holder(u, job, token)
   if not r or r.instance ~= w.instance then return 'lost' end
-  redis.call('ZADD', u.P .. 'held:' .. w.instance, u.ms, job)
+  call('ZADD', u.P .. 'held:' .. w.instance, u.ms, job)
   return r.cancel and 'cancel ' .. r.cancel or 'ok'
 end
 
@@ -17,7 +17,7 @@ local function judge_jobs(u, w, jobs)
     local job, token = string.match(line, '^(%S+) (%S+)$')
     if job then
       lines[#lines + 1] = job .. ' ' .. verdict(u, w, job, token)
-      if redis.call('EXISTS', u.P .. 'watch:' .. job) == 1 then watched[#watched + 1] = job end
+      if call('EXISTS', u.P .. 'watch:' .. job) == 1 then watched[#watched + 1] = job end
     end
   end
   return table.concat(lines, '\n'), table.concat(watched, '\n')
@@ -29,8 +29,8 @@ local function heartbeat(keys, argv)
   local w, refused = Q.caller(u, a.worker, a.instance)
   if not w then return { refused } end
   Q.alive(u)
-  redis.call('ZADD', P .. 'leases', Q.int(u.now + u.lease), a.instance)
-  redis.call('ZADD', P .. 'workers', u.ms, a.worker)
+  call('ZADD', P .. 'leases', Q.int(u.now + u.lease), a.instance)
+  call('ZADD', P .. 'workers', u.ms, a.worker)
   Q.put(u, w, 'beat', u.ms)
   if a.status and a.status ~= w.status then Q.put(u, w, 'status', a.status) end
   if a.gpus then Q.put(u, w, 'gpus', a.gpus) end
@@ -45,4 +45,4 @@ local function heartbeat(keys, argv)
   return answer
 end
 
-redis.register_function{ function_name = 'emq_heartbeat', callback = heartbeat, flags = { 'allow-oom' } }
+define{ function_name = 'emq_heartbeat', callback = heartbeat, flags = { 'allow-oom' } }

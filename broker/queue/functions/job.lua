@@ -41,4 +41,4 @@ local function job(keys, argv)
   return Q.record(u, r, out, true)
 end
 
-redis.register_function{ function_name = 'emq_job', callback = job, flags = { 'no-writes' } }
+define{ function_name = 'emq_job', callback = job, flags = { 'no-writes' } }

@@ -6,17 +6,17 @@
 -- Answer: `ok` `lease_ms`; `superseded`; `unknown` (no such instance any more, or it hangs).
 local function keep(keys, argv)
   local u, a = Q.begin(keys, argv)
-  local worker = a.worker or a.instance and redis.call('HGET', u.P .. 'instances', a.instance)
+  local worker = a.worker or a.instance and call('HGET', u.P .. 'instances', a.instance)
   if not worker then return { 'unknown' } end
   local w, refused = Q.caller(u, worker, a.instance)
   if not w then return { refused } end
-  local more = redis.call('HMGET', w._key, 'beat', 'via')
+  local more = call('HMGET', w._key, 'beat', 'via')
   if u.now - (more[1] or 0) > Q.setting(u, 'hang_ms') then return { 'unknown' } end
   Q.alive(u)
-  redis.call('ZADD', u.P .. 'leases', Q.int(u.now + u.lease), a.instance)
+  call('ZADD', u.P .. 'leases', Q.int(u.now + u.lease), a.instance)
   if more[2] == 'gateway' then Q.release_unnamed(u, a.instance, a.awake ~= '1') end
   Q.commit(u)
   return { 'ok', 'lease_ms', Q.int(u.lease) }
 end
 
-redis.register_function{ function_name = 'emq_keep', callback = keep, flags = { 'allow-oom' } }
+define{ function_name = 'emq_keep', callback = keep, flags = { 'allow-oom' } }

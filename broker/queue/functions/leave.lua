@@ -7,22 +7,22 @@ local DAY = 86400000
 local function leave(keys, argv)
   local u, a = Q.begin(keys, argv)
   local P = u.P
-  local worker = a.instance and redis.call('HGET', P .. 'instances', a.instance)
+  local worker = a.instance and call('HGET', P .. 'instances', a.instance)
   local w = worker and Q.caller(u, worker, a.instance)
   if not w then return { 'unknown' } end
-  if redis.call('EXISTS', P .. 'held:' .. a.instance) == 0 then
+  if call('EXISTS', P .. 'held:' .. a.instance) == 0 then
     Q.forget_instance(u, a.instance, worker)
   else
-    redis.call('ZADD', P .. 'leases', Q.int(u.now + u.lease), a.instance)
+    call('ZADD', P .. 'leases', Q.int(u.now + u.lease), a.instance)
     Q.unset_idle(u, w)
     Q.leave_profile(u, w.profile)
     Q.put(u, w, 'gone', u.ms)
     Q.put(u, w, 'status', 'offline')
-    redis.call('PEXPIRE', w._key, DAY)
+    call('PEXPIRE', w._key, DAY)
   end
-  redis.call('DEL', P .. 'in:' .. a.instance)
+  call('DEL', P .. 'in:' .. a.instance)
   Q.commit(u)
   return { 'ok' }
 end
 
-redis.register_function{ function_name = 'emq_leave', callback = leave, flags = { 'allow-oom' } }
+define{ function_name = 'emq_leave', callback = leave, flags = { 'allow-oom' } }

@@ -24,13 +24,13 @@ end
 -- The `<tenant>:<status>` that have jobs: of many tenants, most sets are empty.
 local function filled(u, tenants, wanted)
   local fields, found, key = {}, {}, u.P .. 'count'
-  for i, n in ipairs(redis.call('HMGET', key, unpack(wanted))) do
+  for i, n in ipairs(call('HMGET', key, unpack(wanted))) do
     if tonumber(n or 0) > 0 then
       for _, tenant in ipairs(tenants) do fields[#fields + 1] = tenant .. ':' .. wanted[i] end
     end
   end
   if #fields == 0 then return found end
-  for i, n in ipairs(redis.call('HMGET', key, unpack(fields))) do
+  for i, n in ipairs(call('HMGET', key, unpack(fields))) do
     if n and n ~= '0' then found[fields[i]] = true end
   end
   return found
@@ -63,7 +63,7 @@ local function sources(u, a, tenant, wanted, before, out)
   local term, size = rarest(key, any)
   if a.group then
     local members = Q.group_members(u, tenant, a.group)
-    if not size or redis.call('ZCARD', members) < size then
+    if not size or call('ZCARD', members) < size then
       out[#out + 1] = Q.by_score(members, before, u.first)
       return
     end
@@ -99,7 +99,7 @@ local function list(keys, argv)
   local wanted, is_wanted = Q.lines(a.status), {}
   if #wanted == 0 then wanted = ALL end
   for _, status in ipairs(wanted) do is_wanted[status] = true end
-  local tenants = a.tenant and { a.tenant } or redis.call('SMEMBERS', u.P .. 'tenants')
+  local tenants = a.tenant and { a.tenant } or call('SMEMBERS', u.P .. 'tenants')
   while #tenants > TENANTS do tenants[#tenants] = nil end
   if #tenants > 8 then
     u.first, u.filled = 2, filled(u, tenants, wanted)
@@ -128,4 +128,4 @@ local function list(keys, argv)
   return out
 end
 
-redis.register_function{ function_name = 'emq_list', callback = list, flags = { 'no-writes' } }
+define{ function_name = 'emq_list', callback = list, flags = { 'no-writes' } }

@@ -10,7 +10,7 @@ local function histograms(u, out)
   for _, what in ipairs({ 'wait', 'run', 'upload' }) do
     local names = { 'h:' .. what .. ':ms_total' }
     for i = 1, #Q.BUCKETS + 1 do names[i + 1] = 'h:' .. what .. ':' .. i .. '_total' end
-    local values = redis.call('HMGET', u.P .. 'count', unpack(names))
+    local values = call('HMGET', u.P .. 'count', unpack(names))
     for i, value in ipairs(values) do values[i] = value or '0' end
     out[#out + 1], out[#out + 2] = what .. '_ms', table.remove(values, 1)
     out[#out + 1], out[#out + 2] = what, table.concat(values, '\n')
@@ -29,7 +29,7 @@ local function chosen(u, asked)
     if class and members[class] and name ~= class then table.insert(members[class], name) end
   end
   for _, name in ipairs(asked) do add(name) end
-  for _, name in ipairs(redis.call('ZRANGE', u.P .. 'i', 0, 3 * CLASSES)) do add(name) end
+  for _, name in ipairs(call('ZRANGE', u.P .. 'i', 0, 3 * CLASSES)) do add(name) end
   return order, members
 end
 
@@ -37,12 +37,12 @@ end
 local function lane(key, levels, left)
   local from = '-inf'
   while left > 0 do
-    local first = redis.call('ZRANGEBYSCORE', key, from, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+    local first = call('ZRANGEBYSCORE', key, from, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
     if not first[1] then return left end
     local level = Q.level_of(tonumber(first[2]))
     from = Q.int((101 - level) * Q.LEVEL)
     local found = levels[level] or { waiting = 0, first = first[1] }
-    found.waiting = found.waiting + redis.call('ZCOUNT', key, first[2], '(' .. from)
+    found.waiting = found.waiting + call('ZCOUNT', key, first[2], '(' .. from)
     if first[1] < found.first then found.first = first[1] end
     levels[level] = found
     left = left - 1
@@ -51,14 +51,14 @@ local function lane(key, levels, left)
 end
 
 local function age(u, member)
-  local since = redis.call('HMGET', u.P .. 'j:' .. string.sub(member, 14), 'ready_at', 'created_at')
+  local since = call('HMGET', u.P .. 'j:' .. string.sub(member, 14), 'ready_at', 'created_at')
   return Q.int(math.max(0, u.now - tonumber(since[1] or since[2] or u.now)))
 end
 
 local function row(u, class, members, left)
   local levels, lines = {}, {}
   for _, name in ipairs(members) do
-    for _, tenant in ipairs(redis.call('ZRANGE', u.P .. 'h:' .. name, 0, TENANTS - 1)) do
+    for _, tenant in ipairs(call('ZRANGE', u.P .. 'h:' .. name, 0, TENANTS - 1)) do
       left = lane(u.P .. 'n:' .. name .. ':' .. tenant, levels, left)
     end
   end
@@ -82,4 +82,4 @@ local function metrics(keys, argv)
   return out
 end
 
-redis.register_function{ function_name = 'emq_metrics', callback = metrics, flags = { 'no-writes' } }
+define{ function_name = 'emq_metrics', callback = metrics, flags = { 'no-writes' } }

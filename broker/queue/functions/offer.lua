@@ -13,9 +13,9 @@ local function best_head(u, w)
       if not Q.unpark_more(u) then return nil, 'none' end
       Q.settle(u)
     else
-      local tenant = redis.call('ZRANGE', P .. 'h:' .. class, 0, 0)[1]
+      local tenant = call('ZRANGE', P .. 'h:' .. class, 0, 0)[1]
       if not Q.held_back(u, tenant) then
-        local head = redis.call('ZRANGE', P .. 'n:' .. class .. ':' .. tenant, 0, 0)[1]
+        local head = call('ZRANGE', P .. 'n:' .. class .. ':' .. tenant, 0, 0)[1]
         return head and Q.job(u, string.sub(head, 14)), 'again'
       end
       Q.park(u, class, tenant)
@@ -42,4 +42,4 @@ local function offer(keys, argv)
   return answer
 end
 
-redis.register_function{ function_name = 'emq_offer', callback = offer, flags = { 'allow-oom' } }
+define{ function_name = 'emq_offer', callback = offer, flags = { 'allow-oom' } }

@@ -5,13 +5,13 @@
 local function outbox(keys, argv)
   local u, a = Q.begin(keys, argv)
   local limit = math.max(1, math.min(100, tonumber(a.limit or 20) or 20))
-  local due = redis.call('ZRANGEBYSCORE', u.P .. 'outbox', '-inf', u.ms, 'LIMIT', 0, limit)
+  local due = call('ZRANGEBYSCORE', u.P .. 'outbox', '-inf', u.ms, 'LIMIT', 0, limit)
   local lines = {}
   for i, entry in ipairs(due) do
-    redis.call('ZADD', u.P .. 'outbox', Q.int(u.now + (tonumber(a.lease_ms) or 60000)), entry)
-    lines[i] = entry .. ' ' .. redis.call('HINCRBY', u.P .. 'outbox_tries', entry, 1)
+    call('ZADD', u.P .. 'outbox', Q.int(u.now + (tonumber(a.lease_ms) or 60000)), entry)
+    lines[i] = entry .. ' ' .. call('HINCRBY', u.P .. 'outbox_tries', entry, 1)
   end
   return { 'ok', 'entries', table.concat(lines, '\n') }
 end
 
-redis.register_function{ function_name = 'emq_outbox', callback = outbox, flags = { 'allow-oom' } }
+define{ function_name = 'emq_outbox', callback = outbox, flags = { 'allow-oom' } }

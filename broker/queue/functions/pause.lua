@@ -5,18 +5,18 @@
 
 -- Wakes workers for what waits.
 local function wake_for_heads(u)
-  for _, class in ipairs(redis.call('ZRANGE', u.P .. 'i', 0, 31)) do Q.claimable(u, class) end
+  for _, class in ipairs(call('ZRANGE', u.P .. 'i', 0, 31)) do Q.claimable(u, class) end
 end
 
 local function pause_pool(u, on)
   if on == u.paused then return { 'ok' } end
-  for _, instance in ipairs(redis.call('ZRANGE', u.P .. 'leases', 0, 63)) do
+  for _, instance in ipairs(call('ZRANGE', u.P .. 'leases', 0, 63)) do
     Q.hint(u, instance, on and 'pause' or 'resume')
   end
   if on then
-    redis.call('HSET', u.P .. 'config', 'paused', '1')
+    call('HSET', u.P .. 'config', 'paused', '1')
   else
-    redis.call('HDEL', u.P .. 'config', 'paused')
+    call('HDEL', u.P .. 'config', 'paused')
     u.paused = false
     wake_for_heads(u)
   end
@@ -27,9 +27,9 @@ local function pause_tenant(u, tenant, on)
   if tenant == '' then return { 'not_found' } end
   Q.tenant(u, tenant).paused = on
   if on then
-    redis.call('HSET', u.P .. 'tn:' .. tenant, 'paused', '1')
+    call('HSET', u.P .. 'tn:' .. tenant, 'paused', '1')
   else
-    redis.call('HDEL', u.P .. 'tn:' .. tenant, 'paused')
+    call('HDEL', u.P .. 'tn:' .. tenant, 'paused')
     Q.unpark(u, tenant)
     wake_for_heads(u)
   end
@@ -61,4 +61,4 @@ local function pause(keys, argv)
   return answer
 end
 
-redis.register_function{ function_name = 'emq_pause', callback = pause, flags = { 'allow-oom' } }
+define{ function_name = 'emq_pause', callback = pause, flags = { 'allow-oom' } }

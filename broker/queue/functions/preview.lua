@@ -9,16 +9,16 @@ local function preview(keys, argv)
   local P = u.P
   local r = Q.holder(u, a.job, a.token)
   if not r then return { 'stale_lease' } end
-  local watched = Q.watched(P, a.job)
+  local watched = Q.watched(P, a.job, '0', 0)
   if watched == '0' then return { 'ok', 'watch', '0' } end
   local data = a.data or ''
   local parts = math.max(1, math.ceil(#data / PART))
   local channel = P .. 'pv:' .. u.deployment .. ':' .. a.job
   for part = 1, parts do
-    redis.call('SPUBLISH', channel, (a.frame or '0') .. '-' .. part .. '-' .. parts .. '\n'
+    call('SPUBLISH', channel, (a.frame or '0') .. '-' .. part .. '-' .. parts .. '\n'
       .. string.sub(data, (part - 1) * PART + 1, part * PART))
   end
   return { 'ok', 'watch', watched }
 end
 
-redis.register_function{ function_name = 'emq_preview', callback = preview, flags = { 'allow-oom' } }
+define{ function_name = 'emq_preview', callback = preview, flags = { 'allow-oom' } }

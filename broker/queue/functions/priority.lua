@@ -17,4 +17,4 @@ local function priority(keys, argv)
   return { 'ok', 'priority', r.priority, 'position', position and Q.int(position) or '' }
 end
 
-redis.register_function{ function_name = 'emq_priority', callback = priority, flags = { 'allow-oom' } }
+define{ function_name = 'emq_priority', callback = priority, flags = { 'allow-oom' } }

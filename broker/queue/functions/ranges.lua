@@ -4,7 +4,7 @@
 -- Answer: `ok` `ranges` (opaque; empty: not told).
 local function ranges(keys, argv)
   local u, a = Q.begin(keys, argv)
-  return { 'ok', 'ranges', redis.call('GET', u.P .. 'px:' .. (a.profile or '')) or '' }
+  return { 'ok', 'ranges', call('GET', u.P .. 'px:' .. (a.profile or '')) or '' }
 end
 
-redis.register_function{ function_name = 'emq_ranges', callback = ranges, flags = { 'no-writes' } }
+define{ function_name = 'emq_ranges', callback = ranges, flags = { 'no-writes' } }

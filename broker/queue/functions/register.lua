@@ -12,19 +12,19 @@
 local function replace(u, w, a)
   local old = w.instance
   if old ~= a.instance and old ~= a.previous and w.drain then Q.put(u, w, 'drain', nil) end
-  local left = w.gone and redis.call('ZSCORE', u.P .. 'leases', old)
+  local left = w.gone and call('ZSCORE', u.P .. 'leases', old)
   if old == a.instance or w.gone and not left then return '' end
   if old == a.previous or left and not a.jobs then
     Q.hand_over(u, old, a.instance)
     return left and '' or old
   end
-  for _, job in ipairs(redis.call('ZRANGE', u.P .. 'held:' .. old, 0, -1)) do
+  for _, job in ipairs(call('ZRANGE', u.P .. 'held:' .. old, 0, -1)) do
     local r = Q.job(u, job)
     if r and r.instance == old then Q.lost(u, r) end
   end
-  redis.call('DEL', u.P .. 'held:' .. old)
-  redis.call('ZREM', u.P .. 'leases', old)
-  redis.call('HDEL', u.P .. 'instances', old)
+  call('DEL', u.P .. 'held:' .. old)
+  call('ZREM', u.P .. 'leases', old)
+  call('HDEL', u.P .. 'instances', old)
   Q.hint(u, old, 'superseded')
   Q.unset_idle(u, w)
   for _, name in ipairs({ 'running', 'ahead', 'finishing', 'tokens', 'loaded' }) do Q.put(u, w, name, nil) end
@@ -42,7 +42,7 @@ local function take_profile(u, w, profile, was_live)
 end
 
 local function settings(u)
-  local c = redis.call('HMGET', u.P .. 'config', 'input_urls', 'hang_ms', 'stall_ms', 'max_finishing',
+  local c = call('HMGET', u.P .. 'config', 'input_urls', 'hang_ms', 'stall_ms', 'max_finishing',
     'max_output_bytes')
   return { 'input_urls', c[1] or 'public', 'hang_ms', c[2] or '600000', 'stall_ms', c[3] or '600000',
     'max_finishing', c[4] or '4', 'max_output_bytes', c[5] or '' }
@@ -61,22 +61,22 @@ local function register(keys, argv)
     was_live = not w.gone
     superseded = replace(u, w, a)
   else
-    w = { _id = a.worker, _key = P .. 'wk:' .. a.worker }
+    w = { _id = a.worker, _key = P .. 'wk:' .. a.worker, _is_worker = true }
     u.workers[a.worker] = w
   end
   take_profile(u, w, profile, was_live)
   if w.gone then
     Q.put(u, w, 'gone', nil)
-    redis.call('PERSIST', w._key)
+    call('PERSIST', w._key)
   end
   local fields = {
     instance = a.instance, machine = a.machine, info = a.info, slots = a.slots or '1', via = a.via or 'redis',
     status = a.status or 'idle', registered_at = u.ms, beat = u.ms,
   }
   for name, value in pairs(fields) do Q.put(u, w, name, value) end
-  redis.call('ZADD', P .. 'workers', u.ms, a.worker)
-  redis.call('ZADD', P .. 'leases', Q.int(u.now + u.lease), a.instance)
-  redis.call('HSET', P .. 'instances', a.instance, a.worker)
+  call('ZADD', P .. 'workers', u.ms, a.worker)
+  call('ZADD', P .. 'leases', Q.int(u.now + u.lease), a.instance)
+  call('HSET', P .. 'instances', a.instance, a.worker)
   if a.jobs then Q.lose_unnamed(u, a.instance, a.jobs) end
   local answer = { 'ok', 'superseded', superseded, 'deployment', u.deployment, 'lease_ms', Q.int(u.lease), 'profile',
     profile, 'brokers', Q.brokers(u), 'paused', (u.paused or w.paused) and '1' or '0' }
@@ -85,4 +85,4 @@ local function register(keys, argv)
   return answer
 end
 
-redis.register_function{ function_name = 'emq_register', callback = register, flags = { 'allow-oom' } }
+define{ function_name = 'emq_register', callback = register, flags = { 'allow-oom' } }

@@ -14,4 +14,4 @@ local function release(keys, argv)
   return { 'ok', 'status', status, 'repeated', '0' }
 end
 
-redis.register_function{ function_name = 'emq_release', callback = release, flags = { 'allow-oom' } }
+define{ function_name = 'emq_release', callback = release, flags = { 'allow-oom' } }

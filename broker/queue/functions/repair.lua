@@ -14,7 +14,7 @@ local LEFT_MS = 86400000
 local function drop(u, key, member)
   local kind = string.match(key, '^[^:]*')
   local r = Q.job(u, string.match(member, FIND[kind] or '^(.*)$') or member)
-  redis.call('ZREM', u.P .. key, member)
+  call('ZREM', u.P .. key, member)
   if r then Q.repair_job(u, r) end
   local class, tenant = string.match(key, '^n:([^:]*):(.*)$')
   if class then Q.fix(u, class, tenant) end
@@ -23,7 +23,7 @@ end
 local function repair_one(u, r)
   if not r then return 'not_found' end
   Q.repair_job(u, r)
-  if Q.TERMINAL[r.status] then u.ttl[r._id] = Q.int(Q.setting(u, 'ttl_' .. r.status .. '_ms') + 600000) end
+  if Q.TERMINAL[r.status] then Q.outlive(u, r) end
   return 'ok'
 end
 
@@ -35,7 +35,7 @@ local function repair(keys, argv)
   elseif a.key and a.member then
     drop(u, a.key, a.member)
   elseif a.key then
-    redis.call('PEXPIRE', u.P .. a.key, LEFT_MS)
+    call('PEXPIRE', u.P .. a.key, LEFT_MS)
   elseif a.class and a.tenant then
     Q.fix(u, a.class, a.tenant)
   elseif a.class and a.known then
@@ -43,13 +43,13 @@ local function repair(keys, argv)
   elseif a.class then
     Q.best(u, a.class)
   elseif a.profile then
-    if redis.call('ZSCORE', u.P .. 'profiles', a.profile) then Q.compare_again(u, a.profile) end
+    if call('ZSCORE', u.P .. 'profiles', a.profile) then Q.compare_again(u, a.profile) end
   elseif a.fleet then
     Q.recount_fleet(u, Q.lines(a.fleet))
   elseif a.count == '' then
     Q.recount_pool(u)
   elseif a.count then
-    redis.call('SADD', u.P .. 'tenants', a.count)
+    call('SADD', u.P .. 'tenants', a.count)
     Q.recount_tenant(u, a.count)
   elseif a.level then
     Q.recount_level(u, tonumber(a.level), Q.lines(a.lanes))
@@ -61,4 +61,4 @@ local function repair(keys, argv)
   return { outcome }
 end
 
-redis.register_function{ function_name = 'emq_repair', callback = repair, flags = { 'allow-oom' } }
+define{ function_name = 'emq_repair', callback = repair, flags = { 'allow-oom' } }

@@ -4,8 +4,8 @@
 -- Answer: `ok` `replicas` (URLs of brokers that were there within the last 15 s, by line).
 local function replicas(keys, argv)
   local u = Q.begin(keys, argv)
-  local live = redis.call('ZRANGEBYSCORE', u.P .. 'replicas', u.ms, '+inf')
+  local live = call('ZRANGEBYSCORE', u.P .. 'replicas', u.ms, '+inf')
   return { 'ok', 'replicas', table.concat(live, '\n') }
 end
 
-redis.register_function{ function_name = 'emq_replicas', callback = replicas, flags = { 'no-writes' } }
+define{ function_name = 'emq_replicas', callback = replicas, flags = { 'no-writes' } }

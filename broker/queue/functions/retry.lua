@@ -17,10 +17,10 @@ local function retry(keys, argv)
     if r.status == 'pending' and r.reason == 'forced_retry' then return { 'ok', 'round', r.round, 'repeated', '1' } end
     return { 'conflict', 'status', r.status }
   end
-  if redis.call('EXISTS', P .. 'b:' .. a.job) == 0 or not Q.class(u, r.class).exists then return { 'not_found' } end
-  for _, kind in ipairs({ 'j:', 'b:', 'e:', 'kids:' }) do redis.call('PERSIST', P .. kind .. a.job) end
-  redis.call('DEL', P .. 'pr:' .. a.job)
-  redis.call('ZREM', P .. 'dead', a.job)
+  if call('EXISTS', P .. 'b:' .. a.job) == 0 or not Q.class(u, r.class).exists then return { 'not_found' } end
+  for _, kind in ipairs({ 'j:', 'b:', 'e:', 'kids:' }) do call('PERSIST', P .. kind .. a.job) end
+  call('DEL', P .. 'pr:' .. a.job)
+  call('ZREM', P .. 'dead', a.job)
   Q.unindex_end(u, r)
   local last = a.elsewhere == '1' and r.worker_id
   for _, name in ipairs(FORGET) do
@@ -31,7 +31,7 @@ local function retry(keys, argv)
   Q.put(u, r, 'round', Q.int(tonumber(r.round or 1) + 1))
   Q.put(u, r, 'reason', 'forced_retry')
   Q.put(u, r, 'score', nil)
-  redis.call('SADD', P .. 'tenants', r.tenant)
+  call('SADD', P .. 'tenants', r.tenant)
   Q.move(u, r, 'pending')
   if r.group then Q.group_reopened(u, r) end
   Q.enqueue(u, r, 'forced_retry')
@@ -39,4 +39,4 @@ local function retry(keys, argv)
   return { 'ok', 'round', r.round, 'repeated', '0' }
 end
 
-redis.register_function{ function_name = 'emq_retry', callback = retry }
+define{ function_name = 'emq_retry', callback = retry }

@@ -12,7 +12,7 @@ local function open_parents(u, j)
     local parent = Q.job(u, id)
     if not Q.TERMINAL[parent.status] then
       open[#open + 1] = id
-      redis.call('SADD', u.P .. 'kids:' .. id, j.id)
+      call('SADD', u.P .. 'kids:' .. id, j.id)
       if not parent.kids then Q.put(u, parent, 'kids', '1') end
     elseif parent.status ~= 'completed' and j.on_parent_failure ~= 'run' then
       failed = parent
@@ -38,9 +38,9 @@ local function place(u, r, j)
   local status = (open[1] and 'blocked') or (due and 'scheduled') or 'pending'
   Q.put(u, r, 'status', status)
   Q.enter(u, r, status)
-  if r.expires_at then redis.call('ZADD', u.P .. 'expiry', r.expires_at, r._id) end
+  if r.expires_at then call('ZADD', u.P .. 'expiry', r.expires_at, r._id) end
   if status ~= 'pending' then Q.pin(u, r, 1) end
-  if status == 'scheduled' then redis.call('ZADD', u.P .. 'due', r.due_at, r._id) end
+  if status == 'scheduled' then call('ZADD', u.P .. 'due', r.due_at, r._id) end
   if failed then
     Q.unwait(u, r)
     Q.fail_finally(u, r, 'dependency_failed', Q.error('dependency_failed',
@@ -58,8 +58,8 @@ local function use_class(u, j, shared)
     local served = Q.new_class(u, j.class, j.atoms or '', tonumber(j.vram_mb or 0) or 0, j.kind or '')
     shared.new[j.class] = served
   elseif u.now - c.used > 3600000 then
-    redis.call('HSET', u.P .. 'c:' .. j.class, 'used', u.ms)
-    redis.call('ZADD', u.P .. 'classes', u.ms, j.class)
+    call('HSET', u.P .. 'c:' .. j.class, 'used', u.ms)
+    call('ZADD', u.P .. 'classes', u.ms, j.class)
     c.used = u.now
   end
 end
@@ -68,7 +68,7 @@ local function add(u, tenant, j, arrival, shared)
   use_class(u, j, shared)
   local r = Q.new_record(u, tenant, j, arrival)
   if j.idem and j.idem ~= '' then
-    redis.call('SET', u.P .. 'q:' .. tenant .. ':' .. j.idem, j.id .. ' ' .. (j.body or ''),
+    call('SET', u.P .. 'q:' .. tenant .. ':' .. j.idem, j.id .. ' ' .. (j.body or ''),
       'PX', Q.setting(u, 'idem_ttl_ms'))
   end
   if r.group then Q.group_add(u, r) end
@@ -100,8 +100,8 @@ local function submit(keys, argv)
   local answers, shared = {}, { classes = {}, new = {}, lanes = 64, many = #jobs > 1 }
   local arrival = 0
   if plan.adds > 0 then
-    arrival = redis.call('INCRBY', u.P .. 'arrivals', plan.adds) - plan.adds
-    if plan.room.newcomer then redis.call('SADD', u.P .. 'tenants', tenant) end
+    arrival = call('INCRBY', u.P .. 'arrivals', plan.adds) - plan.adds
+    if plan.room.newcomer then call('SADD', u.P .. 'tenants', tenant) end
     Q.count(u, 'submitted_total', plan.adds)
     Q.count(u, tenant .. ':submitted_total', plan.adds)
     for _, b in ipairs(plan.buckets) do Q.spend(u, b, plan.adds) end
@@ -126,4 +126,4 @@ local function submit(keys, argv)
   return answers
 end
 
-redis.register_function{ function_name = 'emq_submit', callback = submit }
+define{ function_name = 'emq_submit', callback = submit }

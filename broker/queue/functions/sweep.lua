@@ -39,9 +39,9 @@ local function sweep(keys, argv)
   Q.prune_tags(u)
   Q.prune_index(u, 20)
   Q.commit(u)
-  local hooks = redis.call('ZCOUNT', u.P .. 'outbox', '-inf', u.ms)
+  local hooks = call('ZCOUNT', u.P .. 'outbox', '-inf', u.ms)
   return { 'ok', 'reaped', Q.int(did[1]), 'due', Q.int(did[2]), 'expired', Q.int(did[3] + did[4]),
     'trimmed', Q.int(trimmed), 'more', (more or not finished) and '1' or '0', 'hooks', hooks > 0 and '1' or '0' }
 end
 
-redis.register_function{ function_name = 'emq_sweep', callback = sweep, flags = { 'allow-oom' } }
+define{ function_name = 'emq_sweep', callback = sweep, flags = { 'allow-oom' } }

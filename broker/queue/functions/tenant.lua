@@ -9,20 +9,20 @@ local function tenant(keys, argv)
   for _, field in ipairs({ 'weight', 'max_running', 'max_queued' }) do
     local value = tonumber(a[field] or nil)
     if a[field] == 'default' then
-      redis.call('HDEL', key, field)
+      call('HDEL', key, field)
     elseif value and (value > 0 or value == 0 and field ~= 'weight') then
-      redis.call('HSET', key, field, tostring(value))
+      call('HSET', key, field, tostring(value))
     end
   end
-  if a.rules then redis.call('HSET', key, 'rules', a.rules) end
+  if a.rules then call('HSET', key, 'rules', a.rules) end
   Q.unpark(u, name)
   Q.commit(u)
   local t = Q.tenant(u, name)
-  local got = redis.call('HMGET', u.P .. 'count', name .. ':pending', name .. ':scheduled', name .. ':blocked',
+  local got = call('HMGET', u.P .. 'count', name .. ':pending', name .. ':scheduled', name .. ':blocked',
     name .. ':bytes', name .. ':running')
   return { 'ok', 'weight', tostring(t.weight), 'max_running', Q.int(t.max_running), 'max_queued', Q.int(t.max_queued),
     'paused', t.paused and '1' or '0', 'queued', Q.int((got[1] or 0) + (got[2] or 0) + (got[3] or 0)),
     'bytes', got[4] or '0', 'running', got[5] or '0' }
 end
 
-redis.register_function{ function_name = 'emq_tenant', callback = tenant, flags = { 'allow-oom' } }
+define{ function_name = 'emq_tenant', callback = tenant, flags = { 'allow-oom' } }

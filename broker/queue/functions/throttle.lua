@@ -5,9 +5,9 @@
 -- Answer: `ok`; `wait` `retry_after_ms`; `invalid` `argument`.
 local function lock(u, b, a)
   local ms = math.min(tonumber(a.lock_ms) * 2 ^ math.min(b.locks, 20), tonumber(a.max_lock_ms or a.lock_ms))
-  redis.call('HSET', b.key, 'tokens', string.format('%.6f', b.tokens), 'at', u.ms, 'until', Q.int(u.now + ms), 'locks',
+  call('HSET', b.key, 'tokens', string.format('%.6f', b.tokens), 'at', u.ms, 'until', Q.int(u.now + ms), 'locks',
     Q.int(b.locks + 1))
-  redis.call('PEXPIRE', b.key, Q.int(ms + tonumber(a.max_lock_ms or a.lock_ms)))
+  call('PEXPIRE', b.key, Q.int(ms + tonumber(a.max_lock_ms or a.lock_ms)))
   return ms
 end
 
@@ -24,8 +24,8 @@ local function throttle(keys, argv)
     return { 'wait', 'retry_after_ms', Q.int(ms) }
   end
   Q.spend(u, b, cost)
-  if a.lock_ms and b.locks > 0 then redis.call('PEXPIRE', b.key, Q.int(tonumber(a.max_lock_ms or a.lock_ms))) end
+  if a.lock_ms and b.locks > 0 then call('PEXPIRE', b.key, Q.int(tonumber(a.max_lock_ms or a.lock_ms))) end
   return { 'ok' }
 end
 
-redis.register_function{ function_name = 'emq_throttle', callback = throttle, flags = { 'allow-oom' } }
+define{ function_name = 'emq_throttle', callback = throttle, flags = { 'allow-oom' } }

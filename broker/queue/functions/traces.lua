@@ -5,9 +5,9 @@
 local function traces(keys, argv)
   local u, a = Q.begin(keys, argv)
   local key, limit = u.P .. 'traces', math.max(1, math.min(100, tonumber(a.limit or 20) or 20))
-  local entries = redis.call('LRANGE', key, 0, limit - 1)
-  if #entries > 0 then redis.call('LTRIM', key, #entries, -1) end
+  local entries = call('LRANGE', key, 0, limit - 1)
+  if #entries > 0 then call('LTRIM', key, #entries, -1) end
   return { 'ok', 'entries', table.concat(entries, '\n') }
 end
 
-redis.register_function{ function_name = 'emq_traces', callback = traces, flags = { 'allow-oom' } }
+define{ function_name = 'emq_traces', callback = traces, flags = { 'allow-oom' } }

@@ -4,12 +4,12 @@
 -- `counts`: lines `<what> <number>`, all that this broker has of it.
 -- Answer: `ok`; `full` `what` `used`.
 local function used(u, key)
-  local sum, all = 0, redis.call('HGETALL', key)
+  local sum, all = 0, call('HGETALL', key)
   for i = 1, #all, 2 do
-    if tonumber(redis.call('ZSCORE', u.P .. 'replicas', all[i]) or 0) > u.now then
+    if tonumber(call('ZSCORE', u.P .. 'replicas', all[i]) or 0) > u.now then
       sum = sum + all[i + 1]
     else
-      redis.call('HDEL', key, all[i])
+      call('HDEL', key, all[i])
     end
   end
   return sum
@@ -26,21 +26,21 @@ local function use(keys, argv)
     end
     changes[#changes + 1] = change
   end
-  redis.call('ZREMRANGEBYSCORE', u.P .. 'replicas', '-inf', u.ms)
-  redis.call('ZADD', u.P .. 'replicas', Q.int(u.now + ttl), a.replica)
-  redis.call('PEXPIRE', u.P .. 'replicas', Q.int(2 * ttl))
+  call('ZREMRANGEBYSCORE', u.P .. 'replicas', '-inf', u.ms)
+  call('ZADD', u.P .. 'replicas', Q.int(u.now + ttl), a.replica)
+  call('PEXPIRE', u.P .. 'replicas', Q.int(2 * ttl))
   for what, n in string.gmatch(a.counts or '', '(%S+) (%S+)') do
     changes[#changes + 1] = { key = u.P .. 'use:' .. what, set = n }
   end
   for _, change in ipairs(changes) do
     if change.set then
-      redis.call('HSET', change.key, a.replica, change.set)
-    elseif redis.call('HINCRBY', change.key, a.replica, change.n) <= 0 then
-      redis.call('HDEL', change.key, a.replica)
+      call('HSET', change.key, a.replica, change.set)
+    elseif call('HINCRBY', change.key, a.replica, change.n) <= 0 then
+      call('HDEL', change.key, a.replica)
     end
-    redis.call('PEXPIRE', change.key, Q.int(2 * ttl))
+    call('PEXPIRE', change.key, Q.int(2 * ttl))
   end
   return { 'ok' }
 end
 
-redis.register_function{ function_name = 'emq_use', callback = use, flags = { 'allow-oom' } }
+define{ function_name = 'emq_use', callback = use, flags = { 'allow-oom' } }

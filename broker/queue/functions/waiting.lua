@@ -13,14 +13,14 @@ local FIELDS = { 'tenant', 'class', 'priority', 'created_at', 'attempt', 'failur
 local function tenants_of(u, class, most, only)
   local key, out = u.P .. 'h:' .. class.name, {}
   if not only then
-    out = redis.call('ZRANGE', key, 0, most - 1)
-  elseif redis.call('ZSCORE', key, only) then
+    out = call('ZRANGE', key, 0, most - 1)
+  elseif call('ZSCORE', key, only) then
     out = { only }
   end
   for _, lane in ipairs(class.parked) do
     if (not only or only == lane.tenant) and #out < most then out[#out + 1] = lane.tenant end
   end
-  return out, only and #out or redis.call('ZCARD', key) + #class.parked
+  return out, only and #out or call('ZCARD', key) + #class.parked
 end
 
 -- A class that nobody can run: its jobs in up to `most` lanes, scaled up where it has more.
@@ -29,14 +29,14 @@ local function stuck(u, class, missing, most, only)
   local tenants, all = tenants_of(u, class, most, only)
   for _, tenant in ipairs(tenants) do
     local lane = P .. 'n:' .. class.name .. ':' .. tenant
-    jobs = jobs + redis.call('ZCARD', lane)
-    first = first or redis.call('ZRANGE', lane, 0, 0)[1]
+    jobs = jobs + call('ZCARD', lane)
+    first = first or call('ZRANGE', lane, 0, 0)[1]
   end
   if not first then return nil end
   local job, scale = string.sub(first, 14), all / #tenants
   return { 'class', 'class', class.name, 'kind', Q.class(u, class.name).kind, 'jobs', Q.int(jobs * scale),
     'exact', scale == 1 and '1' or '0', 'missing', missing, 'job_id', job,
-    'created_at', redis.call('HGET', P .. 'j:' .. job, 'created_at') or '' }
+    'created_at', call('HGET', P .. 'j:' .. job, 'created_at') or '' }
 end
 
 -- What waits and nobody can run, class by class; and whether that is all.
@@ -80,7 +80,7 @@ end
 local function add_rows(u, out, found, n)
   local names, seen = {}, {}
   for i = 1, n do
-    found[i].record = redis.call('HMGET', u.P .. 'j:' .. found[i].job, unpack(FIELDS))
+    found[i].record = call('HMGET', u.P .. 'j:' .. found[i].job, unpack(FIELDS))
     local class = found[i].record[2] or ''
     if not seen[class] then names[#names + 1] = class end
     seen[class] = true
@@ -127,4 +127,4 @@ local function waiting(keys, argv)
   return out
 end
 
-redis.register_function{ function_name = 'emq_waiting', callback = waiting, flags = { 'no-writes' } }
+define{ function_name = 'emq_waiting', callback = waiting, flags = { 'no-writes' } }

@@ -8,8 +8,8 @@ local WATCH_MS = 15000
 -- The largest wish holds, until nobody has repeated it for 15 s.
 local function wish(u, job, px)
   local key = u.P .. 'watchpx:' .. job
-  if px and px > (tonumber(redis.call('GET', key) or '') or 256) - 1 then
-    redis.call('SET', key, Q.int(px), 'PX', WATCH_MS)
+  if px and px > (tonumber(call('GET', key) or '') or 256) - 1 then
+    call('SET', key, Q.int(px), 'PX', WATCH_MS)
   end
 end
 
@@ -17,7 +17,8 @@ local function watch(keys, argv)
   local u, a = Q.begin(keys, argv)
   local r = Q.job_of(u, a.job, a.tenant)
   if not r then return { 'not_found' } end
-  redis.call('SET', u.P .. 'watch:' .. a.job, '1', 'PX', WATCH_MS)
+  call('SET', u.P .. 'watch:' .. a.job, '1', 'PX', WATCH_MS)
+  call('HSET', u.P .. 'config', 'watched', Q.int(u.now + WATCH_MS))
   local px = tonumber(a.px or '')
   wish(u, a.job, px)
   if Q.HOME[r.status] == 'a' and a.again ~= '1' then
@@ -26,4 +27,4 @@ local function watch(keys, argv)
   return { 'ok', 'worker_id', r.worker_id or '', 'status', r.status }
 end
 
-redis.register_function{ function_name = 'emq_watch', callback = watch, flags = { 'allow-oom' } }
+define{ function_name = 'emq_watch', callback = watch, flags = { 'allow-oom' } }

@@ -13,7 +13,7 @@ local FIELDS = {
 
 -- What a worker does with a job: state, since when, how long such jobs run on the average, the stored progress.
 local function work(u, job)
-  local out, r = { 'ok', 'job_id', job }, redis.call('HMGET', u.P .. 'j:' .. job, unpack(FIELDS))
+  local out, r = { 'ok', 'job_id', job }, call('HMGET', u.P .. 'j:' .. job, unpack(FIELDS))
   for i = 1, 9 do
     if r[i] then
       out[#out + 1] = FIELDS[i]
@@ -21,15 +21,15 @@ local function work(u, job)
     end
   end
   out[#out + 1] = 'run_ms'
-  out[#out + 1] = r[9] and redis.call('HGET', u.P .. 'c:' .. r[9], 'run') or ''
-  local stored = r[10] and redis.call('GET', u.P .. 'pr:' .. job)
+  out[#out + 1] = r[9] and call('HGET', u.P .. 'c:' .. r[9], 'run') or ''
+  local stored = r[10] and call('GET', u.P .. 'pr:' .. job)
   out[#out + 1] = 'progress'
   out[#out + 1] = stored and string.match(stored, '\n(.*)$') or ''
   return out
 end
 
 local function row(u, name, jobs)
-  local w = Q.pairs_of(redis.call('HGETALL', u.P .. 'wk:' .. name))
+  local w = Q.pairs_of(call('HGETALL', u.P .. 'wk:' .. name))
   if not w.instance then return nil end
   local out, held = { 'ok', 'worker_id', name }, {}
   for field, value in pairs(w) do
@@ -38,8 +38,8 @@ local function row(u, name, jobs)
       out[#out + 1] = value
     end
   end
-  for _, job in ipairs(redis.call('ZRANGE', u.P .. 'held:' .. w.instance, 0, -1)) do
-    held[#held + 1] = job .. ' ' .. (redis.call('HGET', u.P .. 'j:' .. job, 'phase') or '')
+  for _, job in ipairs(call('ZRANGE', u.P .. 'held:' .. w.instance, 0, -1)) do
+    held[#held + 1] = job .. ' ' .. (call('HGET', u.P .. 'j:' .. job, 'phase') or '')
   end
   out[#out + 1] = 'held'
   out[#out + 1] = table.concat(held, '\n')
@@ -54,11 +54,11 @@ local function workers(keys, argv)
   local u, a = Q.begin(keys, argv)
   local from, limit = tonumber(a.offset or 0) or 0, math.max(1, math.min(MOST, tonumber(a.limit or 100) or 100))
   if a.names == '1' then
-    return { 'ok', 'names', table.concat(redis.call('ZREVRANGE', u.P .. 'workers', 0, -1), '\n') }
+    return { 'ok', 'names', table.concat(call('ZREVRANGE', u.P .. 'workers', 0, -1), '\n') }
   end
   local names, more = Q.lines(a.worker), false
   if not names[1] then
-    names = redis.call('ZREVRANGE', u.P .. 'workers', from, from + limit)
+    names = call('ZREVRANGE', u.P .. 'workers', from, from + limit)
     more = #names > limit
     names[limit + 1] = nil
   end
@@ -73,4 +73,4 @@ local function workers(keys, argv)
   return out
 end
 
-redis.register_function{ function_name = 'emq_workers', callback = workers, flags = { 'no-writes' } }
+define{ function_name = 'emq_workers', callback = workers, flags = { 'no-writes' } }
