@@ -19,6 +19,9 @@ from .settings import Settings
 
 log = logging.getLogger("emq")
 
+PATIENCE_S = 0.005
+"""Where one job follows another within moments, what is not urgent waits so long for the next call to the queue."""
+
 T = TypeVar("T")
 Hold = Callable[[Claimed, WorkQueue], Run]
 
@@ -56,13 +59,17 @@ class Closing:
     def __init__(self, comfy: Comfy, courier: Courier, hold: Hold, let_go: Callable[[Run], None]) -> None:
         self._comfy, self._courier, self._hold, self._let_go = comfy, courier, hold, let_go
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._waiting: list[tuple[Run, Gathered]] = []
+        """Jobs whose files go out when the next one's end has been told."""
         self.delivering = 0
-        """Jobs whose files are going out."""
+        """Jobs whose files are going out, or are to."""
         self.deliver_temp = self.strip = self.clean = False
         """Of files: temporary ones go out too; PNGs go without texts; all are removed once they are delivered."""
         self.is_stopping = False
         self.on_end: Callable[[], None] = lambda: None
         """Called when something that went on beside the work has ended."""
+        self.is_brisk: Callable[[], bool] = lambda: False
+        """Whether another call to the queue follows within a few milliseconds."""
         self.on_superseded: Callable[[], None] = lambda: None
 
     def treat_files(self, settings: Settings) -> None:
@@ -101,6 +108,7 @@ class Closing:
 
         The start of ``following``, which runs by now, is reported in the same trip and before: a worker has one slot.
         """
+        asyncio.get_running_loop().call_soon(self._deliver_waiting)  # as soon as this has been sent
         if run.failure is not None or run.lost:
             return await self._fail(run, claim)
         try:
@@ -118,8 +126,19 @@ class Closing:
         for each in (run, following):
             if each is not None:
                 each.confirm()
-        self.later(self._deliver(run, gathered))
+        self.delivering += 1
+        if following is not None and following.is_over:
+            self._waiting.append((run, gathered))
+            asyncio.get_running_loop().call_later(PATIENCE_S, self._deliver_waiting)
+        else:
+            self.later(self._deliver(run, gathered))
         return None if claimed is None else self._hold(claimed, run.queue)
+
+    def _deliver_waiting(self) -> None:
+        """Have the files go out that gave way to the next job: the device waits for that one's call, not for them."""
+        waiting, self._waiting = self._waiting, []
+        for run, gathered in waiting:
+            self.later(self._deliver(run, gathered))
 
     async def _gather(self, run: Run) -> Gathered:
         """The job's outputs; a thread is worth its cost only where pictures have to be encoded."""
@@ -173,7 +192,6 @@ class Closing:
         loop = asyncio.get_running_loop()
         began = loop.time()
         outputs: list[dict[str, Any]] = []
-        self.delivering += 1
         try:
             outputs = await self._courier.deliver(run.job, gathered, run.is_wanted)
         except StaleLease:
@@ -190,7 +208,11 @@ class Closing:
             return
         timings = {**run.timings(), "output_ms": round((loop.time() - began) * 1000)}
         result = {"outputs": outputs, "timings": timings}
-        await self._end(run, lambda: run.queue.finish(run.job, result, run.cold, (), None, steps=run.steps()))
+        patience_s = PATIENCE_S if self.is_brisk() else 0.0
+        await self._end(
+            run,
+            lambda: run.queue.finish(run.job, result, run.cold, (), None, steps=run.steps(), patience_s=patience_s),
+        )
         self._clean_up(run)
 
     async def _end(self, run: Run, call: Callable[[], Awaitable[Claimed | None]]) -> Run | None:

@@ -69,7 +69,8 @@ class Comfy:
         self._cancelled: set[str] = set()
         self._staged: set[str] = set()
         self._held: dict[str, Any] = {}
-        self._following: dict[str, str] = {}
+        self._following = ("", "")
+        """A prompt, and the held one that is to be queued when it ends."""
         self._thread: threading.Thread | None = None
         self._quiet_until = 0.0
         self._status_due = False
@@ -185,8 +186,8 @@ class Comfy:
                 self._guard("task_done", self._ended, item[1])
 
     def _ended(self, prompt_id: str) -> None:
-        following = self._following.pop(prompt_id, None)
-        if following is not None and self.foreign()[1] == 0:
+        before, following = self._following
+        if before == prompt_id and self.foreign()[1] == 0:
             self.push(following)
         listener = self.forget(prompt_id)
         if listener is None:
@@ -269,7 +270,7 @@ class Comfy:
 
     def follow(self, prompt_id: str, following: str) -> None:
         """Queue a held prompt in the moment in which another one ends, on ComfyUI's own thread."""
-        self._following[prompt_id] = following
+        self._following = (prompt_id, following)
 
     def _handler(self) -> Callable[[Any], Awaitable[Any]]:
         for route in self._server.routes:
@@ -288,7 +289,6 @@ class Comfy:
         """Tell nobody about this prompt any more; returns who was told."""
         self._cancelled.discard(prompt_id)
         self._staged.discard(prompt_id)
-        self._following.pop(prompt_id, None)
         self._held.pop(prompt_id, None)
         return self._listeners.pop(prompt_id, None)
 

@@ -185,8 +185,9 @@ class GatewayQueue:
         claim: Claim | None,
         *,
         steps: Sequence[Step] = (),
+        patience_s: float = 0.0,
     ) -> Claimed | None:
-        """Complete the job."""
+        """Complete the job, without patience: to send it with another message would spare nothing."""
         more = {"result": dict(result), "cold": cold, **_trace(steps)}
         return await self._end("complete_job", job, more, reports, claim)
 

@@ -39,7 +39,7 @@ class Server:
     def __init__(self, place: Message) -> None:
         self._place = place
         self._socket: socket.socket | None = None
-        self._rest = bytearray()
+        self._rest = b""
 
     def call(self, *command: bytes | str | int) -> Any:
         """One command; raises ``OSError`` or ``ReplyError``, and then begins anew with the next."""
@@ -73,7 +73,7 @@ class Server:
         while True:
             with contextlib.suppress(Incomplete):
                 answer, end = parse(self._rest)
-                del self._rest[:end]
+                self._rest = self._rest[end:]
                 if isinstance(answer, ReplyError):
                     raise answer
                 return answer
@@ -87,7 +87,7 @@ class Server:
         if self._socket is not None:
             self._socket.close()
         self._socket = None
-        self._rest.clear()
+        self._rest = b""
 
 
 def _secured(plain: socket.socket, host: str, tls: Message) -> socket.socket:

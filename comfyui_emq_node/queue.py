@@ -227,8 +227,9 @@ class WorkQueue(Protocol):
         claim: Claim | None,
         *,
         steps: Sequence[Step] = (),
+        patience_s: float = 0.0,
     ) -> Claimed | None:
-        """Complete the job, after ``reports``; gives the next one, if any."""
+        """Complete the job, after ``reports``; gives the next one, if any. It may wait so long for another call."""
 
     async def fail(
         self, job: Claimed, failure: Failure, claim: Claim | None, *, steps: Sequence[Step] = ()

@@ -204,11 +204,12 @@ class RedisQueue:
         claim: Claim | None,
         *,
         steps: Sequence[Step] = (),
+        patience_s: float = 0.0,
     ) -> Claimed | None:
         """Complete the job."""
         timings = result.get("timings") or {}
         more = {"result": _json(result), "exec_ms": timings.get("execution_ms", 0), "cold": cold, **_spans(steps)}
-        return await self._end("finish", job, more, reports, claim)
+        return await self._end("finish", job, more, reports, claim, patience_s=patience_s)
 
     async def fail(
         self, job: Claimed, failure: Failure, claim: Claim | None, *, steps: Sequence[Step] = ()
@@ -229,13 +230,20 @@ class RedisQueue:
         await self._call("release", **_about(job), reason=reason)
 
     async def _end(
-        self, function: str, job: Claimed, more: Pairs, reports: Sequence[Report], claim: Claim | None
+        self,
+        function: str,
+        job: Claimed,
+        more: Pairs,
+        reports: Sequence[Report],
+        claim: Claim | None,
+        *,
+        patience_s: float = 0.0,
     ) -> Claimed | None:
         """End (a part of) a job; the reports go in the same trip, before it."""
         wishes = {**self._who, "claim": 1, "claim_token": claim.token, **_wishes(claim)} if claim else {}
         calls: list[Call] = [_report(report) for report in reports]
         calls.append((function, {**_about(job), **more, **wishes}))
-        answer = (await self._calls(calls))[-1]
+        answer = (await self._calls(calls, patience_s))[-1]
         return _claimed(self.pool, answer.next) if answer.next else None
 
     # -- calling --------------------------------------------------------------------------------------------------
@@ -243,10 +251,10 @@ class RedisQueue:
     async def _call(self, function: str, /, *given: Pairs, **pairs: Any) -> Answer:
         return (await self._calls([(function, {**(given[0] if given else {}), **pairs})]))[0]
 
-    async def _calls(self, calls: Sequence[Call]) -> list[Answer]:
-        """Run functions in one trip, one after the other."""
+    async def _calls(self, calls: Sequence[Call], patience_s: float = 0.0) -> list[Answer]:
+        """Run functions in one trip, one after the other; with ``patience_s`` in that of another call."""
         packed = [self._packed(function, pairs) for function, pairs in calls]
-        raw = await self._ask(packed)
+        raw = await self._ask(packed, patience_s)
         for answer in raw:
             if isinstance(answer, ReplyError):
                 await self._start_anew()
@@ -264,12 +272,12 @@ class RedisQueue:
             flat += (name, int(value) if isinstance(value, bool) else value)
         return pack(flat)
 
-    async def _ask(self, commands: Sequence[bytes]) -> list[Any]:
+    async def _ask(self, commands: Sequence[bytes], patience_s: float = 0.0) -> list[Any]:
         """Send commands. On a connection that was idle they are sent again over a new one: repeating is safe."""
         wire = self._wire
         if wire is not None and not wire.is_closed:
             try:
-                return await wire.ask(commands)
+                return await wire.ask(commands, patience_s)
             except ConnectionError as error:
                 log.debug("the connection to Redis has ended: %s", error)
         try:

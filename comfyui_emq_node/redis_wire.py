@@ -22,10 +22,13 @@ class Wire(asyncio.Protocol):
 
     def __init__(self, connection: Any, transport: Any) -> None:
         self._connection, self._transport = connection, transport
-        self._rest = bytearray()
+        self._rest = b""
         self._trips: deque[tuple[int, float, asyncio.Future[list[Any]]]] = deque()
         """Of each trip under way: how many replies it gets, when it began, and who waits."""
         self._limit: asyncio.TimerHandle | None = None
+        self._unsent: list[bytes] = []
+        self._sending: asyncio.TimerHandle | None = None
+        """When the unsent are to go at the latest."""
         self._replies: list[Any] = []
         self.is_closed = False
 
@@ -40,8 +43,10 @@ class Wire(asyncio.Protocol):
         wire._transport.set_protocol(wire)
         return wire
 
-    async def ask(self, commands: Sequence[bytes]) -> list[Any]:
+    async def ask(self, commands: Sequence[bytes], patience_s: float = 0.0) -> list[Any]:
         """Send packed commands in one piece; an error reply is among the replies, not raised.
+
+        With ``patience_s`` they wait so long for others, to go with them: each trip is a write to the server's disk.
 
         Raises:
             ConnectionError: it is closed; whether the commands were run is not known.
@@ -51,10 +56,21 @@ class Wire(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         future: asyncio.Future[list[Any]] = loop.create_future()
         self._trips.append((len(commands), loop.time(), future))
-        self._transport.write(b"".join(commands))
+        self._unsent += commands
+        if not patience_s:
+            self._send()
+        elif self._sending is None:
+            self._sending = loop.call_later(patience_s, self._send)
         if self._limit is None:
             self._limit = loop.call_later(LIMIT_S, self._look, loop)
         return await future
+
+    def _send(self) -> None:
+        if self._sending is not None:
+            self._sending.cancel()
+            self._sending = None
+        self._transport.write(b"".join(self._unsent))
+        self._unsent.clear()
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         """End the connection where the oldest trip takes too long: one timer now and then, not one for each trip."""
@@ -69,17 +85,16 @@ class Wire(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Replies; a part of one waits for the rest."""
-        self._rest += data
-        at = 0
+        data, at = self._rest + data, 0
         try:
             while self._trips:
-                reply, at = parse(self._rest, at)
+                reply, at = parse(data, at)
                 self._take(reply)
         except Incomplete:
             pass
         except ValueError as error:
             self._end(ConnectionError(str(error)))
-        del self._rest[:at]
+        self._rest = data[at:]
 
     def _take(self, reply: Any) -> None:
         self._replies.append(reply)
@@ -97,8 +112,9 @@ class Wire(asyncio.Protocol):
     def _end(self, error: Exception) -> None:
         self.is_closed = True
         self._transport.close()
-        if self._limit is not None:
-            self._limit.cancel()
+        for timer in (self._limit, self._sending):
+            if timer is not None:
+                timer.cancel()
         while self._trips:
             *_, future = self._trips.popleft()
             if not future.done():

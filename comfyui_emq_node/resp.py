@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 NO_VALUE = (b"-1", b"")
+BULK_STRING = ord("$")
 BULK, ARRAY, ERROR, SIMPLE, NUMBER, NULL = b"$*-+:_"
 
 
@@ -30,7 +31,7 @@ def pack(arguments: Iterable[bytes | str | int]) -> bytes:
     return b"*%d\r\n%b" % (len(parts) // 3, b"".join(parts))
 
 
-def parse(data: bytes | bytearray, at: int = 0) -> tuple[Any, int]:
+def parse(data: bytes, at: int = 0) -> tuple[Any, int]:
     """The reply that begins at ``at``, and where the next one begins; an error reply is given, not raised.
 
     Raises:
@@ -40,7 +41,7 @@ def parse(data: bytes | bytearray, at: int = 0) -> tuple[Any, int]:
     end = data.find(b"\r\n", at)
     if end < 0:
         raise Incomplete
-    kind, head, after = data[at], bytes(data[at + 1 : end]), end + 2
+    kind, head, after = data[at], data[at + 1 : end], end + 2
     if kind == BULK:
         return _bulk(data, head, after)
     if kind == ARRAY:
@@ -56,20 +57,26 @@ def parse(data: bytes | bytearray, at: int = 0) -> tuple[Any, int]:
     raise ValueError(f"no reply of Redis begins with {chr(kind)!r}")
 
 
-def _bulk(data: bytes | bytearray, head: bytes, at: int) -> tuple[bytes | None, int]:
+def _bulk(data: bytes, head: bytes, at: int) -> tuple[bytes | None, int]:
     if head in NO_VALUE:
         return None, at
     end = at + int(head)
     if len(data) < end + 2:
         raise Incomplete
-    return bytes(data[at:end]), end + 2
+    return data[at:end], end + 2
 
 
-def _array(data: bytes | bytearray, head: bytes, at: int) -> tuple[list[Any] | None, int]:
+def _array(data: bytes, head: bytes, at: int) -> tuple[list[Any] | None, int]:
     if head in NO_VALUE:
         return None, at
     values: list[Any] = []
     for _ in range(int(head)):
-        value, at = parse(data, at)
+        end = data.find(b"\r\n", at)
+        if end < 0:
+            raise Incomplete
+        if data[at] == BULK_STRING:  # nearly all are: they are spared a call
+            value, at = _bulk(data, data[at + 1 : end], end + 2)
+        else:
+            value, at = parse(data, at)
         values.append(value)
     return values, at

@@ -59,6 +59,7 @@ class Run:
         self._comfy, self._durations, self._worker = comfy, durations, worker
         self._graph: dict[str, Any] = {}
         self._extra: dict[str, Any] = {}
+        self._expected_s: float | None = None
         self._stopped_at: float | None = None
         self._reports = 0
         self._is_known = False
@@ -362,8 +363,9 @@ class Run:
 
     def is_short(self, seconds: float) -> bool:
         """Whether the whole prompt is known to take no longer than this."""
-        expected = Progress(self._graph, self._graph, self._durations).expected()
-        return expected is not None and expected <= seconds
+        if self._expected_s is None:
+            self._expected_s = Progress(self._graph, self._graph, self._durations).expected()
+        return self._expected_s is not None and self._expected_s <= seconds
 
     def describe(self, current: bool) -> dict[str, Any]:
         """What a person is shown of the job; ``current``: it is the one that has the device."""

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from . import errors
-from .closing import Closing, persist, quietly
+from .closing import PATIENCE_S, Closing, persist, quietly
 from .comfy import Comfy
 from .download import in_thread
 from .files import Courier
@@ -47,6 +47,8 @@ class Worker:
         self._comfy, self._queues, self.worker_id = comfy, list(queues), worker_id
         self._runs: dict[str, Run] = {}
         self._current: Run | None = None
+        self._brisk = False
+        """The job of last is over within moments."""
         self._ahead: Run | None = None
         self._claiming: asyncio.Future[Any] | None = None
         """A claim ahead that is on its way."""
@@ -62,6 +64,7 @@ class Worker:
         self._inputs = Inputs(self.membership.brokers, self._cache, comfy.inventory.file_kind)
         self._closing = Closing(comfy, self._courier, self._hold, self._let_go)
         self._closing.treat_files(settings)
+        self._closing.is_brisk = lambda: self._brisk and (self._claiming or self._current) is not None
         self._closing.on_end, self._closing.on_superseded = self.wake, self._be_superseded
         self._tasks: list[asyncio.Task[Any]] = []
         self.is_stopping = False
@@ -280,7 +283,7 @@ class Worker:
 
     async def _do(self, run: Run) -> Run | None:
         """Execute a job and see to its end; gives the next job, if it is there."""
-        self._current = run
+        self._current, self._brisk = run, run.is_short(PATIENCE_S)
         log.debug("job %s: attempt %s starts", run.job.job_id, run.job.attempt)
         looking = asyncio.get_running_loop().call_later(self._politeness(run), self._start_looking, run)
         try:
@@ -377,6 +380,8 @@ class Worker:
             and await ahead.stage(self.membership.model_inputs)
         ):
             self._comfy.follow(current.prompt_id, ahead.prompt_id)
+            if current.ending is not None and ahead.is_wanted():  # it has ended meanwhile
+                self._comfy.push(ahead.prompt_id)
 
     def _keep_no_longer(self, ahead: Run) -> None:
         if self._ahead is ahead:

@@ -171,6 +171,23 @@ async def test_no_answer_ends_a_connection(server: RedisServer, monkeypatch: pyt
     await close_client(client)
 
 
+async def test_a_patient_call_goes_with_the_next_and_before_it(server: RedisServer) -> None:
+    server.start()
+    client = open_client(server.url, 5.0, 0)
+    wire: Wire = await open_wire(client, KEY)
+    assert await wire.ask([pack(["SET", f"{KEY}a", 1])], 0.01) == [b"OK"]  # nothing follows: it goes by itself
+    patient = asyncio.ensure_future(wire.ask([pack(["SET", f"{KEY}a", 2]), pack(["INCR", f"{KEY}a"])], 3600))
+    await asyncio.sleep(0)
+    assert await wire.ask([pack(["GET", f"{KEY}a"])]) == [b"3"]
+    assert await patient == [b"OK", 3]
+    unsent = asyncio.ensure_future(wire.ask([pack(["PING"])], 3600))
+    await asyncio.sleep(0)
+    await wire.close()
+    with pytest.raises(ConnectionError):
+        await unsent
+    await close_client(client)
+
+
 def test_replies_are_read_piece_by_piece() -> None:
     text = b"*5\r\n$2\r\nok\r\n:7\r\n$-1\r\n*1\r\n+in\r\n-ERR no\r\n+next\r\n"
     whole, at = parse(text)
