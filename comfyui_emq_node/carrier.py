@@ -19,6 +19,8 @@ from urllib.parse import urljoin, urlsplit
 CHUNK = 1 << 20
 SMALL = 256 << 10
 """A file up to this size is read once, for its hash and for the wire."""
+HEAD = 24
+"""So many bytes tell how large a PNG's picture is."""
 CONNECT_S = 5.0
 CONTINUE_S = 5.0
 """How long a server may take to say that a file may come; who says nothing gets it all the same."""
@@ -74,8 +76,8 @@ class Carrier:
     def put(self, errand: Errand) -> dict[str, Any]:
         """Carry a file.
 
-        Gives ``status`` (HTTP) with ``answer``, ``size`` and ``hash``; or ``too_large`` (bytes); or ``unreadable`` or
-        ``again``, each with the reason. Never raises.
+        Gives ``status`` (HTTP) with ``answer``, ``size``, ``hash`` and, of a small file, its ``head`` (hexadecimal);
+        or ``too_large`` (bytes); or ``unreadable`` or ``again``, each with the reason. Never raises.
         """
         try:
             content = _read_small(errand.path)
@@ -88,7 +90,8 @@ class Carrier:
             status, answer = self._deliver(errand, content, size, digest)
         except (OSError, ValueError, http.client.HTTPException) as error:
             return {"again": str(error) or type(error).__name__}
-        return {"status": status, "answer": answer, "size": size, "hash": f"blake3:{digest}"}
+        head = {} if content is None else {"head": content[:HEAD].hex()}
+        return {"status": status, "answer": answer, "size": size, "hash": f"blake3:{digest}", **head}
 
     def close(self) -> None:
         """Close idle connections."""

@@ -11,10 +11,10 @@ Dimensions = dict[str, Any]
 """``width`` and ``height`` in pixels, ``duration_s`` in seconds; what is not known is left out."""
 
 
-async def dimensions(path: str, content_type: str) -> Dimensions:
-    """Read them; never raises. A PNG, by far the most common file, is not worth a thread."""
+async def dimensions(path: str, content_type: str, head: bytes = b"") -> Dimensions:
+    """Read them; never raises. A PNG, by far the most common file, is not worth a thread; its ``head`` is all of it."""
     if content_type == "image/png":
-        return _quietly(_png, path)
+        return _png(head) if head else _quietly(_read_png, path)
     read = {"image": _picture, "video": _recording, "audio": _recording}.get(content_type.partition("/")[0])
     if read is None:
         return {}
@@ -29,11 +29,16 @@ def _quietly(read: Any, path: str) -> Dimensions:
         return {}
 
 
-def _png(path: str) -> Dimensions:
+def _read_png(path: str) -> Dimensions:
     with open(path, "rb") as file:
-        head = file.read(24)
+        return _png(file.read(24))
+
+
+def _png(head: bytes) -> Dimensions:
+    if len(head) < 24 or head[12:16] != b"IHDR":
+        return {}
     width, height = struct.unpack(">II", head[16:24])
-    return {"width": width, "height": height} if head[12:16] == b"IHDR" else {}
+    return {"width": width, "height": height}
 
 
 def _picture(path: str) -> Dimensions:

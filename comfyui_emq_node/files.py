@@ -213,10 +213,11 @@ class Courier:
         room = INLINE_TOTAL
         for number, output in enumerate(gathered.outputs):
             stored = await self._put_for_long(job, number, output, is_held)
+            head = bytes.fromhex(stored.pop("head", ""))
             record = {"node_id": output.node_id, "filename": output.filename, **stored}
             content_type = str(record.get("content_type") or "")
             record["kind"] = kind_of(content_type)
-            record.update(await dimensions(output.path, content_type))
+            record.update(await dimensions(output.path, content_type, head))
             if record["kind"] == "text" and (text := _inline(output.path, room)) is not None:
                 record["text"] = text
                 room -= len(text)
@@ -252,7 +253,7 @@ class Courier:
         if "too_large" in said:
             raise UploadFailed(f"{output.filename} has {said['too_large']} bytes; the broker takes {place.max_bytes}.")
         if said["status"] < 300:
-            return {"size": said["size"], "hash": said["hash"], **said["answer"]}
+            return {"size": said["size"], "hash": said["hash"], "head": said.get("head", ""), **said["answer"]}
         raise _refusal(said["status"], said["answer"], output.filename)
 
 

@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 from typing import Any
 
 from .carrier import Carrier, Errand
@@ -94,7 +93,7 @@ class SideProcess:
         if link is None:
             return await asyncio.get_running_loop().run_in_executor(None, self._carrier.put, errand)
         number = next(self._ids)
-        link.say({"id": number, "put": asdict(errand)})
+        link.say({"id": number, "put": vars(errand)})
         return await link.answer(number)
 
     async def close(self) -> None:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from comfyui_emq_node.carrier import HEAD
 from comfyui_emq_node.dimensions import dimensions
 from comfyui_emq_node.files import Gathered, Output
 from comfyui_emq_node.metadata import copy_without_text, has_text
@@ -26,6 +27,12 @@ def picture(path: Path, kind: str, **options: object) -> Path:
 async def test_a_picture_has_width_and_height(tmp_path: Path, kind: str) -> None:
     path = picture(tmp_path / "x", kind)
     assert await dimensions(str(path), f"image/{kind.lower()}") == {"width": 37, "height": 21}
+
+
+async def test_the_head_of_a_png_is_enough(tmp_path: Path) -> None:
+    head = picture(tmp_path / "x", "PNG").read_bytes()[:HEAD]
+    assert await dimensions("nowhere", "image/png", head) == {"width": 37, "height": 21}
+    assert await dimensions("nowhere", "image/png", head[:-1]) == {}
 
 
 @pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n", b"\x89PNG\r\n\x1a\n" + bytes(40), b"RIFF1234WEBPVP8 "])
