@@ -70,10 +70,8 @@ async def read_one(app: web.Application, parts: Services, view: View) -> dict[st
         parts.history.ended(worker=worker_id, status="failed", since=now_ms() - HOUR_MS, tenant=view.sees),
     )
     worker = dress(worker, load, app[PREVIEWS], view)
-    for job in ended:
-        job["kind"] = kind_of(job)
-        job["ran_ms"] = _ran_ms(job)
-    return {"worker": worker, "ended": ended, "failed": len(failed), "more_failed": more is not None}
+    shown = [{**job, "kind": kind_of(job), "ran_ms": _ran_ms(job)} for job in ended]
+    return {"worker": worker, "ended": shown, "failed": len(failed), "more_failed": more is not None}
 
 
 def _ran_ms(job: dict[str, Any]) -> int | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
+from functools import partial
 from typing import Any
 
 from broker.errors import EmqError
@@ -13,7 +14,7 @@ from broker.jobs.figures import public_stats, working
 from broker.jobs.latest import Latest
 from broker.jobs.records import loads
 from broker.protocol.base import now_ms
-from broker.queue.queue import Answer, Queue
+from broker.queue.queue import Answer, Queue, parse
 from broker.queue.series import KEPT, Series
 
 log = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ MINUTE_MS = 60_000
 MOST_PAGES = 25
 """Pages of ended jobs that one sample reads: 5,000 jobs a minute; of more, the latest count."""
 MOST_KINDS, MOST_TENANTS, MOST_GPUS = 20, 50, 1000
-MOST_LATEST = 32
+MOST_LATEST, MOST_ENDED = 32, 5000
 FRESH_S, DUE_S = 10.0, 0.5
 """How old samples may be; the same while the next one is due."""
 LATE_MS = 5000
@@ -50,6 +51,33 @@ def ended_job(row: Answer) -> dict[str, Any]:
     }
 
 
+class _Ended:
+    """Ended jobs that were read last. One stays as it is until it is run again, and then it ends at another time."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[tuple[bytes, bytes], dict[str, Any]] = OrderedDict()
+
+    def read(self, raw: list[Any], jobs: list[dict[str, Any]]) -> Answer:
+        """The answer of ``emq_ended`` without its rows: these are added to ``jobs``, parsed if they are not known."""
+        answer = Answer(raw[0].decode())
+        for name, value in zip(raw[1::2], raw[2::2], strict=True):
+            if isinstance(value, list):
+                jobs.append(self._job(value))
+            else:
+                answer.pairs[name.decode()] = value
+        while len(self._known) > MOST_ENDED:
+            self._known.popitem(last=False)
+        return answer
+
+    def _job(self, row: list[Any]) -> dict[str, Any]:
+        name = row[2], row[row.index(b"finished_at") + 1]
+        if name in self._known:
+            self._known.move_to_end(name)
+        else:
+            self._known[name] = ended_job(parse(row))
+        return self._known[name]
+
+
 class History:
     """Reads the samples (at most ten seconds old) and the ended jobs."""
 
@@ -62,6 +90,7 @@ class History:
         self._read_at = float("-inf")
         self._load: tuple[list[dict[str, Any]], int, dict[str, list[float]]] = ([], 0, {})
         self._latest: dict[tuple[str, str], Latest] = {}
+        self._ended = _Ended()
 
     async def samples(self, minutes: int = 60) -> list[dict[str, Any]]:
         """The newest samples, the oldest first; see ``docs/queue.md`` for their fields."""
@@ -82,10 +111,12 @@ class History:
     ) -> tuple[list[dict[str, Any]], int | None]:
         """Jobs by when they ended, the latest first, and the ``until`` that goes on (``None``: no more).
 
-        Filters: ``tenant``, ``worker``, ``status`` (lines; else completed and failed).
+        They are not to be changed. Filters: ``tenant``, ``worker``, ``status`` (lines; else completed and failed).
         """
-        answer = await self._queue.ended(since=since, until=until, limit=limit, **filters)
-        return [ended_job(row) for row in answer.rows], answer.number("next") or None
+        jobs: list[dict[str, Any]] = []
+        read = partial(self._ended.read, jobs=jobs)
+        answer = await self._queue.ended(since=since, until=until, limit=limit, read=read, **filters)
+        return jobs, answer.number("next") or None
 
     async def gpu_load(self, minutes: int = 60) -> dict[str, list[float]]:
         """How busy each GPU was in the last minutes, in percent, the oldest first."""

@@ -61,6 +61,8 @@ class Latest:
         if more is not None:
             return False
         found = {job["job_id"]: job for job in jobs}
+        if all(self._jobs.get(name) == job for name, job in found.items()):
+            return True
         found |= {name: job for name, job in self._jobs.items() if name not in found}
         kept = sorted(found.values(), key=lambda job: -job["finished_at"])
         if len(kept) > PAGE * PAGES:

@@ -329,14 +329,20 @@ class Queue:
         )
 
     async def ended(
-        self, *, since: int | None = None, until: int | None = None, limit: int = 100, **filters: str
+        self,
+        *,
+        since: int | None = None,
+        until: int | None = None,
+        limit: int = 100,
+        read: Callable[[Any], Answer] = parse,
+        **filters: str,
     ) -> Answer:
         """Jobs by when they ended, the latest first; ``next`` is the ``until`` that goes on.
 
         Filters: ``tenant``, ``worker``, ``status`` (lines; else completed and failed).
         """
         page: dict[str, Value | None] = {"since": since, "until": until, "limit": limit}
-        return await self.call("ended", [*page.items(), *filters.items()])
+        return await self.call("ended", [*page.items(), *filters.items()], read)
 
     async def stats(self, tenant: str = "") -> Answer:
         """Counts, totals, depth by priority, workers."""

@@ -53,6 +53,30 @@ async def ended(queue: Queue, limit: int = 100, **filters: str) -> list[str]:
     raise AssertionError("the pages do not end")
 
 
+async def test_an_ended_job_is_parsed_once_until_it_has_run_again(queue: Queue, connection: Connection) -> None:
+    clock, past = Clock(connection, queue), History(queue, Series(connection, queue.prefix))
+    await queue.configure(lease_ms=10**9)
+    worker = SimulatedWorker(queue, "w1", profile=profile(("A",)))
+    await clock.at(NOW)
+    await worker.register()
+    await ran(clock, worker, "j1", NOW + 2000, NOW + 4000, ok=False)
+    [failed], _ = await past.ended()
+    assert failed["status"] == "failed"
+    [same], _ = await past.ended(status="failed")
+    assert same is failed
+    await queue.retry("j1")
+    assert await past.ended() == ([], None)
+    await clock.at(NOW + 6000)
+    held = await worker.claim()
+    assert held is not None
+    await worker.report(held)
+    await clock.at(NOW + 8000)
+    await worker.finish(held)
+    [completed], _ = await past.ended()
+    assert (completed["status"], completed["finished_at"]) == ("completed", NOW + 8000)
+    assert completed["error"] is None
+
+
 async def test_ended_jobs_come_the_latest_end_first(queue: Queue, connection: Connection) -> None:
     clock = Clock(connection, queue)
     await queue.configure(lease_ms=10**9)
