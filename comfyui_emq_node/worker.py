@@ -380,7 +380,8 @@ class Worker:
             and await ahead.stage(self.membership.model_inputs)
         ):
             self._comfy.follow(current.prompt_id, ahead.prompt_id)
-            if current.ending is not None and ahead.is_wanted():  # it has ended meanwhile
+            has_ended = current.ending is not None
+            if has_ended and ahead.is_wanted() and self._comfy.foreign()[1] == 0:
                 self._comfy.push(ahead.prompt_id)
 
     def _keep_no_longer(self, ahead: Run) -> None:
