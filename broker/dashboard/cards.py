@@ -24,7 +24,7 @@ def job_link(job_id: Any) -> Markup:
     return Markup(f'<a class="id" href="/jobs/{segment(job_id)}" title="{text}">{escape(str(job_id)[:12])}</a>')  # noqa: S704 # nosec B704 - escaped above
 
 
-@lru_cache(4096)
+@lru_cache(1024)
 def _escaped(text: str) -> str:
     return str(escape(text))
 

@@ -110,7 +110,7 @@ def element(kind: str, name: Any) -> str:
     return f"{kind}-{blake3(str(name).encode()).hexdigest()[:12]}"
 
 
-@lru_cache(4096)
+@lru_cache(1024)
 def segment(name: Any) -> str:
     """A name as one segment of a path."""
     return quote(str(name), safe="")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -23,7 +24,7 @@ MINUTE_MS = 60_000
 MOST_PAGES = 25
 """Pages of ended jobs that one sample reads: 5,000 jobs a minute; of more, the latest count."""
 MOST_KINDS, MOST_TENANTS, MOST_GPUS = 20, 50, 1000
-MOST_LATEST, MOST_ENDED = 32, 5000
+MOST_LATEST, MOST_ENDED, UNREAD_S = 32, 5000, 60.0
 FRESH_S, DUE_S = 10.0, 0.5
 """How old samples may be; the same while the next one is due."""
 LATE_MS = 5000
@@ -51,31 +52,40 @@ def ended_job(row: Answer) -> dict[str, Any]:
     }
 
 
-class _Ended:
-    """Ended jobs that were read last. One stays as it is until it is run again, and then it ends at another time."""
+class EndedJobs:
+    """Ended jobs that were read last. One stays as it is until it is run again, and then it ends at another time.
 
-    def __init__(self) -> None:
-        self._known: OrderedDict[tuple[bytes, bytes], dict[str, Any]] = OrderedDict()
+    What was not read for a minute goes: with a bound on their number alone a broker would grow until it is reached.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._known: dict[tuple[bytes, bytes], dict[str, Any]] = {}
+        self._before: dict[tuple[bytes, bytes], dict[str, Any]] = {}
+        self._since = clock()
+
+    def __len__(self) -> int:
+        return len(self._known | self._before)
 
     def read(self, raw: list[Any], jobs: list[dict[str, Any]]) -> Answer:
         """The answer of ``emq_ended`` without its rows: these are added to ``jobs``, parsed if they are not known."""
+        now = self._clock()
+        if now - self._since > UNREAD_S or len(self._known) >= MOST_ENDED:
+            self._known, self._before, self._since = {}, self._known, now
         answer = Answer(raw[0].decode())
         for name, value in zip(raw[1::2], raw[2::2], strict=True):
             if isinstance(value, list):
                 jobs.append(self._job(value))
             else:
                 answer.pairs[name.decode()] = value
-        while len(self._known) > MOST_ENDED:
-            self._known.popitem(last=False)
         return answer
 
     def _job(self, row: list[Any]) -> dict[str, Any]:
         name = row[2], row[row.index(b"finished_at") + 1]
-        if name in self._known:
-            self._known.move_to_end(name)
-        else:
-            self._known[name] = ended_job(parse(row))
-        return self._known[name]
+        job = self._known.get(name)
+        if job is None:
+            job = self._known[name] = self._before.get(name) or ended_job(parse(row))
+        return job
 
 
 class History:
@@ -90,7 +100,7 @@ class History:
         self._read_at = float("-inf")
         self._load: tuple[list[dict[str, Any]], int, dict[str, list[float]]] = ([], 0, {})
         self._latest: dict[tuple[str, str], Latest] = {}
-        self._ended = _Ended()
+        self._ended = EndedJobs()
 
     async def samples(self, minutes: int = 60) -> list[dict[str, Any]]:
         """The newest samples, the oldest first; see ``docs/queue.md`` for their fields."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from broker.jobs import history as history_of
-from broker.jobs.history import History, Recorder
+from broker.jobs.history import UNREAD_S, EndedJobs, History, Recorder
 from broker.queue.connection import Connection
 from broker.queue.queue import Queue
 from broker.queue.series import KEPT, Series
@@ -75,6 +75,21 @@ async def test_an_ended_job_is_parsed_once_until_it_has_run_again(queue: Queue, 
     [completed], _ = await past.ended()
     assert (completed["status"], completed["finished_at"]) == ("completed", NOW + 8000)
     assert completed["error"] is None
+
+
+def test_ended_jobs_that_nobody_reads_go_after_a_minute() -> None:
+    now = [0.0]
+    ended = EndedJobs(lambda: now[0])
+    for second in range(3600):
+        now[0] = float(second)
+        ended.read([b"ok", b"row", row(f"j{second}", second)], [])
+    assert len(ended) <= 2 * (UNREAD_S + 1)
+
+
+def row(job_id: str, finished_at: int) -> list[bytes]:
+    """A job as ``emq_ended`` gives it."""
+    pairs = {"job_id": job_id, "finished_at": str(finished_at), "status": "completed"}
+    return [b"job", *(part.encode() for pair in pairs.items() for part in pair)]
 
 
 async def test_ended_jobs_come_the_latest_end_first(queue: Queue, connection: Connection) -> None:
