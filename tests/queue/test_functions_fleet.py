@@ -301,3 +301,19 @@ async def test_a_fleet_that_beats_while_it_is_read_in_parts_is_read_whole(desk: 
         beating.cancel()
         await asyncio.gather(beating, return_exceptions=True)
     assert (await desk.queue.workers("gpu-01\ngpu-02")).rows == []
+
+
+async def test_a_worker_that_leaves_after_an_hour_of_silence_is_listed_while_it_has_a_job(desk: Desk) -> None:
+    await desk.add("j")
+    worker = await desk.worker()
+    await worker.start()
+    desk.tick(3_700_000)
+    await worker.call("leave")
+    await desk.queue.sweep()
+    [row] = (await desk.queue.workers()).rows
+    assert [line.split()[0] for line in row.lines("held")] == ["j"]
+    await desk.live(LEASE_MS + 5_000)
+    assert await desk.status("j") == "pending"
+    desk.tick(3_700_000)
+    await desk.queue.sweep()
+    assert await states(desk) == {}

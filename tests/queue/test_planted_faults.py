@@ -20,6 +20,9 @@ from tests.support import audit
 from tests.support.audit import Broken
 from tests.support.servers import RedisServer, valkey_binary
 
+HISTORIES = 1000
+"""As many as the state machine's test runs; most faults show in the first hundred, which ends the search."""
+
 # What is planted: the function's text, what it becomes, and the rules that may show it.
 FAULTS: dict[str, tuple[str, str, set[str]]] = {
     "a job that goes back is in no lane": (
@@ -171,5 +174,5 @@ def test_a_planted_fault_is_found(faulty: redis.Redis, name: str) -> None:
     assert text.count(good) == 1, f"the text to change is there {text.count(good)} times: {good}"
     faulty.function_load(text.replace(good, bad), replace=True)
     with pytest.raises(Broken) as found:
-        run_state_machine_as_test(machine(faulty), settings=profile(300, (Phase.generate,)))
+        run_state_machine_as_test(machine(faulty), settings=profile(HISTORIES, (Phase.generate,)))
     assert str(found.value).partition(":")[0] in rules, str(found.value)

@@ -90,7 +90,8 @@ function Q.forget_workers(u, limit)
   local old = call('ZRANGEBYSCORE', P .. 'workers', '-inf', u.now - WORKER_LIFE_MS, 'LIMIT', 0, limit)
   for _, name in ipairs(old) do
     local w = Q.worker(u, name)
-    if not w or w.gone then call('ZREM', P .. 'workers', name) end
+    -- One that left just now, after an hour without a heartbeat, may still have jobs.
+    if not w or w.gone and u.now - w.gone > WORKER_LIFE_MS then call('ZREM', P .. 'workers', name) end
   end
 end
 
