@@ -42,7 +42,10 @@ MEMORY_BACK = 0.02
 MOST_WAITING = 10
 SAMPLE_S, WRITE_S = 5.0, 60.0
 DRAIN_S = 300.0
+# Files live for a minute, so brokers look for old ones every half minute, as they do each hour otherwise: that look
+# is work like any other, and one at the end of the measured hour, through all of that hour's files, would be growth.
 SETTINGS = {
+    "EMQ_KEEP_OUTPUTS": "*=60",
     "EMQ_TTL_COMPLETED_S": "30", "EMQ_TTL_FAILED_S": "30", "EMQ_TTL_CANCELLED_S": "30", "EMQ_IDEMPOTENCY_TTL_S": "30",
     "EMQ_BACKOFF_S": "0.2", "EMQ_LOG_FORMAT": "json", "EMQ_SECRET": "the secret of the soak",
 }  # fmt: skip

@@ -303,12 +303,14 @@ async def test_a_fleet_that_beats_while_it_is_read_in_parts_is_read_whole(desk: 
     assert (await desk.queue.workers("gpu-01\ngpu-02")).rows == []
 
 
-async def test_a_worker_that_leaves_after_an_hour_of_silence_is_listed_while_it_has_a_job(desk: Desk) -> None:
+@pytest.mark.parametrize("silent_ms", [(0, 3_700_000), (3_700_000, 0)], ids=["leaves, silence", "silence, leaves"])
+async def test_a_worker_that_has_left_is_listed_while_it_has_a_job(desk: Desk, silent_ms: tuple[int, int]) -> None:
     await desk.add("j")
     worker = await desk.worker()
     await worker.start()
-    desk.tick(3_700_000)
+    desk.tick(silent_ms[0])
     await worker.call("leave")
+    desk.tick(silent_ms[1])
     await desk.queue.sweep()
     [row] = (await desk.queue.workers()).rows
     assert [line.split()[0] for line in row.lines("held")] == ["j"]

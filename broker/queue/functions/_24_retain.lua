@@ -84,14 +84,13 @@ function Q.forget_classes(u, limit)
   return kept
 end
 
--- Forgets workers that were gone for an hour.
+-- Forgets workers that were gone for an hour. One that has jobs, which wait for it to come back, stays until they go.
 function Q.forget_workers(u, limit)
   local P = u.P
   local old = call('ZRANGEBYSCORE', P .. 'workers', '-inf', u.now - WORKER_LIFE_MS, 'LIMIT', 0, limit)
   for _, name in ipairs(old) do
     local w = Q.worker(u, name)
-    -- One that left just now, after an hour without a heartbeat, may still have jobs.
-    if not w or w.gone and u.now - w.gone > WORKER_LIFE_MS then call('ZREM', P .. 'workers', name) end
+    if not w or w.gone and call('EXISTS', P .. 'held:' .. w.instance) == 0 then call('ZREM', P .. 'workers', name) end
   end
 end
 
