@@ -231,6 +231,18 @@ async def test_a_waiting_job_can_be_moved(desk: Desk, where: str) -> None:
     assert await drain(desk, worker, 3) == ["j2", "j3", "j1"]
 
 
+async def test_a_job_that_comes_back_stays_before_later_ones_of_its_lane(desk: Desk) -> None:
+    """While it ran nothing waited, so its level forgot who had what; another tenant's job was moved to the front."""
+    await desk.add("lost")
+    await (await desk.worker("w")).start()
+    worker = await desk.worker("w")  # another process: what the first one ran goes back
+    assert await desk.status("lost") == "pending"
+    await desk.add("front", tenant="bob")
+    await desk.queue.set_priority("front", "bob", front=True)
+    await desk.add("later")
+    assert await drain(desk, worker, 3) == ["front", "lost", "later"]
+
+
 async def test_what_no_longer_waits_cannot_be_moved(desk: Desk) -> None:
     await desk.add("j")
     worker = await desk.worker()

@@ -60,6 +60,16 @@ function Q.score(u, level, tenant, class)
   return Q.int((100 - level) * Q.LEVEL + start)
 end
 
+-- Jobs that are submitted later stay behind one of their lane that is back at its old place: while nothing waited its
+-- level has forgotten who had what.
+function Q.stay_ahead(u, r)
+  local score = tonumber(r.score)
+  local level, tag, t, c = Q.level_of(score), score % Q.LEVEL, 't:' .. r.tenant, 'c:' .. r.tenant .. ':' .. r.class
+  local v = Q.virtual(u, level, t, c)
+  local _, in_class = finish_tags(u, v, level, t, c)
+  if in_class < tag then v.set[c] = Q.int(tag) end
+end
+
 -- The score of a job that is moved to the front of its level: before everything that waits there.
 function Q.front_score(u, level)
   local v = Q.virtual(u, level)

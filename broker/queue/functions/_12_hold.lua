@@ -96,6 +96,8 @@ function Q.enqueue(u, r, reason, silent)
   if not r.score then
     Q.put(u, r, 'score', Q.score(u, tonumber(r.priority), r.tenant, r.class))
     Q.put(u, r, 'ready_at', u.ms)
+  else
+    Q.stay_ahead(u, r)
   end
   Q.lane_add(u, r)
   if not silent then Q.update(u, r, reason, (Q.position(u, r, 64))) end
