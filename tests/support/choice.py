@@ -101,7 +101,9 @@ class Fleet:
         if answer.outcome == "job":
             self._check_given(answer.text("job_id"), worker, before, after, named)
         elif answer.outcome == "none":
-            missed = [] if self.stopped(worker) else self.claimable(worker, after)
+            # For a job that this call let go on, since its last parent has expired, an idle worker is woken.
+            waited = {job for job, record in before.jobs.items() if record["status"] == "pending"}
+            missed = [] if self.stopped(worker) else [job for job in self.claimable(worker, after) if job in waited]
             need(not missed, "I1", f"{worker} got nothing, though it could run {missed}")
         elif answer.outcome == "paused":
             need(self.stopped(worker), "state", f"{worker} is told that it is paused")
