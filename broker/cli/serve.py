@@ -23,6 +23,9 @@ from broker.settings import Settings
 
 log = logging.getLogger(__name__)
 
+YOUNG = 10_000
+"""Objects after which Python looks for rings of rubbish among the newest: a drawn page or a large answer of Redis makes
+some thousands that go by themselves. At Python's 700 it looked 20 times a second at what pages show, for nothing."""
 BETWEEN_REQUESTS_S = 75
 """A connection may idle between requests for so long; longer than NGINX keeps one (60 s), or requests would be lost."""
 
@@ -49,11 +52,6 @@ def _run(args: argparse.Namespace) -> int:
     settings = settings_from(args)
     configure(settings.log_level, settings.log_format)
     return asyncio.run(serve(settings))
-
-
-YOUNG = 10_000
-"""Objects after which Python looks for rings of rubbish among the newest: a drawn page or a large answer of Redis makes
-some thousands that go by themselves. At Python's 700 it looked 20 times a second at what pages show, for nothing."""
 
 
 def _listen(settings: Settings) -> socket.socket:

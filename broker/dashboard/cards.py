@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from broker.dashboard.parts import Parts, joined
-from broker.dashboard.words import age, duration, element, megabytes, segment
+from broker.dashboard.words import age, duration, element, escaped, megabytes, segment
 
 Job = dict[str, Any]
 Draw = Callable[..., str]
@@ -24,17 +24,12 @@ def job_link(job_id: Any) -> Markup:
     return Markup(f'<a class="id" href="/jobs/{segment(job_id)}" title="{text}">{escape(str(job_id)[:12])}</a>')  # noqa: S704 # nosec B704 - escaped above
 
 
-@lru_cache(1024)
-def _escaped(text: str) -> str:
-    return str(escape(text))
-
-
 def node(job: Job) -> Markup:
     """The node that runs, and its step; what a job does when none runs."""
     told = job["node"]
     if told:
         step = f' <span class="num">{int(told["value"])}/{int(told["max"])}</span>' if told["max"] else ""
-        name = _escaped(str(told["class_type"] or told["id"]))
+        name = escaped(str(told["class_type"] or told["id"]))
         return Markup(f'<span class="node">{name}{step}</span>')  # noqa: S704 # nosec B704 - escaped above
     word = "uploading" if job["phase"] == "finishing" else "starting" if job["status"] == "claimed" else ""
     return Markup(f'<span class="node quiet">{word}</span>' if word else "")  # noqa: S704 # nosec B704 - own words
@@ -42,7 +37,7 @@ def node(job: Job) -> Markup:
 
 def bar(job: Job) -> Markup:
     """How far a job is."""
-    label = _escaped(job["job_id"][:12])
+    label = escaped(job["job_id"][:12])
     return Markup(f'<progress max="100" value="{job["progress"] or 0}" aria-label="progress of {label}"></progress>')  # noqa: S704 # nosec B704 - a number and an escaped text
 
 

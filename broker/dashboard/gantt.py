@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from broker.dashboard.parts import joined
-from broker.dashboard.words import duration, query, segment, term
+from broker.dashboard.words import duration, escaped, query, segment, term
 
 ROW, LABEL, TOP, WIDTH = 22, 150, 18, 1000
 """In the picture's units."""
@@ -37,18 +37,13 @@ def _bar(bar: Any, y: int) -> str:
     words = f"k{bar.colour}{' failed' if bar.status == 'failed' else ''}{'' if bar.mine else ' other'}"
     drawn = (
         f'<rect class="{words}" x="{bar.x}" y="{y + 3}" width="{bar.width}" height="{ROW - 6}">'
-        f"<title>{_escaped(bar.kind)}, {duration(bar.ms)}, {bar.status}</title></rect>"
+        f"<title>{escaped(bar.kind)}, {duration(bar.ms)}, {bar.status}</title></rect>"
     )
     if bar.job_id:
         drawn = f'<a href="/jobs/{segment(bar.job_id)}">{drawn}</a>'
     if bar.swap:
         drawn += f'<line class="swap" x1="{bar.x}" x2="{bar.x}" y1="{y + 1}" y2="{y + ROW - 1}"/>'
     return drawn
-
-
-@lru_cache(1024)
-def _escaped(text: str) -> str:
-    return str(escape(text))
 
 
 @lru_cache(1024)

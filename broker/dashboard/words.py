@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from blake3 import blake3
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 _UNITS = ((86_400, "d"), (3600, "h"), (60, "min"))
 _LINE = {step: f"l1 {step}" for step in range(-15, 16)}
@@ -102,6 +102,12 @@ def sparkline(values: Sequence[float], title: str, most: int = 100) -> Markup:
         '<svg class="spark" viewBox="0 0 60 17" preserveAspectRatio="none" role="img" aria-label="{}"><title>{}</title>'
         '<path d="{}"/></svg>'
     ).format(title, title, _course(tuple(round(value) for value in values), most))
+
+
+@lru_cache(1024)
+def escaped(text: str) -> str:
+    """A text for HTML, where rows are drawn by functions: most texts come again."""
+    return str(escape(text))
 
 
 @lru_cache(1024)

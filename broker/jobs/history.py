@@ -17,6 +17,7 @@ from broker.jobs.records import loads
 from broker.protocol.base import now_ms
 from broker.queue.queue import Answer, Queue, parse
 from broker.queue.series import KEPT, Series
+from broker.recent import Recent
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ MINUTE_MS = 60_000
 MOST_PAGES = 25
 """Pages of ended jobs that one sample reads: 5,000 jobs a minute; of more, the latest count."""
 MOST_KINDS, MOST_TENANTS, MOST_GPUS = 20, 50, 1000
-MOST_LATEST, MOST_ENDED, UNREAD_S = 32, 5000, 60.0
+MOST_LATEST, MOST_ENDED = 32, 5000
 FRESH_S, DUE_S = 10.0, 0.5
 """How old samples may be; the same while the next one is due."""
 LATE_MS = 5000
@@ -53,25 +54,16 @@ def ended_job(row: Answer) -> dict[str, Any]:
 
 
 class EndedJobs:
-    """Ended jobs that were read last. One stays as it is until it is run again, and then it ends at another time.
-
-    What was not read for a minute goes: with a bound on their number alone a broker would grow until it is reached.
-    """
+    """Ended jobs that were read last. One stays as it is until it is run again, and then it ends at another time."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._known: dict[tuple[bytes, bytes], dict[str, Any]] = {}
-        self._before: dict[tuple[bytes, bytes], dict[str, Any]] = {}
-        self._since = clock()
+        self._known: Recent[tuple[bytes, bytes], dict[str, Any]] = Recent(MOST_ENDED, clock)
 
     def __len__(self) -> int:
-        return len(self._known | self._before)
+        return len(self._known)
 
     def read(self, raw: list[Any], jobs: list[dict[str, Any]]) -> Answer:
         """The answer of ``emq_ended`` without its rows: these are added to ``jobs``, parsed if they are not known."""
-        now = self._clock()
-        if now - self._since > UNREAD_S or len(self._known) >= MOST_ENDED:
-            self._known, self._before, self._since = {}, self._known, now
         answer = Answer(raw[0].decode())
         for name, value in zip(raw[1::2], raw[2::2], strict=True):
             if isinstance(value, list):
@@ -82,10 +74,7 @@ class EndedJobs:
 
     def _job(self, row: list[Any]) -> dict[str, Any]:
         name = row[2], row[row.index(b"finished_at") + 1]
-        job = self._known.get(name)
-        if job is None:
-            job = self._known[name] = self._before.get(name) or ended_job(parse(row))
-        return job
+        return self._known.get(name, lambda: ended_job(parse(row)))
 
 
 class History:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from broker.dashboard.kept import MOST, UNUSED_S, Kept
+from broker.dashboard.kept import MOST, Kept
+from broker.recent import UNUSED_S
 
 
 def test_a_piece_is_rendered_once_while_it_is_asked_for() -> None:

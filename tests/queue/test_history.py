@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from broker.jobs import history as history_of
-from broker.jobs.history import UNREAD_S, EndedJobs, History, Recorder
+from broker.jobs.history import EndedJobs, History, Recorder
 from broker.queue.connection import Connection
 from broker.queue.queue import Queue
 from broker.queue.series import KEPT, Series
+from broker.recent import UNUSED_S
 from tests.support.jobs import new_job, profile
 from tests.support.simulated import SimulatedWorker
 
@@ -83,7 +84,7 @@ def test_ended_jobs_that_nobody_reads_go_after_a_minute() -> None:
     for second in range(3600):
         now[0] = float(second)
         ended.read([b"ok", b"row", row(f"j{second}", second)], [])
-    assert len(ended) <= 2 * (UNREAD_S + 1)
+    assert len(ended) <= 2 * (UNUSED_S + 1)
 
 
 def row(job_id: str, finished_at: int) -> list[bytes]:
