@@ -73,7 +73,8 @@ class EndedJobs:
         return answer
 
     def _job(self, row: list[Any]) -> dict[str, Any]:
-        name = row[2], row[row.index(b"finished_at") + 1]
+        fields = dict(zip(row[1::2], row[2::2], strict=True))  # a worker may be called like a field
+        name = fields[b"job_id"], fields[b"finished_at"]
         return self._known.get(name, lambda: ended_job(parse(row)))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from broker.jobs import history as history_of
@@ -87,9 +89,16 @@ def test_ended_jobs_that_nobody_reads_go_after_a_minute() -> None:
     assert len(ended) <= 2 * (UNUSED_S + 1)
 
 
-def row(job_id: str, finished_at: int) -> list[bytes]:
+def test_an_ended_job_is_known_by_its_end_whatever_its_worker_is_called() -> None:
+    ended, jobs = EndedJobs(), list[dict[str, Any]]()
+    for finished_at in (1000, 2000):
+        ended.read([b"ok", b"row", row("j", finished_at, worker_id="finished_at")], jobs)
+    assert [job["finished_at"] for job in jobs] == [1000, 2000]
+
+
+def row(job_id: str, finished_at: int, worker_id: str = "w") -> list[bytes]:
     """A job as ``emq_ended`` gives it."""
-    pairs = {"job_id": job_id, "finished_at": str(finished_at), "status": "completed"}
+    pairs = {"job_id": job_id, "worker_id": worker_id, "finished_at": str(finished_at), "status": "completed"}
     return [b"job", *(part.encode() for pair in pairs.items() for part in pair)]
 
 
