@@ -23,9 +23,16 @@ def replace(root: str, key: str, data: str, content: bytes, decide: Callable[[by
         return
     half = f"{named}#{secrets.token_hex(4)}"
     try:
-        _write(content_path, content)  # nothing names it yet
-        _write(half, document)
-        os.replace(half, named)
+        for left in reversed(range(_TRIES)):
+            try:
+                _write(content_path, content)  # nothing names it yet
+                _write(half, document)
+                os.replace(half, named)
+                return
+            except FileNotFoundError:  # cleaning takes an empty folder and what is half written away at any time
+                if not left:
+                    raise
+                os.makedirs(os.path.dirname(named), exist_ok=True)
     except BaseException:
         for path in (content_path, half):
             with suppress(OSError):
@@ -44,13 +51,5 @@ def read(path: str) -> bytes | None:
 
 
 def _write(path: str, content: bytes) -> None:
-    """Write a file, and make its folder where it is missing: cleaning takes an empty one away at any time."""
-    for left in reversed(range(_TRIES)):
-        try:
-            with open(path, "wb") as file:
-                file.write(content)
-            return
-        except FileNotFoundError:
-            if not left:
-                raise
-            os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "wb") as file:
+        file.write(content)

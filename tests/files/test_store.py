@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -92,6 +93,21 @@ async def test_small_files_are_stored_while_their_folder_is_swept(store, stream)
     for number in range(50):
         await store.put("t/j/0", str(number), stream(b"x"), label="x", expected=Expected(limit=9, size=1))
     await sweeping
+
+
+async def test_a_small_file_whose_half_is_swept_is_written_again(store, stream, tmp_path, monkeypatch):
+    replaced = os.replace
+
+    def after_a_sweep(half: str, named: str) -> None:
+        monkeypatch.setattr(os, "replace", replaced)
+        os.unlink(half)
+        shutil.rmtree(Path(half).parent)
+        replaced(half, named)
+
+    monkeypatch.setattr(os, "replace", after_a_sweep)
+    await store.put("t/j/0", "0", stream(b"x"), label="x", expected=Expected(limit=9, size=1))
+    assert await content(store, "t/j/0/0") == b"x"
+    assert len(files_below(tmp_path)) == 2
 
 
 async def test_a_reader_of_a_replaced_file_keeps_what_it_reads(store, stream):
