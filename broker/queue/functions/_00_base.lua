@@ -1,7 +1,7 @@
 -- What every function shares: the unit of work of one call, arguments, numbers and JSON text.
 --
--- A call gathers its changes of records, counters, logs and virtual time in a unit of work `u` and writes them once,
--- in `Q.commit`; sets are written as it goes. All checks of a function come before its first write.
+-- A call gathers its changes of records, counters, logs, virtual time and some sets in a unit of work `u` and writes
+-- them once, in `Q.commit`; other sets are written as it goes. All checks of a function come before its first write.
 
 Q.VERSION = 2
 Q.LEVEL = 2 ^ 45       -- width of a priority level in a score
@@ -80,7 +80,7 @@ function Q.open(P, ...)
     matches = 0, config = {},
     -- A table grows by doubling, and is hashed anew each time: those that fill for sure begin at their size.
     jobs = { a = nil, b = nil }, workers = { a = nil }, classes = { a = nil }, tenants = { a = nil },
-    levels = { a = nil }, touched = {}, told = {}, counts = {
+    levels = { a = nil }, sets = Q.new_sets(), touched = {}, told = {}, counts = {
       pending = nil, claimed = nil, processing = nil, completed = nil, completed_total = nil, attempts_total = nil,
       submitted_total = nil, a = nil, b = nil,
     }, lane_order = false, lanes = false, wakes = false, lives = false, had = false,

@@ -82,6 +82,7 @@ function Q.commit(u)
   if u.cascade then Q.cascade_now(u) end
   if u.lane_order then Q.settle(u) end
   if u.wakes then Q.wake_all(u) end
+  Q.write_sets(u)
   local touched, told = u.touched, u.told
   for i = 1, #touched do
     write_record(u, touched[i])

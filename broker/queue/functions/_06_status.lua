@@ -30,8 +30,8 @@ end
 -- Adds a new job in its first status.
 function Q.enter(u, r, status)
   local key, home = index(u, r, status)
-  call('ZADD', key, r.arrival, r._id)
-  if home == 'f' then call('ZADD', u.P .. 'fin:' .. status, u.ms, r._id) end
+  Q.zadd(u, key, r.arrival, r._id)
+  if home == 'f' then Q.zadd(u, u.P .. 'fin:' .. status, u.ms, r._id) end
   if home == 'w' then weigh(u, r, 1) end
   tally(u, r, status, 1)
 end
@@ -39,8 +39,8 @@ end
 -- Removes a job that is forgotten. Its group still counts it: a group's figures have a life time of their own.
 function Q.leave(u, r)
   local key, home = index(u, r, r.status)
-  call('ZREM', key, r._id)
-  if home == 'f' then call('ZREM', u.P .. 'fin:' .. r.status, r._id) end
+  Q.zrem(u, key, r._id)
+  if home == 'f' then Q.zrem(u, u.P .. 'fin:' .. r.status, r._id) end
   Q.count(u, r.status, -1)
   Q.count_of(u, r.tenant, r.status, -1)
 end
@@ -51,12 +51,12 @@ function Q.move(u, r, status)
   if old == status then return end
   local old_home, home = HOME[old], HOME[status]
   if old_home ~= home or home == 'f' then
-    call('ZREM', (index(u, r, old)), id)
-    call('ZADD', (index(u, r, status)), r.arrival, id)
+    Q.zrem(u, (index(u, r, old)), id)
+    Q.zadd(u, (index(u, r, status)), r.arrival, id)
     if old_home == 'w' then weigh(u, r, -1) end
     if home == 'w' then weigh(u, r, 1) end
-    if old_home == 'f' then call('ZREM', u.P .. 'fin:' .. old, id) end
-    if home == 'f' then call('ZADD', u.P .. 'fin:' .. status, u.ms, id) end
+    if old_home == 'f' then Q.zrem(u, u.P .. 'fin:' .. old, id) end
+    if home == 'f' then Q.zadd(u, u.P .. 'fin:' .. status, u.ms, id) end
   end
   tally(u, r, old, -1)
   tally(u, r, status, 1)
