@@ -4,7 +4,21 @@ from __future__ import annotations
 
 import sys
 
-from bench import access, deliveries, demo, files, fleet, inputs, load, main_job, queue, reconnect, recovery, scale
+from bench import (
+    access,
+    deliveries,
+    demo,
+    disk,
+    files,
+    fleet,
+    inputs,
+    load,
+    main_job,
+    queue,
+    reconnect,
+    recovery,
+    scale,
+)
 from bench.dashboard import main as dashboard
 
 BENCHES = {
@@ -15,6 +29,7 @@ BENCHES = {
     "fleet": fleet.main,
     "inputs": inputs.main,
     "files": files.main,
+    "disk": disk.main,
     "load": load.main,
     "deliveries": deliveries.main,
     "reconnect": reconnect.main,

@@ -37,7 +37,7 @@ from broker.dashboard.problems import errors_to_pages
 from broker.dashboard.roles import check_role
 from broker.errors import ConfigurationError, Unavailable
 from broker.files.cleanup import Cleaner, drop_unused
-from broker.files.objects import open_objects
+from broker.files.disk import open_objects
 from broker.files.outputs import delivered_result, remove_outputs
 from broker.files.replicas import Replicas, ReplicatedStore
 from broker.files.retention import parse_rules

@@ -67,8 +67,7 @@ class Cleaner:
     async def _next_folders(self, limit: int) -> list[str]:
         found: list[str] = []
         for tenant in await self._store.folders():
-            later = [folder for folder in await self._store.folders(tenant) if folder > self._after]
-            found = heapq.nsmallest(limit, found + later)
+            found = heapq.nsmallest(limit, [*found, *await self._store.folders(tenant, self._after, limit)])
         self._after = found[-1] if len(found) == limit else ""
         return found
 

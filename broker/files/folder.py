@@ -1,42 +1,65 @@
-"""Small objects in a local folder, each put in one go: the library would take a thread of its own for every step."""
+"""Objects in a local folder: plain blocking calls, to be made in a thread. Errors: ``OSError``.
+
+A name with a ``#`` is an object that is still being written: no listing has it.
+"""
 
 from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
 
 LIMIT = 256 << 10
 """The size up to which an object is small."""
-_TRIES = 5
+_TRIES = 20
+_MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+Found = tuple[str, datetime]
+"""A key, and when its object was last written."""
 
 
 def replace(root: str, key: str, data: str, content: bytes, decide: Callable[[bytes | None], bytes | None]) -> None:
     """Write ``content`` under ``data`` and then, in one step, what ``decide`` makes of what is under ``key``.
 
-    ``decide`` answers ``None`` to leave everything as it is. Blocking: for a thread. Raises ``OSError``.
+    ``decide`` answers ``None`` to leave everything as it is.
     """
     named, content_path = f"{root}/{key}", f"{root}/{data}"
     document = decide(read(named))
     if document is None:
         return
-    half = f"{named}#{secrets.token_hex(4)}"
+
+    def both(half: str) -> None:
+        _write(content_path, content)  # nothing names it yet
+        _write(half, document)
+
+    try:
+        _appear(named, both)
+    except BaseException:
+        _drop(content_path)
+        raise
+
+
+def write(path: str, content: bytes) -> None:
+    """Write a small object in one step."""
+    _appear(path, lambda half: _write(half, content))
+
+
+def _appear(path: str, make: Callable[[str], None]) -> None:
+    """Have ``make`` write a file under another name, and let it appear."""
+    half = _half(path)
     try:
         for left in reversed(range(_TRIES)):
             try:
-                _write(content_path, content)  # nothing names it yet
-                _write(half, document)
-                os.replace(half, named)
+                make(half)
+                os.replace(half, path)
                 return
             except FileNotFoundError:  # cleaning takes an empty folder and what is half written away at any time
                 if not left:
                     raise
-                os.makedirs(os.path.dirname(named), exist_ok=True)
+                _make_folder_of(path)
     except BaseException:
-        for path in (content_path, half):
-            with suppress(OSError):
-                os.unlink(path)
+        _drop(half)
         raise
 
 
@@ -45,11 +68,168 @@ def read(path: str) -> bytes | None:
     try:
         with open(path, "rb") as file:
             content = file.read(LIMIT + 1)
-    except FileNotFoundError:
+    except _MISSING:
         return None
     return content if len(content) <= LIMIT and os.path.realpath(path) == path else None
+
+
+class Reading:
+    """An object that is read from its beginning to its end, also when it is replaced meanwhile."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._file: int | None = None
+
+    def part(self, at: int, length: int) -> bytes:
+        """So many bytes (fewer at its end); raises ``FileNotFoundError`` for a link, too, which is no object."""
+        if self._file is None:
+            if os.path.realpath(self._path) != self._path or not os.path.isfile(self._path):
+                raise FileNotFoundError(self._path)
+            self._file = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        return os.pread(self._file, length, at)
+
+    def size(self) -> int:
+        """Of the whole."""
+        return os.stat(self._path, follow_symlinks=False).st_size
+
+    def close(self) -> None:
+        """End the reading."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+class Writing:
+    """An object that comes in pieces and appears when all have come."""
+
+    def __init__(self, path: str) -> None:
+        self._path, self._half = path, _half(path)
+        self._file: int | None = None
+
+    def add(self, piece: bytes) -> None:
+        """Write the next piece."""
+        if self._file is None:
+            self._file = self._open()
+        rest = memoryview(piece)
+        while rest:
+            rest = rest[os.write(self._file, rest) :]
+
+    def end(self) -> None:
+        """Let it appear."""
+        self.add(b"")
+        self._close()
+        os.replace(self._half, self._path)
+
+    def give_up(self) -> None:
+        """Take away what has come."""
+        with suppress(OSError):
+            self._close()
+        _drop(self._half)
+
+    def _open(self) -> int:
+        for left in reversed(range(_TRIES)):
+            try:
+                return os.open(self._half, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            except FileNotFoundError:
+                if not left:
+                    raise
+                _make_folder_of(self._path)
+        raise AssertionError("unreachable")
+
+    def _close(self) -> None:
+        if self._file is not None:
+            file, self._file = self._file, None
+            os.close(file)
+
+
+def delete(root: str, keys: Iterable[str]) -> None:
+    """Remove objects, and folders that are empty then; one that is not there is no error."""
+    parents = set()
+    for key in keys:
+        with suppress(*_MISSING):
+            os.unlink(f"{root}/{key}")
+            parents.add(os.path.dirname(key))
+    for parent in parents:
+        _remove_empty(root, parent)
+
+
+def remove(root: str, parent: str) -> int:
+    """Remove everything below a folder, and it; answers how many objects there were. Links are not followed."""
+    removed = 0
+    with suppress(*_MISSING):
+        for path, name, is_folder in _entries(f"{root}/{parent}"):
+            if is_folder:
+                removed += remove(root, f"{parent}/{name}")
+                continue
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+                removed += "#" not in name
+    _remove_empty(root, parent)
+    return removed
+
+
+def sweep(root: str, parent: str, before: float) -> None:
+    """Remove what was half written before then below a folder, and folders that are empty."""
+    with suppress(*_MISSING):
+        for path, name, is_folder in _entries(f"{root}/{parent}"):
+            if is_folder:
+                sweep(root, f"{parent}/{name}", before)
+            elif "#" in name:
+                with suppress(OSError):
+                    if os.lstat(path).st_mtime < before:
+                        os.unlink(path)
+    _remove_empty(root, parent)
+
+
+def below(root: str, parent: str) -> Iterator[Found]:
+    """Keys of everything below a folder; links are no objects."""
+    with suppress(*_MISSING), os.scandir(f"{root}/{parent}") as entries:
+        for entry in entries:
+            key = f"{parent}/{entry.name}"
+            if entry.is_dir(follow_symlinks=False):
+                yield from below(root, key)
+            elif "#" not in entry.name and entry.is_file(follow_symlinks=False):
+                with suppress(FileNotFoundError):
+                    at = entry.stat(follow_symlinks=False).st_mtime
+                    yield key, datetime.fromtimestamp(at, UTC)
+
+
+def folders(root: str, parent: str) -> Iterator[str]:
+    """Keys of the folders directly below one (empty: the root)."""
+    with suppress(*_MISSING), os.scandir(f"{root}/{parent}") as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield f"{parent}/{entry.name}" if parent else entry.name
+
+
+def _entries(folder: str) -> list[tuple[str, str, bool]]:
+    """Path and name of each entry of a folder, and whether it is one itself."""
+    with os.scandir(folder) as entries:
+        return [(entry.path, entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+
+
+def _remove_empty(root: str, folder: str) -> None:
+    """Remove a folder if it is empty, and those above that are empty then."""
+    with suppress(OSError):
+        while folder:
+            os.rmdir(f"{root}/{folder}")
+            folder = os.path.dirname(folder)
+
+
+def _make_folder_of(path: str) -> None:
+    with suppress(FileNotFoundError):  # one above was empty, and has just been removed
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+
+
+def _half(path: str) -> str:
+    return f"{path}#{secrets.token_hex(4)}"
 
 
 def _write(path: str, content: bytes) -> None:
     with open(path, "wb") as file:
         file.write(content)
+
+
+def _drop(path: str) -> None:
+    with suppress(OSError):
+        os.unlink(path)

@@ -1,4 +1,5 @@
-"""Objects, whatever keeps them: a local folder, S3, Google Cloud Storage or Azure (the one module that knows obstore).
+"""Objects, whatever keeps them: S3, Google Cloud Storage, Azure, or :mod:`broker.files.disk` (the one module that knows
+obstore).
 
 Bytes stream both ways. An object appears when all of it has come, also on a local disk; a big one goes to a cloud in
 parts, which are taken back when its stream fails.
@@ -7,21 +8,19 @@ parts, which are taken back when its stream fails.
 from __future__ import annotations
 
 import asyncio
-import os
+import heapq
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any, Literal, cast
-from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 import obstore
 from obstore.exceptions import BaseError
-from obstore.store import AzureStore, GCSStore, LocalStore, ObjectStore, S3Store, from_url
+from obstore.store import AzureStore, GCSStore, ObjectStore, S3Store, from_url
 
 from broker.errors import ConfigurationError, NotFound, StorageFull, Unavailable
-from broker.files import folder
 
 CHUNK = 1 << 20
 PART = 5 << 20
@@ -47,21 +46,16 @@ class Head:
 
 
 class Objects:
-    """Objects under keys. ``root`` is the folder of those on a local disk. Errors: ``NotFound``, ``Unavailable``."""
+    """Objects under keys. Errors: ``NotFound``, ``Unavailable``."""
 
-    def __init__(self, backend: ObjectStore, root: Path | None = None) -> None:
+    is_local = False
+    """Whether the objects lie on a local disk."""
+
+    def __init__(self, backend: ObjectStore) -> None:
         self._backend = backend
-        self._root = root
-
-    @property
-    def is_local(self) -> bool:
-        """Whether the objects lie on a local disk."""
-        return self._root is not None
 
     async def check(self) -> None:
         """See that a cloud lets us in; raises ``ConfigurationError``, ``Unavailable`` when it does not answer."""
-        if self.is_local:
-            return
         try:
             async with asyncio.timeout(CHECK_S):
                 await obstore.list_with_delimiter_async(self._backend)
@@ -79,14 +73,14 @@ class Objects:
         """
         first = await anext(chunks, b"")
         second = await anext(chunks, None)
-        attributes = None if self.is_local else dict(headers())
-        with _translated(writing=True):
+        attributes = dict(headers())
+        with translated(writing=True):
             if second is None:
                 await obstore.put_async(self._backend, key, first, attributes=attributes)
             else:
                 await self._stream(key, _Feed(first, second, chunks), attributes)
 
-    async def _stream(self, key: str, feed: _Feed, attributes: dict[str, str] | None) -> None:
+    async def _stream(self, key: str, feed: _Feed, attributes: dict[str, str]) -> None:
         """Write in parts. A write that is dropped would leave its parts in a bucket, so it is ended and waited for."""
         writing = asyncio.ensure_future(
             obstore.put_async(self._backend, key, feed, attributes=attributes, chunk_size=PART, max_concurrency=2)
@@ -102,25 +96,22 @@ class Objects:
 
     def takes_whole(self, size: int | None) -> bool:
         """Whether an object of so many bytes is put in one go, by :meth:`replace`."""
-        return self._root is not None and size is not None and size <= folder.LIMIT
+        return False
 
     async def replace(
         self, key: str, data: str, content: bytes, decide: Callable[[bytes | None], bytes | None]
     ) -> None:
-        """On a local disk, put a small object and what names it (see :func:`broker.files.folder.replace`)."""
-        assert self._root is not None
-        with _translated(writing=True):
-            await asyncio.to_thread(folder.replace, str(self._root), key, data, content, decide)
+        """Put an object and what names it, where :meth:`takes_whole` says so."""
+        raise NotImplementedError
 
     async def write_small(self, key: str, content: bytes) -> None:
         """Write an object in one step."""
-        with _translated(writing=True):
+        with translated(writing=True):
             await obstore.put_async(self._backend, key, content)
 
     async def read_small(self, key: str, limit: int) -> bytes:
         """A whole object; ``NotFound`` also for one over ``limit`` bytes."""
-        self._no_links(key)
-        with _translated():
+        with translated():
             found = await obstore.get_async(self._backend, key)
             if found.meta["size"] > limit:
                 raise NotFound("There is no such file.")
@@ -128,16 +119,14 @@ class Objects:
 
     async def read(self, key: str, start: int, end: int) -> AsyncGenerator[bytes, None]:
         """Stream bytes ``start`` to ``end`` (exclusive)."""
-        self._no_links(key)
-        with _translated():
+        with translated():
             found = await obstore.get_async(self._backend, key, options={"range": (start, end)})
             async for chunk in found.stream(min_chunk_size=CHUNK // 4):
                 yield bytes(chunk)
 
     async def head(self, key: str, length: int) -> Head:
         """The first bytes, and what the store says of the rest."""
-        self._no_links(key)
-        with _translated():
+        with translated():
             meta = await obstore.head_async(self._backend, key)
             size = meta["size"]
             if not size:
@@ -148,28 +137,35 @@ class Objects:
     async def delete(self, keys: Sequence[str]) -> None:
         """Remove objects; one that is not there is no error."""
         for key in keys:
-            with suppress(NotFound), _translated():
+            with suppress(NotFound), translated():
                 await obstore.delete_async(self._backend, key)
 
+    async def remove(self, parent: str) -> int:
+        """Remove everything below a folder; answers how many objects there were."""
+        removed = 0
+        async for batch in self.below(parent):
+            await self.delete([key for key, _ in batch])
+            removed += len(batch)
+        return removed
+
     async def sweep(self, below: str, before: datetime) -> None:
-        """Remove what was half written before then: a broker that was killed leaves it, and no listing has it.
+        """Remove what was half written before then and no listing has: a broker that was killed leaves it on a disk.
 
         (In a bucket those are parts of unfinished uploads, which its own rules end.)
         """
-        if self._root is not None:
-            await asyncio.to_thread(_sweep, self._root / below, before.timestamp())
 
     async def below(self, parent: str) -> AsyncGenerator[list[tuple[str, datetime]], None]:
         """Keys of everything below a folder, each with the time of its last change, in batches."""
-        with _translated():
+        with translated():
             async for batch in obstore.list(self._backend, f"{parent}/"):
                 yield [(str(entry["path"]), entry["last_modified"]) for entry in batch]
 
-    async def folders(self, parent: str) -> list[str]:
-        """The keys of the folders directly below ``parent`` (empty: the root), in order."""
-        with _translated():
+    async def folders(self, parent: str, after: str, most: int) -> list[str]:
+        """The keys of the folders directly below ``parent`` (empty: the root), in order: the first behind ``after``."""
+        with translated():
             listing = await obstore.list_with_delimiter_async(self._backend, parent or None)
-            return sorted(str(name).rstrip("/") for name in listing["common_prefixes"])
+        names = (str(name).rstrip("/") for name in listing["common_prefixes"])
+        return heapq.nsmallest(most, (name for name in names if name > after))
 
     @property
     def signs(self) -> frozenset[str]:
@@ -181,16 +177,9 @@ class Objects:
     async def signed_url(self, method: Method, key: str, age_s: int) -> str:
         """A URL by which whoever has it may GET or PUT this one object for ``age_s`` seconds."""
         assert method in self.signs
-        with _translated():
+        with translated():
             backend = cast(S3Store, self._backend)
             return str(await obstore.sign_async(backend, method, key, timedelta(seconds=age_s)))
-
-    def _no_links(self, key: str) -> None:
-        """On a local disk a symbolic link is no file of ours."""
-        if self._root is not None:
-            path = self._root / key
-            if path.resolve() != path:
-                raise NotFound("There is no such file.")
 
 
 class _Feed(AsyncIterator[bytes]):
@@ -223,20 +212,9 @@ class _Feed(AsyncIterator[bytes]):
         return chunk
 
 
-def _sweep(folder: Path, before: float) -> None:
-    """Remove half-written files, which the library numbers with a ``#``, and folders that are empty then."""
-    for parent, _, names in os.walk(folder, topdown=False):
-        for path in (Path(parent, name) for name in names if "#" in name):
-            with suppress(OSError):
-                if path.lstat().st_mtime < before:
-                    path.unlink()
-        with suppress(OSError):
-            Path(parent).rmdir()
-
-
 @contextmanager
-def _translated(*, writing: bool = False) -> Iterator[None]:
-    """Turns the library's errors into the project's; what is not found while ``writing`` is the bucket."""
+def translated(*, writing: bool = False) -> Iterator[None]:
+    """Turns errors of the library and the disk into ours; what is not found while ``writing`` is the store."""
     try:
         yield
     except FileNotFoundError as error:
@@ -251,27 +229,8 @@ def _translated(*, writing: bool = False) -> Iterator[None]:
         raise Unavailable("The object store does not answer; try again.") from error
 
 
-def open_objects(data: Path, area: str, url: str | None = None) -> Objects:
-    """The objects of one ``area`` (a path of plain segments) below the data folder's ``objects``, or below ``url``.
-
-    ``url``: ``file:///folder``, ``s3://bucket/prefix?endpoint=…&region=…``, ``gs://…`` or ``az://…``; credentials come
-    from the environment, as each cloud's own tools read them. Raises ``ConfigurationError``.
-    """
-    parts = urlsplit(url or "")
-    if url and parts.scheme != "file":
-        return Objects(_cloud(url, area))
-    if parts.netloc not in ("", "localhost"):
-        raise ConfigurationError("EMQ_STORE_URL: a folder is named as file:///path, with three slashes.")
-    base = Path(unquote(parts.path)) if url else data / "objects"
-    root = (base / area).resolve()
-    try:
-        root.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise ConfigurationError(f"Cannot make the folder of stored files {root}: {error}.") from error
-    return Objects(LocalStore(root, automatic_cleanup=True), root)
-
-
-def _cloud(url: str, area: str) -> ObjectStore:
+def cloud(url: str, area: str) -> Objects:
+    """The objects of one ``area`` in a cloud; raises ``ConfigurationError``."""
     parts = urlsplit(url)
     if parts.scheme not in ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss"):
         raise ConfigurationError("EMQ_STORE_URL starts with file://, s3://, gs:// or az://.")
@@ -283,8 +242,9 @@ def _cloud(url: str, area: str) -> ObjectStore:
     plain = urlunsplit((parts.scheme, parts.netloc, f"{parts.path.rstrip('/')}/{area}", "", ""))
     client = {**_CLIENT, "allow_http": options.get("endpoint", "").startswith("http://")}
     try:
-        return from_url(
+        backend = from_url(
             plain, config=cast(Any, options), client_options=cast(Any, client), retry_config=cast(Any, _RETRY)
         )
     except (BaseError, ValueError, OSError) as error:
         raise ConfigurationError(f"EMQ_STORE_URL cannot be used: {str(error).splitlines()[0][:300]}") from error
+    return Objects(backend)

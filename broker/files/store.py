@@ -12,6 +12,7 @@ import json
 import logging
 import re
 import secrets
+import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing
@@ -22,9 +23,10 @@ from typing import Any
 
 from broker.errors import EmqError, NotFound
 from broker.files import types
+from broker.files.disk import open_objects
 from broker.files.meter import Expected, Meter
 from broker.files.names import content_disposition, display_name
-from broker.files.objects import Objects, open_objects
+from broker.files.objects import Objects
 from broker.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -279,20 +281,15 @@ class FileStore:
 
     async def delete_folder(self, folder: str) -> int:
         """Remove everything below ``folder``; answers how many objects there were."""
-        removed = 0
-        async for batch in self._objects.below(_checked(folder)):
-            await self._objects.delete([key for key, _ in batch])
-            removed += len(batch)
-        await self._objects.sweep(folder, datetime.now(UTC))
-        return removed
+        return await self._objects.remove(_checked(folder))
 
     async def delete_everywhere(self, folder: str) -> None:
         """Remove a folder wherever its files lie."""
         await self.delete_folder(folder)
 
-    async def folders(self, parent: str = "") -> list[str]:
-        """The keys of the folders directly below ``parent`` (empty: the root), in order."""
-        return await self._objects.folders(parent)
+    async def folders(self, parent: str = "", after: str = "", most: int = sys.maxsize) -> list[str]:
+        """The keys of the folders directly below ``parent`` (empty: the root), in order: so many behind ``after``."""
+        return [key for key in await self._objects.folders(parent, after, most) if is_key(key)]
 
     async def last_modified(self, folder: str) -> datetime | None:
         """When something below ``folder`` was last written; ``None`` when it is empty."""

@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from broker.errors import ConfigurationError, Conflict, NotFound
+from broker.files.disk import open_objects
 from broker.files.meter import Expected
-from broker.files.objects import open_objects
 from broker.files.store import DIRECT_FROM, FileStore, open_store
 from tests.support.proxy import proxy
 from tests.support.s3 import Bucket
