@@ -1,11 +1,11 @@
 #!lua name=floor_duties
 -- The floor with what EMQ promises of every job besides (docs/queue.md, docs/protocol.md), in the fewest steps:
--- a record that outlives the job for its life time; events, logged and published; lists by tenant and state, in order
--- of arrival; a search index by worker; counters of pool and tenant, histograms of waits and runs, a class's average
--- run; the server's clock; the pool's pause; a tenant's limits, cap and share (start-time fair queueing), behind
--- priorities; jobs of a class only for workers that can run it; a submit's answer with position and whether somebody
--- can; a worker's slots, pause and drain; a repeated claim gets the same job, a repeated submit adds none; a lease, and
--- a fence.
+-- a record that outlives the job for its life time; events, logged and (but for the first) published; lists by tenant
+-- and state, in order of arrival; a search index by worker; counters of pool and tenant, histograms of waits and runs,
+-- a class's average run; the server's clock; the pool's pause; a tenant's limits, cap and share (start-time fair
+-- queueing), behind priorities; jobs of a class only for workers that can run it; a submit's answer with position and
+-- whether somebody can; a worker's slots, pause and drain; a repeated claim gets the same job, a repeated submit adds
+-- none; a lease, and a fence.
 -- Left out is what costs a job nothing while nobody uses it (delays, dependencies, groups, webhooks, traces, labels,
 -- cancels), and two sorts of order: lanes by tenant, which parked heads need, and kinds of models that are loaded.
 local LEVEL, FIRST, COST = 2 ^ 45, 2 ^ 30, 100
@@ -41,7 +41,7 @@ local function observe(deltas, what, ms)
   deltas['h:' .. what .. ':' .. i], deltas['h:' .. what .. ':ms'] = 1, ms
 end
 
--- Logs events and publishes them, those up to `known` excepted: they were published before.
+-- Logs events and publishes them, those up to `known` excepted: nobody could listen yet.
 local function tell(P, id, events, known)
   call('RPUSH', P .. 'e:' .. id, unpack(events))
   for i = known + 1, #events do call('SPUBLISH', P .. 'ev:' .. id, events[i]) end
@@ -68,7 +68,6 @@ local function enqueue(keys, argv)
       call('SET', P .. 'b:' .. id, body)
       call('ZADD', P .. 'q:' .. class, score, id)
       call('ZADD', P .. 'w:' .. tenant, at, id)
-      call('SPUBLISH', P .. 'ev:' .. id, FIRST_EVENT)
       first, added, bytes = first or score, added + 1, bytes + #body
       start = start + COST / (limits[1] or 1)
       local position = added == 1 and call('ZRANK', P .. 'q:' .. class, id) or answers[added - 1][2] + 1

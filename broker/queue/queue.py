@@ -193,7 +193,9 @@ class Queue:
             call = asyncio.ensure_future(self._caller.fcall("emq_submit", self.prefix, args))
             try:
                 if len(parts) > 1:
-                    # While Redis works on these, the last ones' answers are read and the next ones are prepared.
+                    # While Redis works on these (one turn to get a connection, one to write them), the last ones'
+                    # answers are read and the next ones are prepared.
+                    await asyncio.sleep(0)
                     await asyncio.sleep(0)
                     answers += [parse(row) for row in raw]
                     args = self._submission(tenant, limits, parts[number + 1]) if number + 1 < len(parts) else []

@@ -1,8 +1,5 @@
 -- What a call changes: fields of records and counters. `Q.commit` writes it.
 
--- Where changes of new records are noted: they are written whole, and nobody looks here.
-Q.NOTHING = {}
-
 local function touch(u, record)
   local was = {
     status = nil, events = nil, phase = nil, token = nil, instance = nil, worker_id = nil, claimed_at = nil, done = nil,
@@ -13,7 +10,7 @@ local function touch(u, record)
   return was
 end
 
--- Changes a field of a record that is new, or was read with `Q.job` or `Q.worker`; nil removes the field.
+-- Changes a field of a record that was written, or read with `Q.job` or `Q.worker`; nil removes the field.
 -- What it is changed back to is not written.
 function Q.put(u, record, name, value)
   local was = record._was or touch(u, record)

@@ -3,12 +3,6 @@
 -- The fields of one write, name and value in turn: one list for all, since a new one grows in steps, at a cost each.
 local flat = {}
 
--- What a record has besides its fields: it is not written.
-local PRIVATE = {
-  _id = true, _key = true, _new = true, _was = true, _bytes = true, _member = true, _log = true, _wire = true,
-  _first = true, _life = true, _why = true, _spans = true,
-}
-
 -- Counts the workers of each state in `states`.
 local function write_state(u, w)
   local state = Q.state(w)
@@ -18,21 +12,7 @@ local function write_state(u, w)
   w._state = state
 end
 
--- A record that did not exist before is written whole.
-local function write_new(record)
-  local n = 0
-  for name, value in pairs(record) do
-    if not PRIVATE[name] then
-      flat[n + 1], flat[n + 2] = name, value
-      n = n + 2
-    end
-  end
-  call('HSET', record._key, unpack(flat, 1, n))
-  record._new, record._was = nil, nil
-end
-
 local function write_record(u, record)
-  if record._new then return write_new(record) end
   if record._is_worker then write_state(u, record) end
   local gone, n = nil, 0
   for name, old in pairs(record._was) do

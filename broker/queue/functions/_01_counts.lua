@@ -50,7 +50,7 @@ function Q.write_levels(u)
       local n = 4
       flat[1], flat[2], flat[3], flat[4] = 'V', Q.int(v.V), 'waiting', Q.int(v.waiting)
       for name, value in pairs(v.set) do
-        flat[n + 1], flat[n + 2] = name, value
+        flat[n + 1], flat[n + 2] = name, Q.int(value)
         n = n + 2
       end
       call('HSET', key, unpack(flat, 1, n))

@@ -5,30 +5,33 @@
 
 local MOST = 4000 -- values of one command
 
--- Of each key that the call has written to: the command, and its values so far. Lists for all calls, since a new one
--- grows in steps, at a cost each.
-local keys, verbs, sizes, values, used = {}, {}, {}, {}, 0
+-- What is to be written to each of the keys that the call wrote to: `verb`, `key`, `n` and so many values. Tables for
+-- all calls, since a new one grows in steps, at a cost each.
+local sets, used = {}, 0
 
-local function write(at)
-  local n = sizes[at]
+local function write(set)
+  local n = set.n
   if n == 0 then return end
-  sizes[at] = 0
-  call(verbs[at], keys[at], unpack(values[at], 1, n))
+  set.n = 0
+  call(set.verb, set.key, unpack(set, 1, n))
 end
 
--- The place of a key's values, for one more of a command.
-local function place(u, key, verb)
-  local at = u.sets[key]
-  if not at then
-    at = used + 1
-    used, u.sets[key] = at, at
-    keys[at], verbs[at], sizes[at] = key, verb, 0
-    values[at] = values[at] or {}
-  elseif verbs[at] ~= verb or sizes[at] >= MOST then
-    write(at)
-    verbs[at] = verb
+-- Makes a key's set ready for values of another command, or for more of them.
+local function ready(u, key, verb)
+  local set = u.sets[key]
+  if set then
+    write(set)
+  else
+    used = used + 1
+    set = sets[used]
+    if not set then
+      set = { key = nil, verb = nil, n = 0 }
+      sets[used] = set
+    end
+    u.sets[key], set.key, set.n = set, key, 0
   end
-  return at
+  set.verb = verb
+  return set
 end
 
 -- A call begins; nothing of one that failed half way is left.
@@ -38,27 +41,29 @@ function Q.new_sets()
 end
 
 function Q.zadd(u, key, score, member)
-  local at = place(u, key, 'ZADD')
-  local list, n = values[at], sizes[at]
-  list[n + 1], list[n + 2] = score, member
-  sizes[at] = n + 2
+  local set = u.sets[key]
+  if not set or set.verb ~= 'ZADD' or set.n >= MOST then set = ready(u, key, 'ZADD') end
+  local n = set.n
+  set[n + 1], set[n + 2] = score, member
+  set.n = n + 2
 end
 
 function Q.zrem(u, key, member)
-  local at = place(u, key, 'ZREM')
-  local n = sizes[at] + 1
-  values[at][n] = member
-  sizes[at] = n
+  local set = u.sets[key]
+  if not set or set.verb ~= 'ZREM' or set.n >= MOST then set = ready(u, key, 'ZREM') end
+  local n = set.n + 1
+  set[n] = member
+  set.n = n
 end
 
 -- Writes what was gathered of one key.
 function Q.write_set(u, key)
-  local at = u.sets[key]
-  if at then write(at) end
+  local set = u.sets[key]
+  if set then write(set) end
 end
 
 function Q.write_sets(u)
   if used == 0 then return end
-  for at = 1, used do write(at) end
-  used, u.sets = 0, Q.new_sets()
+  for i = 1, used do write(sets[i]) end
+  u.sets = Q.new_sets()
 end

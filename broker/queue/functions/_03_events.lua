@@ -1,13 +1,11 @@
 -- A job's events: one logged line a change of state, progress on the wire only.
 
-local function first_update(status, position)
+-- The first event of a job that was not refused at once, from the record's `first`: most jobs wait with no other, so it
+-- is put in the log with the next one. Nobody could listen to a job before it was there, so it is not published.
+local function first_event(first)
+  local status, position = string.match(first, '^(%S+) (%S+)$')
   return '1-0\njob_update\n{"status":"' .. status .. '","attempt":0,"worker_id":null,"position":' .. position
     .. ',"reason":null}'
-end
-
--- The first event of a job that was not refused at once, from the record's `first`.
-local function first_event(first)
-  return first_update(string.match(first, '^(%S+) (%S+)$'))
 end
 
 -- Publishes an event that is not logged.
@@ -19,13 +17,6 @@ local function publish(u, r, message)
     r._wire = { message }
     u.told[#u.told + 1] = r
   end
-end
-
--- Tells a new job's first event. Most jobs wait with no other: it is put in the log with the next one.
-function Q.tell_first(u, r, position)
-  local at = position and Q.int(position) or 'null'
-  r.events, r.first = '1', r.status .. ' ' .. at
-  publish(u, r, first_update(r.status, at))
 end
 
 -- The list that takes a job's next logged event, the place in it, and n, the job's counter + 1, as text.

@@ -3,7 +3,7 @@
 function Q.member(r)
   local member = r._member
   if not member then
-    member = string.format('%012x:', tonumber(r.arrival)) .. r._id
+    member = string.format('%012x:%s', r.arrival, r._id)
     r._member = member
   end
   return member
@@ -11,6 +11,16 @@ end
 
 function Q.lane_class(r)
   return r.variant or r.class
+end
+
+-- The key of a lane. Many calls are about jobs of the same one: the last is kept.
+local last_P, last_class, last_tenant, last_key
+
+function Q.lane_key(u, class, tenant)
+  if last_class ~= class or last_tenant ~= tenant or last_P ~= u.P then
+    last_P, last_class, last_tenant, last_key = u.P, class, tenant, u.P .. 'n:' .. class .. ':' .. tenant
+  end
+  return last_key
 end
 
 function Q.level_of(score)
@@ -50,7 +60,11 @@ end
 -- Brings a lane's entry in the indexes up to its head (member and score; read, where the caller has not).
 function Q.fix(u, class, tenant, head)
   local P = u.P
-  head = head or call('ZRANGE', P .. 'n:' .. class .. ':' .. tenant, '0', '0', 'WITHSCORES')
+  if not head then
+    local lane = Q.lane_key(u, class, tenant)
+    Q.write_set(u, lane)
+    head = call('ZRANGE', lane, '0', '0', 'WITHSCORES')
+  end
   local parked = Q.tenant(u, tenant).parked and call('ZSCORE', P .. 'parked:' .. tenant, class)
   if parked then
     if head[1] then
@@ -76,21 +90,22 @@ function Q.is_alone(u, class, tenant)
   return heads == 0 or heads == 1 and call('ZSCORE', key, tenant) and true
 end
 
--- Puts a pending job into its lane, at its score. The heads are brought up by `Q.settle`.
+-- Puts a pending job into its lane, at its score. The lane is written, and the heads are brought up, by `Q.settle`.
 function Q.lane_add(u, r)
-  local class, score = Q.lane_class(r), tonumber(r.score)
-  call('ZADD', u.P .. 'n:' .. class .. ':' .. r.tenant, r.score, Q.member(r))
-  local lane, lanes = class .. ':' .. r.tenant, u.lanes
+  local class, tenant, score, lanes = Q.lane_class(r), r.tenant, tonumber(r.score), u.lanes
+  local lane = Q.lane_key(u, class, tenant)
+  Q.zadd(u, lane, r.score, Q.member(r))
   if not lanes then
     lanes = {}
     u.lanes, u.lane_order = lanes, {}
   end
   local touched = lanes[lane]
   if not touched then
-    lanes[lane] = { class, r.tenant, score, r }
+    lanes[lane] = { class, tenant, score, r }
     u.lane_order[#u.lane_order + 1] = lane
   else
-    touched[3], touched[4] = math.min(touched[3], score), nil
+    if score < touched[3] then touched[3] = score end
+    touched[4] = nil
   end
   local v = Q.virtual(u, Q.level_of(score))
   v.waiting = v.waiting + 1
@@ -103,8 +118,9 @@ function Q.settle(u)
   if not u.lane_order then return end
   for _, lane in ipairs(u.lane_order) do
     local class, tenant, score = unpack(u.lanes[lane])
+    Q.write_set(u, lane)
     if score < math.huge then
-      local head = call('ZRANGE', u.P .. 'n:' .. lane, '0', '0', 'WITHSCORES')
+      local head = call('ZRANGE', lane, '0', '0', 'WITHSCORES')
       if head[2] and tonumber(head[2]) >= score then Q.fix(u, class, tenant, head) end
     end
   end
@@ -114,7 +130,9 @@ end
 -- Takes a job that ends its wait out of its lane; false when it is not in it.
 function Q.lane_remove(u, r)
   local class = Q.lane_class(r)
-  if call('ZREM', u.P .. 'n:' .. class .. ':' .. r.tenant, Q.member(r)) == 0 then return false end
+  local lane = Q.lane_key(u, class, r.tenant)
+  Q.write_set(u, lane)
+  if call('ZREM', lane, Q.member(r)) == 0 then return false end
   Q.fix(u, class, r.tenant)
   local v = Q.virtual(u, Q.level_of(tonumber(r.score)))
   v.waiting = v.waiting - 1

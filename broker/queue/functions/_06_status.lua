@@ -36,6 +36,14 @@ function Q.enter(u, r, status)
   tally(u, r, status, 1)
 end
 
+-- Counts new jobs that wait, already in their tenant's list.
+function Q.count_entered(u, tenant, jobs, bytes)
+  if jobs == 0 then return end
+  Q.count(u, 'pending', jobs)
+  Q.count_of(u, tenant, 'pending', jobs)
+  Q.count_of(u, tenant, 'bytes', bytes)
+end
+
 -- Removes a job that is forgotten. Its group still counts it: a group's figures have a life time of their own.
 function Q.leave(u, r)
   local key, home = index(u, r, r.status)

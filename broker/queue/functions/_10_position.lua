@@ -5,10 +5,12 @@
 function Q.position(u, r, limit)
   if r.status ~= 'pending' then return nil end
   local class, P = Q.lane_class(r), u.P
-  local own = call('ZRANK', P .. 'n:' .. class .. ':' .. r.tenant, Q.member(r))
+  local lane = Q.lane_key(u, class, r.tenant)
+  Q.write_set(u, lane)
+  local own = call('ZRANK', lane, Q.member(r))
   if not own then return nil end
   -- One that this call added, behind others, has left the lane's head as it was.
-  local added = own > 0 and u.lanes and u.lanes[class .. ':' .. r.tenant]
+  local added = own > 0 and u.lanes and u.lanes[lane]
   if added and added[4] == r then added[3] = math.huge end
   local before = call('ZRANGEBYSCORE', P .. 'h:' .. class, '-inf', r.score, 'LIMIT', '0', limit + 2)
   local counted, others = 0, 0
@@ -16,7 +18,9 @@ function Q.position(u, r, limit)
     local tenant = before[i]
     if tenant ~= r.tenant then
       local to = tenant < r.tenant and r.score or '(' .. r.score
-      others = others + call('ZCOUNT', P .. 'n:' .. class .. ':' .. tenant, '-inf', to)
+      local other = Q.lane_key(u, class, tenant)
+      Q.write_set(u, other)
+      others = others + call('ZCOUNT', other, '-inf', to)
       counted = counted + 1
     end
   end

@@ -1,18 +1,28 @@
 -- Submitting: the checks of all jobs come first, then the writes.
 
+-- What few jobs have: `own` is what such a job is to be looked at for by itself, `more` what its record has besides.
+local RARE = {
+  delay_ms = 'own', start_at = 'own', expires_ms = 'own', idem = 'own', depends_on = 'own', group = 'own',
+  labels = 'own', job_type = 'more', max_attempts = 'more', on_parent_failure = 'more', timeout_s = 'more',
+  est = 'more', hook = 'more', trace = 'more',
+}
+
 -- Reads what holds for all jobs (`tenant …`) and the sections that `job <id>` begins.
 function Q.read_jobs(argv)
   local shared, jobs = {}, {}
   local into = shared
   for i = 1, #argv - 1, 2 do
-    if argv[i] == 'job' then
-      into = {
-        id = argv[i + 1], class = nil, payload = nil, spec_len = nil, atoms = nil, kind = nil, priority = nil,
-        idem = nil, body = nil,
-      }
+    local name, value = argv[i], argv[i + 1]
+    if name == 'job' then
+      into = { id = value, key = nil, class = nil, payload = nil, spec_len = nil, atoms = nil, kind = nil, more = nil }
       jobs[#jobs + 1] = into
     else
-      into[argv[i]] = argv[i + 1]
+      into[name] = value
+      local rare = RARE[name]
+      if rare then
+        into.more = true
+        if rare == 'own' then into.own = true end
+      end
     end
   end
   return shared, jobs
@@ -26,9 +36,20 @@ local function answer_again(u, r, outcome)
   }
 end
 
+-- Whether a job of these ids is known.
+local function any_known(u, jobs)
+  local keys, P = {}, u.P .. 'j:'
+  for i = 1, #jobs do
+    local j = jobs[i]
+    local key = P .. j.id
+    keys[i], j.key = key, key
+  end
+  return keys[1] and call('EXISTS', unpack(keys)) > 0
+end
+
 -- A job that is known already: by its id (a repeated call), or by its idempotency key.
 local function known(u, tenant, j, plan)
-  local r = Q.job(u, j.id)
+  local r = plan.known and Q.job(u, j.id)
   if r then
     if r.tenant ~= tenant then return { 'conflict', 'job_id', j.id, 'reason', 'job_id' } end
     return answer_again(u, r, 'ok')
@@ -55,24 +76,28 @@ local function parents_of(u, tenant, j, plan)
   return parents
 end
 
+-- What a job is answered at once; nil when it may be added.
+local function looked_at(u, tenant, j, plan)
+  local answer = known(u, tenant, j, plan)
+  if answer or not j.depends_on then return answer end
+  local parents, unknown = parents_of(u, tenant, j, plan)
+  if unknown then return { 'not_found', 'job_id', unknown } end
+  j.parents = parents
+  return nil
+end
+
 -- Decides about each job without a write: an answer, or a plan to add it.
 function Q.plan_submit(u, a, jobs)
   local tenant = a.tenant
-  local plan = { ids = {}, idem = {}, adds = 0, bytes = 0, room = Q.room(u, a), buckets = Q.rates(u, a) }
+  local plan = { ids = {}, idem = {}, adds = 0, bytes = 0, room = Q.room(u, a), buckets = Q.rates(u, a),
+    known = any_known(u, jobs) }
   for i, j in ipairs(jobs) do
-    local parents, unknown
-    local answer = known(u, tenant, j, plan)
+    local id, size = j.id, #(j.payload or '')
+    local answer = (j.own or plan.known or plan.ids[id]) and looked_at(u, tenant, j, plan)
+      or Q.no_room(plan, size)
     if not answer then
-      parents, unknown = parents_of(u, tenant, j, plan)
-      if unknown then answer = { 'not_found', 'job_id', unknown } end
-    end
-    answer = answer or Q.no_room(plan, j)
-    if not answer then
-      plan.adds = plan.adds + 1
-      plan.bytes = plan.bytes + #(j.payload or '')
-      plan.ids[j.id] = true
-      if j.idem and j.idem ~= '' then plan.idem[j.idem] = j.id .. ' ' .. (j.body or '') end
-      j.parents = parents
+      plan.adds, plan.bytes, plan.ids[id] = plan.adds + 1, plan.bytes + size, true
+      if j.idem and j.idem ~= '' then plan.idem[j.idem] = id .. ' ' .. (j.body or '') end
     end
     plan[i] = answer or false
   end

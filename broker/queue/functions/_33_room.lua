@@ -38,13 +38,15 @@ function Q.rates(u, a)
   return found
 end
 
--- Why one more job is not taken; nil when it is.
-function Q.no_room(plan, j)
+-- Why one more job, with a payload of so many bytes, is not taken; nil when it is.
+function Q.no_room(plan, size)
   local free = plan.room
+  if plan.adds < free.pool and plan.adds < free.tenant and plan.bytes + size <= free.bytes
+    and not plan.buckets[1] then return nil end
   for _, scope in ipairs({ 'pool', 'tenant' }) do
     if plan.adds >= free[scope] then return { 'queue_full', 'scope', scope, 'retry_after_ms', '5000' } end
   end
-  if plan.bytes + #(j.payload or '') > free.bytes then
+  if plan.bytes + size > free.bytes then
     return { 'queue_full', 'scope', 'bytes', 'retry_after_ms', '5000' }
   end
   for _, b in ipairs(plan.buckets) do

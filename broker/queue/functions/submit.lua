@@ -5,51 +5,11 @@
 -- Answer: an array of `ok` | `duplicate` | `conflict` | `queue_full` | `rate_limited` |
 -- `not_found` with their pairs.
 
--- The parents that are still open, and the one that already failed and must not.
-local function open_parents(u, j)
-  local open, failed = {}, nil
-  for _, id in ipairs(j.parents) do
-    local parent = Q.job(u, id)
-    if not Q.TERMINAL[parent.status] then
-      open[#open + 1] = id
-      call('SADD', u.P .. 'kids:' .. id, j.id)
-      if not parent.kids then Q.put(u, parent, 'kids', '1') end
-    elseif parent.status ~= 'completed' and j.on_parent_failure ~= 'run' then
-      failed = parent
-    end
-  end
-  return open, failed
-end
-
-local function start_time(u, j)
-  local at = math.max(tonumber(j.start_at or 0) or 0, j.delay_ms and u.now + tonumber(j.delay_ms) or 0)
-  return at > u.now and at or nil
-end
-
--- Puts a new job where it waits.
-local function place(u, r, j)
-  local open, failed = open_parents(u, j)
-  local due = start_time(u, j)
-  if due then Q.put(u, r, 'due_at', Q.int(due)) end
-  if open[1] then
-    Q.put(u, r, 'deps', Q.int(#open))
-    Q.put(u, r, 'parents', table.concat(open, '\n'))
-  end
-  local status = (open[1] and 'blocked') or (due and 'scheduled') or 'pending'
-  Q.put(u, r, 'status', status)
-  Q.enter(u, r, status)
-  if r.expires_at then call('ZADD', u.P .. 'expiry', r.expires_at, r._id) end
-  if status ~= 'pending' then Q.pin(u, r, 1) end
-  if status == 'scheduled' then call('ZADD', u.P .. 'due', r.due_at, r._id) end
-  if failed then
-    Q.unwait(u, r)
-    Q.fail_finally(u, r, 'dependency_failed', Q.error('dependency_failed',
-      'The job ' .. failed._id .. ' that this one depends on is ' .. failed.status .. '.',
-      '{"job_id":' .. Q.json(failed._id) .. ',"status":"' .. failed.status .. '"}'))
-  elseif status == 'pending' then
-    Q.put(u, r, 'score', Q.score(u, tonumber(r.priority), r.tenant, r.class))
-    Q.lane_add(u, r)
-  end
+-- Puts a pending job into its lane; answers its position and whether that is exact.
+local function line_up(u, r, shared)
+  Q.field(r, 'score', Q.score(u, tonumber(r.priority), r.tenant, r.class))
+  Q.lane_add(u, r)
+  return Q.next_position(u, r, shared)
 end
 
 local function use_class(u, j, shared)
@@ -64,6 +24,21 @@ local function use_class(u, j, shared)
   end
 end
 
+-- What is told of a job that was added. A worker is woken for it.
+local function told(u, j, status, position, exact, shared)
+  local notified = status == 'pending' and shared.wakes and Q.wake(u, j.class)
+  local answer = {
+    'ok', 'job_id', j.id, 'status', status, 'position', position, 'exact', exact and '1' or '0',
+    'notified', notified and '1' or '0', 'missing', '', 'created_at', u.ms,
+  }
+  if not notified then -- else there is a worker that has all of it
+    local of_class = shared.classes[j.class]
+    if of_class then of_class[#of_class + 1] = answer else shared.classes[j.class] = { answer } end
+  end
+  return answer
+end
+
+-- Adds a job; answers what its submitter is told.
 local function add(u, tenant, j, arrival, shared)
   use_class(u, j, shared)
   local r = Q.new_record(u, tenant, j, arrival)
@@ -73,22 +48,32 @@ local function add(u, tenant, j, arrival, shared)
   end
   if r.group then Q.group_add(u, r) end
   if r.labels then Q.index_labels(u, r) end
-  place(u, r, j)
-  local position, exact
-  if r.status == 'pending' and not r.finished_at then
-    position, exact = Q.next_position(u, r, shared)
+  local failed = Q.place(u, r, j)
+  local position, exact = '', false
+  if failed then
+    Q.refuse(u, r, failed)
+  else
+    if r.status == 'pending' then
+      position, exact = line_up(u, r, shared)
+      position = Q.int(position)
+    end
+    Q.field(r, 'events', '1')
+    Q.field(r, 'first', r.status .. (position == '' and ' null' or ' ' .. position))
+    Q.write_new(r)
   end
-  if not r.finished_at then Q.tell_first(u, r, position) end
-  local notified = r.status == 'pending' and not Q.tenant(u, tenant).paused and Q.wake(u, r.class)
-  local answer = {
-    'ok', 'job_id', j.id, 'status', r.status, 'position', position and Q.int(position) or '',
-    'exact', exact and '1' or '0', 'notified', notified and '1' or '0', 'missing', '', 'created_at', r.created_at,
-  }
-  if not notified then -- else there is a worker that has all of it
-    shared.classes[j.class] = shared.classes[j.class] or {}
-    table.insert(shared.classes[j.class], answer)
-  end
-  return answer
+  return told(u, j, r.status, position, exact, shared)
+end
+
+-- The same for a job that follows the last one in its lane.
+local function add_next(u, j, arrival, shared)
+  local position, size = Q.add_behind(u, j, arrival, shared.last)
+  shared.added, shared.bytes = shared.added + 1, shared.bytes + size
+  return told(u, j, 'pending', position, true, shared)
+end
+
+-- Whether a job is like the last one but for what every job has of its own.
+local function follows(j, last)
+  return last and last.behind and not j.own and j.class == last.class and (j.priority or '0') == last.priority
 end
 
 local function submit(keys, argv)
@@ -96,8 +81,11 @@ local function submit(keys, argv)
   local a, jobs = Q.read_jobs(argv)
   local tenant = a.tenant or ''
   a.tenant = tenant
+  Q.drop_bodies()
   local plan = Q.plan_submit(u, a, jobs)
-  local answers, shared = {}, { classes = {}, new = {}, lanes = 64, many = #jobs > 1 }
+  local answers, shared = {}, {
+    classes = {}, new = {}, lanes = 64, many = #jobs > 1, wakes = not Q.tenant(u, tenant).paused, added = 0, bytes = 0,
+  }
   local arrival = 0
   if plan.adds > 0 then
     arrival = call('INCRBY', u.P .. 'arrivals', plan.adds) - plan.adds
@@ -111,17 +99,19 @@ local function submit(keys, argv)
       answers[i] = plan[i]
     else
       arrival = arrival + 1
-      answers[i] = add(u, tenant, j, arrival, shared)
+      answers[i] = follows(j, shared.last) and add_next(u, j, arrival, shared) or add(u, tenant, j, arrival, shared)
     end
   end
+  Q.count_entered(u, tenant, shared.added, shared.bytes)
   for i, answer in ipairs(answers) do
     if answer[1] == 'twin' then
-      local r = u.jobs[answer[2]]
+      local r = Q.job(u, answer[2])
       answers[i] = { 'duplicate', 'job_id', r._id, 'status', r.status, 'position', '', 'exact', '0', 'notified', '0',
         'missing', '', 'created_at', r.created_at }
     end
   end
   Q.tell_missing(u, shared.classes, shared.new)
+  Q.write_bodies()
   Q.commit(u)
   return answers
 end
