@@ -8,6 +8,7 @@ from typing import Any
 from bench.simulation import Call, Pool, Worker, claiming, finishing, job, profile, submission
 from broker.queue.loader import library
 from broker.queue.queue import SUBMIT_CHUNK, Answer, parse
+from broker.queue.turns import MOST
 
 SLOW_US = 5000
 TRIES = 3
@@ -39,9 +40,9 @@ class Caller:
         self.calls.append((call[0], self._cpu_us() - before))
         return answer
 
-    def register(self, worker: Worker, capabilities: str) -> None:
+    def register(self, worker: Worker, capabilities: str, slots: int = 1) -> None:
         """A worker comes."""
-        more: list[bytes | str] = ["machine", "m", "profile", capabilities, "info", "{}", "slots", "1"]
+        more: list[bytes | str] = ["machine", "m", "profile", capabilities, "info", "{}", "slots", str(slots)]
         assert self.call("register", *worker.who, *more).outcome == "ok"
 
     def submit(self, count: int, **more: Any) -> list[str]:
@@ -71,6 +72,7 @@ def of_workers(on: Caller, worker: Worker) -> None:
     on.call("keep", "instance", worker.name)
     on.call("executed", *held, "timings", "{}", "exec_ms", "900", "cold", "0")
     on.raw(("finish", finishing(worker, got, 1000, cold=False, claim=False)))
+    together(on, Worker(f"{worker.name}-many"))
     _, held = on.start(worker)
     on.call("fail", *held, "code", "node_error", "error", '{"code":"node_error"}')
     claimed = parse(on.raw(("claim", claiming(worker))))
@@ -82,6 +84,16 @@ def of_workers(on: Caller, worker: Worker) -> None:
         on.register(new, profile([*on.models[:3], leaving]))
         on.start(new)
         on.call(leaving, *new.who)
+
+
+def together(on: Caller, worker: Worker) -> None:
+    """Ends of as many jobs as a broker puts into one call."""
+    on.register(worker, profile(on.models), MOST)
+    ends: list[bytes | str] = []
+    for _ in range(MOST):
+        ends += ["turn", "finish", *finishing(worker, on.start(worker)[0], 1000, cold=False)]
+    on.raw(("turns", ends))
+    on.call("bye", *worker.who)
 
 
 def of_people(on: Caller, worker: Worker) -> None:

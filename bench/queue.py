@@ -5,7 +5,9 @@ two floors of the same round. The floor is the fewest atomic steps of a queue th
 (``bench/peers/floor.lua``); the floor with duties does in the fewest steps what EMQ promises of every job besides:
 ``bench/peers/floor_duties.lua`` lists it. Floors and EMQ use the same client (``bench/mux.py``): one connection, on
 which all calls of one turn of the event loop are written at once. Workers of one process are independent of each other,
-so nothing is gained by waiting for one's answer before another's call is sent.
+so nothing is gained by waiting for one's answer before another's call is sent. With 32 jobs in flight EMQ ends those of
+one turn of the loop in one call, as a broker does for the workers behind it (``broker/queue/turns.py``); floors make a
+call a job. What a job costs Redis, in CPU and calls, is measured with one in flight, where nobody can do so.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from bench.mux import Mux, connect
 from bench.peers import slots
 from broker.queue.loader import load
 from broker.queue.queue import Answer, NewJob, Queue, parse
+from broker.queue.turns import Turns
 
 CLASS = "bench"
 ATOM = "t:comfyui"
@@ -58,10 +59,14 @@ class Source:
     def __init__(self, queue: Queue, mux: Mux, worker: str) -> None:
         self.queue, self._mux, self.held = queue, mux, dict[str, str]()
         self.who = {"worker": worker, "instance": f"{worker}-1"}
+        self._turns = Turns(mux.fcall, queue.prefix)
         self._who = [part for pair in self.who.items() for part in pair]
 
     async def call(self, function: str, *args: str) -> Answer:
         return parse(await self._mux.fcall(function, self.queue.prefix, args))
+
+    async def _end(self, *args: str) -> Answer:
+        return parse(await self._turns.call("finish", args))
 
     async def claim(self) -> Answer | None:
         """Claim."""
@@ -70,8 +75,8 @@ class Source:
     async def next(self, done: Answer) -> Answer | None:
         """Finish and claim."""
         job, token = done.text("job_id"), done.text("lease")
-        answer = await self.call(
-            "emq_finish", "job", job, "token", token, "result", "{}", "exec_ms", "1", "cold", "0",
+        answer = await self._end(
+            "job", job, "token", token, "result", "{}", "exec_ms", "1", "cold", "0",
             *self._who, "claim", "1", "claim_token", secrets.token_hex(16),
         )  # fmt: skip
         assert answer.outcome == "ok", answer

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from broker.errors import Conflict, NotFound, QueueFull, RateLimited, Unavailable
+from broker.queue import turns
 from broker.queue.seal import Seal, payload_of, result_of
 
 SUBMIT_CHUNK = 25
@@ -144,6 +145,7 @@ class Queue:
         self.seal = seal or Seal()
         self.pool = pool
         self.prefix = f"emq:{{{pool}}}:"
+        self._turns = turns.Turns(caller.fcall, self.prefix)
 
     async def call(
         self, function: str, pairs: Iterable[tuple[str, Value | None]] = (), read: Callable[[Any], Answer] = parse
@@ -153,7 +155,11 @@ class Queue:
         job = str(given.get("job") or "")
         if self.seal.active and isinstance(result := given.get("result"), str):
             given["result"] = self.seal.close_json(result.encode(), result_of(job))
-        raw = await self._caller.fcall(f"emq_{function}", self.prefix, flatten(given.items()))
+        args = flatten(given.items())
+        if function in turns.FUNCTIONS:
+            raw = await self._turns.call(function, args)
+        else:
+            raw = await self._caller.fcall(f"emq_{function}", self.prefix, args)
         return self._opened(read(raw), job)
 
     def _opened(self, answer: Answer, job: str) -> Answer:

@@ -93,7 +93,10 @@ FAULTS: dict[str, tuple[str, str, set[str]]] = {
         "if has == 0 then return false end", "if has == 2 then return false end", {"fit", "match"},
     ),
     "slots do not count": ("or not ahead and held >= slots then", "or not ahead and held >= slots + 9 then", {"load"}),
-    "a repeated claim gets another job": ("local before = claimed_before(w, token)", "local before", {"repeat", "I7"}),
+    "a gathered set is not written": ("  Q.write_sets(u)\n", "", {"state", "count", "I3"}),
+    "a repeated claim gets another job": (
+        "local before = Q.claimed_before(w, token)", "local before", {"repeat", "I7"},
+    ),
     "a failed worker gets the job again": (
         "return c[2] == w._id and Q.served(u, c[1], w.profile)\nend", "return false\nend", {"avoid"},
     ),

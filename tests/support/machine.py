@@ -26,7 +26,7 @@ START = 1_800_000_000_000
 TENANTS = ("ann", "bob", "eve")
 NEEDS = ((), ("A",), ("B",), ("A", "B"), ("ghost",))
 WORKERS = {"w1": ("A",), "w2": ("A", "B"), "w3": (), "w4": ("B",)}
-SLOTS = {"w4": 2}
+SLOTS = {"w2": 3, "w4": 2}
 VRAM_MB = {"w2": 48_000}
 LEASE_MS = 10_000
 CONFIG: dict[str, Value] = {
@@ -84,18 +84,41 @@ class Driven(RuleBasedStateMachine):
         before = self.state
         second = parse(self._fcall(function, list(pairs.items())))
         self.settle(function, set())
-        changed = before.differences(self.state)
+        self._unchanged(function, before, [first])
+        if function in ("claim", "executed", "finish", "fail", "report"):
+            self._same(function, first, second)
+
+    def _unchanged(self, function: str, before: Dump, answers: list[Answer]) -> None:
         # Who got nothing may ask again: that it is idle may be noted once more.
-        nothing = any(one is not None and one.outcome in ("none", "again") for one in (first, first.next))
+        all_ = [one for answer in answers for one in (answer, answer.next)]
+        nothing = any(one is not None and one.outcome in ("none", "again") for one in all_)
+        changed = before.differences(self.state)
         changed = [text for text in changed if not (nothing and text.startswith(("wk:", "idle", "states")))]
         need(not changed, "repeat", f"{function} again changed {changed[:5]}")
-        if function in ("claim", "executed", "finish", "fail", "report"):
-            for mine, other in ((first, second), (first.next, second.next)):
-                if mine is not None and mine.outcome in ("ok", "job"):
-                    need(other is not None and mine.outcome == other.outcome, "repeat", f"{function} again: {other}")
-                    names = ("job_id", "attempt", "lease", "status", "will_retry")
-                    same = other is not None and all(mine.text(name) == other.text(name) for name in names)
-                    need(same, "repeat", f"{function} said {mine}, then {other}")
+
+    def _same(self, function: str, first: Answer, second: Answer) -> None:
+        for mine, other in ((first, second), (first.next, second.next)):
+            if mine is not None and mine.outcome in ("ok", "job"):
+                need(other is not None and mine.outcome == other.outcome, "repeat", f"{function} again: {other}")
+                names = ("job_id", "attempt", "lease", "status", "will_retry")
+                same = other is not None and all(mine.text(name) == other.text(name) for name in names)
+                need(same, "repeat", f"{function} said {mine}, then {other}")
+
+    def together(self, turns: list[tuple[str, dict[str, Value | None]]], twice: bool) -> list[Answer]:
+        """Several ends of jobs in one call, audited."""
+        note(f"turns {turns}")
+        pairs = [pair for function, given in turns for pair in [("turn", function), *given.items()]]
+        answers = [parse(raw) for raw in self._fcall("turns", pairs)]
+        allowed = {str(given["job"]) for _, given in turns}
+        self.settle("turns", allowed.union(*(self._allow(None, answer) for answer in answers)))
+        self.past.extend(turns)
+        if twice:
+            before, again = self.state, [parse(raw) for raw in self._fcall("turns", pairs)]
+            self.settle("turns", set())
+            self._unchanged("turns", before, answers)
+            for first, second in zip(answers, again, strict=True):
+                self._same("turns", first, second)
+        return answers
 
     def settle(self, function: str, allowed: set[str]) -> None:
         """Read the pool and check the step and the moment."""
@@ -183,6 +206,11 @@ class Driven(RuleBasedStateMachine):
     def _end(self, function: str, job: str, claim: bool, twice: bool, **pairs: Value | None) -> None:
         before, more, worker = self.state, self.claim_pairs(job, claim), self.worker_of(job)
         answer = self.call(function, {job}, twice, job=job, token=self.token(job), **pairs, **more)
+        self._ended(function, job, answer, before)
+        self.took(answer.next, worker, before, str(more.get("claim_token")))
+
+    def _ended(self, function: str, job: str, answer: Answer, before: Dump) -> None:
+        """Check the answer to a job's end."""
         need(answer.outcome == "ok", "state", f"{function}: {answer}")
         status = self.state.jobs[job]["status"]
         taken = answer.next is not None and answer.next.text("job_id") == job
@@ -191,7 +219,6 @@ class Driven(RuleBasedStateMachine):
             need(status == "cancelled", "I5", f"{job} was to be cancelled, it is {status}")
         elif function == "finish":
             need(status == "completed", "I5", f"{job} was finished, it is {status}")
-        self.took(answer.next, worker, before, str(more.get("claim_token")))
 
     def _sweep(self, limit: int, twice: bool = False) -> None:
         answer = self.call("sweep", set(), False, limit=limit)

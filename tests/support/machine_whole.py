@@ -34,9 +34,9 @@ class Choices:
 # What is done how often. Most of what matters happens to jobs that were claimed, so workers mostly work.
 MENU = [
     *["start"] * 9, *["submit"] * 6, *["submit_special"] * 2, *["claim"] * 4, *["report"] * 2, *["executed"] * 4,
-    *["finish"] * 4, *["fail"] * 5, *["give_back"] * 3, *["too_late"] * 3, *["heartbeat"] * 2, *["live"] * 3,
-    *["come_and_go"] * 3, *["meddle"] * 5, *["govern"] * 3, *["clock"] * 3, *["sweep"] * 3, *["read"] * 2,
-    *["look"] * 3,
+    *["finish"] * 4, *["turns"] * 3, *["fail"] * 5, *["give_back"] * 3, *["too_late"] * 3, *["heartbeat"] * 2,
+    *["live"] * 3, *["come_and_go"] * 3, *["meddle"] * 5, *["govern"] * 3, *["clock"] * 3, *["sweep"] * 3,
+    *["read"] * 2, *["look"] * 3,
 ]  # fmt: skip
 LATE = ["report", "executed", "finish", "fail", "release", "preview"]
 CODES = ["node_error", "node_error", "out_of_memory", "node_error", "validation_failed", "interrupted"]
@@ -96,6 +96,10 @@ class QueueMachine(Submitting, Working, Controlling, Looking):
     def do_finish(self, pick: int, choose: Choices, flag: bool, twice: bool) -> None:
         if self.held(("running", "finishing")):
             self.finish(pick, flag, twice)
+
+    def do_turns(self, pick: int, choose: Choices, flag: bool, twice: bool) -> None:
+        if self.held(("running", "finishing")):
+            self.turns(pick, choose(range(3)), choose(SOMETIMES), flag or not choose(SOMETIMES), twice)
 
     def do_fail(self, pick: int, choose: Choices, flag: bool, twice: bool) -> None:
         if self.held():

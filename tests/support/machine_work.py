@@ -108,12 +108,8 @@ class Working(Driven):
     def executed(self, pick: int, claim: bool, twice: bool) -> None:
         job = self._pick(self.held(("running",)), pick)
         before, pairs, worker = self.state, self.claim_pairs(job, claim), self.worker_of(job)
-        finishing = sum(
-            self.state.jobs[other].get("phase") == "finishing" and self.worker_of(other) == worker
-            for other in self.held()
-        )
-        if finishing >= int(CONFIG["max_finishing"]):
-            return  # a worker waits with it until an upload has ended
+        if not self._may_execute(job):
+            return
         answer = self.call(
             "executed", {job}, twice, job=job, token=self.token(job), timings="{}", exec_ms=500, cold=0, **pairs
         )
@@ -130,6 +126,34 @@ class Working(Driven):
             exec_ms=700,
             cold=0,
         )
+
+    def turns(self, pick: int, others: int, executed: bool, claim: bool, twice: bool) -> None:
+        """All jobs of a worker end in one call, and some of others, as a broker sends those of many workers."""
+        held = self.held(("running", "finishing"))
+        worker = self.worker_of(self._pick(held, pick))
+        mine = [job for job in held if self.worker_of(job) == worker]
+        jobs = mine + [job for job in held if job not in mine][:others]
+        before, workers, turns = self.state, [self.worker_of(job) for job in jobs], []
+        for at, job in enumerate(jobs):
+            mine = {"job": job, "token": self.token(job), "exec_ms": 700, "cold": 0, **self.claim_pairs(job, claim)}
+            if executed and at == 0 and self._may_execute(job):
+                turns.append(("executed", {**mine, "timings": "{}"}))
+            else:
+                turns.append(("finish", {**mine, "result": '{"outputs":[]}'}))
+        answers = self.together(turns, twice)
+        for worker, (function, given), answer in zip(workers, turns, answers, strict=True):
+            need(answer.outcome == "ok", "state", f"{function}: {answer}")
+            if function == "finish":
+                self._ended(function, str(given["job"]), answer, before)
+            self.took(answer.next, worker, before, str(given.get("claim_token")))
+
+    def _may_execute(self, job: str) -> bool:
+        """Whether its worker may have one more job whose outputs it sends: else it waits until an upload has ended."""
+        finishing = sum(
+            self.state.jobs[other].get("phase") == "finishing" and self.worker_of(other) == self.worker_of(job)
+            for other in self.held()
+        )
+        return self.state.jobs[job].get("phase") == "running" and finishing < int(CONFIG["max_finishing"])
 
     def fail(self, pick: int, claim: bool, twice: bool, code: str, retry: str) -> None:
         error = json.dumps({"code": code, "message": "m"})

@@ -83,7 +83,7 @@ function Q.open(P, ...)
     levels = { a = nil }, sets = Q.new_sets(), touched = {}, told = {}, counts = {
       pending = nil, claimed = nil, processing = nil, completed = nil, completed_total = nil, attempts_total = nil,
       submitted_total = nil, a = nil, b = nil,
-    }, lane_order = false, lanes = false, wakes = false, lives = false, had = false,
+    }, lane_order = false, lanes = false, wakes = false, lives = false, had = false, many = false, run = false,
   }
   for i = 1, select('#', ...) do
     local name = select(i, ...)

@@ -32,6 +32,13 @@ local function write_record(u, record)
   record._was = nil
 end
 
+-- Publishes messages. No reader comes in the middle of a call: where the first has none, the rest has none.
+local function publish_all(channel, messages)
+  for i = 1, #messages do
+    if call('SPUBLISH', channel, messages[i]) == 0 then return end
+  end
+end
+
 -- Logs and publishes what a job has to tell, in order: what is logged before what is on the wire only.
 local function write_events(u, r, channel)
   local log, wire = r._log, r._wire
@@ -39,11 +46,9 @@ local function write_events(u, r, channel)
     local key = u.P .. 'e:' .. r._id
     local length = r._first and call('RPUSH', key, r._first, unpack(log)) or call('RPUSH', key, unpack(log))
     if length > Q.LOG_MAX then call('LTRIM', key, -Q.LOG_MAX, '-1') end
-    for i = 1, #log do call('SPUBLISH', channel, log[i]) end
+    publish_all(channel, log)
   end
-  if wire then
-    for i = 1, #wire do call('SPUBLISH', channel, wire[i]) end
-  end
+  if wire then publish_all(channel, wire) end
   r._log, r._wire, r._first = nil, nil, nil
 end
 

@@ -47,7 +47,12 @@ end
 function Q.follow(u, class, tenant, second)
   if Q.tenant(u, tenant).parked then return Q.fix(u, class, tenant) end
   local P = u.P
-  local score = call('ZRANGE', P .. 'n:' .. class .. ':' .. tenant, '0', '0', 'WITHSCORES')[2]
+  Q.led_by(u, class, tenant, call('ZRANGE', P .. 'n:' .. class .. ':' .. tenant, '0', '0', 'WITHSCORES')[2], second)
+end
+
+-- Notes the score of a lane's new head (nil: it is empty) where `second` is that of the class's next best lane.
+function Q.led_by(u, class, tenant, score, second)
+  local P = u.P
   if score then
     call('ZADD', P .. 'h:' .. class, score, tenant)
   else

@@ -27,13 +27,6 @@ function Q.phase(u, r, phase)
   Q.put(u, r, 'phase', phase)
 end
 
--- A worker's last claims, newest first: at least 4 of them (it has one claim under way, and one ahead).
-function Q.remember(tokens, line)
-  local kept = line .. (tokens or '')
-  if #kept > 8 * #line then kept = string.match(string.sub(kept, 1, 5 * #line), '^(.*\n)') end
-  return kept
-end
-
 -- Gives a claimed job to a worker.
 function Q.take(u, r, w, token)
   Q.put(u, r, 'worker_id', w._id)
@@ -43,8 +36,8 @@ function Q.take(u, r, w, token)
   Q.add(u, r, 'attempt', 1)
   Q.count(u, 'attempts_total', 1)
   Q.phase(u, r, 'ahead')
-  call('ZADD', u.P .. 'held:' .. w.instance, u.ms, r._id)
-  Q.put(u, w, 'tokens', Q.remember(w.tokens, token .. ' ' .. r._id .. '\n'))
+  Q.zadd(u, u.P .. 'held:' .. w.instance, u.ms, r._id)
+  Q.remember(u, w, token, r._id)
   Q.move(u, r, 'claimed')
 end
 
@@ -60,9 +53,26 @@ function Q.start(u, r)
   if r.hook then Q.outbox(u, r, 'started') end
 end
 
+-- The GPU has done a held job, its outputs are still to be stored (emq_executed): answers what its worker is told.
+function Q.executed(u, a)
+  local r, status = Q.holder(u, a.job, a.token)
+  if not r and not status then return { 'stale_lease' } end
+  local repeated = not r or r.phase == 'finishing'
+  if not repeated then
+    if r.phase == 'ahead' then Q.start(u, r) end
+    if r.timeout_s then call('ZREM', u.P .. 'deadline', a.job) end
+    Q.phase(u, r, 'finishing')
+    Q.put(u, r, 'executed_at', u.ms)
+    if a.timings then Q.put(u, r, 'timings', a.timings) end
+    Q.measure(u, r, a.exec_ms, a.cold)
+    Q.zadd(u, u.P .. 'held:' .. r.instance, u.ms, a.job)
+  end
+  return { 'ok', 'repeated', repeated and '1' or '0' }
+end
+
 -- Ends a job's hold; `status` and `will_retry` are what a repeated call with its token is told.
 function Q.let_go(u, r, status, will_retry)
-  call('ZREM', u.P .. 'held:' .. r.instance, r._id)
+  Q.zrem(u, u.P .. 'held:' .. r.instance, r._id)
   if r.trace then Q.trace(u, r, status) end
   if r.timeout_s and r.phase == 'running' then call('ZREM', u.P .. 'deadline', r._id) end
   Q.phase(u, r, nil)

@@ -68,6 +68,23 @@ function Q.complete(u, r, result)
     .. ',"result":' .. result .. '}')
 end
 
+-- A held job has its result (emq_finish): answers what its worker is told. A requested cancel wins.
+function Q.finished(u, a)
+  local r, status = Q.holder(u, a.job, a.token)
+  if not r then return status and { 'ok', 'status', status, 'repeated', '1' } or { 'stale_lease' } end
+  r._spans = a.spans
+  if Q.cancelled(u, r) then return { 'ok', 'status', 'cancelled', 'repeated', '0' } end
+  if r.phase == 'ahead' then Q.start(u, r) end
+  if r.executed_at then
+    Q.observe(u, 'upload', u.now - r.executed_at)
+  else
+    Q.measure(u, r, a.exec_ms, a.cold)
+  end
+  Q.let_go(u, r, 'completed')
+  Q.complete(u, r, a.result and a.result ~= '' and a.result or '{}')
+  return { 'ok', 'status', 'completed', 'repeated', '0' }
+end
+
 -- A waiting job leaves whatever it waits in.
 function Q.unwait(u, r)
   if r.status == 'pending' and not r.due_at then

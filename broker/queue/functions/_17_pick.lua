@@ -99,8 +99,11 @@ function Q.pick(u, w)
   return warm, at
 end
 
--- The next job for a worker: its record; or nil and `none` or `again`. The job has left its lane.
-function Q.next_job(u, w)
+-- The next job for a worker: its record; or nil and `none` or `again`. The job has left its lane. `more`: the worker
+-- gets so many besides in this call.
+function Q.next_job(u, w, more)
+  local r = Q.run_on(u, w)
+  if r then return r end
   Q.settle(u)
   for _ = 1, 16 do
     local class = Q.pick(u, w)
@@ -113,7 +116,7 @@ function Q.next_job(u, w)
       if Q.held_back(u, tenant) then
         Q.park(u, class, tenant)
       else
-        local r = Q.pop(u, class, tenant, heads[4])
+        r = more and Q.run(u, w, class, tenant, heads[4], more) or Q.pop(u, class, tenant, heads[4])
         if r then return r end
       end
     end
@@ -126,21 +129,5 @@ end
 function Q.pop(u, class, tenant, second)
   local head = call('ZPOPMIN', u.P .. 'n:' .. class .. ':' .. tenant)
   Q.follow(u, class, tenant, second)
-  if not head[1] then return nil end
-  local r = Q.job(u, string.sub(head[1], 14))
-  Q.advance(u, tonumber(head[2]))
-  if not r or r.status ~= 'pending' then return nil end
-  if r.expires_at then
-    call('ZREM', u.P .. 'expiry', r._id)
-    if tonumber(r.expires_at) <= u.now then
-      Q.fail_finally(u, r, 'expired', Q.error('expired', 'The job was not started before it expired.'))
-      return nil
-    end
-  end
-  local c = Q.class(u, class)
-  if c.passed then
-    call('HDEL', u.P .. 'c:' .. class, 'passed')
-    c.passed = nil
-  end
-  return r
+  return head[1] and Q.popped(u, class, head[1], head[2]) or nil
 end

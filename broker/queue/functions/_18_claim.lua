@@ -11,15 +11,6 @@ local function refusal(u, w, ahead)
   return nil
 end
 
--- The job that an earlier claim with this token got.
-local function claimed_before(w, token)
-  local tokens = w.tokens
-  if not tokens or not string.find(tokens, token, 1, true) then return nil end
-  local lines = '\n' .. tokens
-  local at = string.find(lines, '\n' .. token .. ' ', 1, true)
-  return at and string.match(lines, '^[^\n]+', at + #token + 2)
-end
-
 local function payload_of(u, r)
   local payload = call('GETRANGE', u.P .. 'b:' .. r._id, r.spec_len or '0', '-1')
   r._bytes = #payload + (r.spec_len or 0)
@@ -63,9 +54,9 @@ function Q.note_loaded(u, w, loaded)
 end
 
 -- Claims for a worker whose record is at hand.
-function Q.claim_for(u, w, a, token)
+function Q.claim_for(u, w, a, token, more)
   if not token or token == '' then return { 'invalid', 'argument', 'token' } end
-  local before = claimed_before(w, token)
+  local before = Q.claimed_before(w, token)
   if before then
     local r = Q.job(u, before)
     if r and r.token == token then return assigned(u, r, payload_of(u, r)) end
@@ -80,7 +71,7 @@ function Q.claim_for(u, w, a, token)
     r, why = named(u, w, a.job)
     if not r then return why end
   else
-    r, why = Q.next_job(u, w)
+    r, why = Q.next_job(u, w, more)
     if not r then
       if why == 'none' and not ahead then Q.set_idle(u, w) end
       return { why }
@@ -97,13 +88,13 @@ function Q.claim_for(u, w, a, token)
   return assigned(u, r, payload)
 end
 
--- The claim that is fused with a job's end; adds `next` to the answer.
-function Q.claim_next(u, a, answer)
+-- The claim that is fused with a job's end; adds `next` to the answer. `more`: as many follow for this worker.
+function Q.claim_next(u, a, answer, more)
   if a.claim ~= '1' then return answer end
   local w, refused = Q.caller(u, a.worker, a.instance)
   a.job = nil
   Q.cascade_now(u)
   answer[#answer + 1] = 'next'
-  answer[#answer + 1] = w and Q.claim_for(u, w, a, a.claim_token) or { refused }
+  answer[#answer + 1] = w and Q.claim_for(u, w, a, a.claim_token, more) or { refused }
   return answer
 end

@@ -33,20 +33,13 @@ local function label_terms(r)
 end
 
 local function add(u, r, terms)
-  if #terms == 0 then return end
-  local flat = {}
-  for _, term in ipairs(terms) do
-    flat[#flat + 1] = '0'
-    flat[#flat + 1] = member(term, r)
-  end
-  call('ZADD', u.P .. 'x:' .. r.tenant, unpack(flat))
+  local key = #terms > 0 and u.P .. 'x:' .. r.tenant
+  for _, term in ipairs(terms) do Q.zadd(u, key, '0', member(term, r)) end
 end
 
 local function remove(u, r, terms)
-  if #terms == 0 then return end
-  local flat = {}
-  for i, term in ipairs(terms) do flat[i] = member(term, r) end
-  call('ZREM', u.P .. 'x:' .. r.tenant, unpack(flat))
+  local key = #terms > 0 and u.P .. 'x:' .. r.tenant
+  for _, term in ipairs(terms) do Q.zrem(u, key, member(term, r)) end
 end
 
 -- Keeps the names of a kind's models in the record: as many whole ones as fit, the first one cut.

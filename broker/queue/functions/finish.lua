@@ -5,25 +5,11 @@
 -- Answer: `ok` `status` `repeated` [`next` <answer of a claim>]; `stale_lease`.
 local function finish(keys, argv)
   local u, a = Q.begin(keys, argv, 'ttl_completed_ms')
-  local r, status = Q.holder(u, a.job, a.token)
-  local repeated = not r
-  if repeated and not status then return { 'stale_lease' } end
-  if not repeated then r._spans = a.spans end
-  if not repeated and Q.cancelled(u, r) then
-    status = 'cancelled'
-  elseif not repeated then
-    if r.phase == 'ahead' then Q.start(u, r) end
-    if r.executed_at then
-      Q.observe(u, 'upload', u.now - r.executed_at)
-    else
-      Q.measure(u, r, a.exec_ms, a.cold)
-    end
-    Q.let_go(u, r, 'completed')
-    Q.complete(u, r, a.result and a.result ~= '' and a.result or '{}')
-    status = 'completed'
+  local answer = Q.finished(u, a)
+  if answer[1] == 'ok' then
+    Q.claim_next(u, a, answer)
+    Q.commit(u)
   end
-  local answer = Q.claim_next(u, a, { 'ok', 'status', status, 'repeated', repeated and '1' or '0' })
-  Q.commit(u)
   return answer
 end
 

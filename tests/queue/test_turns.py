@@ -1,0 +1,226 @@
+"""Several ends of jobs in one call: each is as it would be alone, and the workers get the same jobs."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from broker.errors import Unavailable
+from broker.queue.connection import Connection
+from broker.queue.fsck import Check
+from broker.queue.queue import Answer, Value, flatten, parse
+from broker.queue.turns import MOST, Turns
+from tests.support.desk import Desk, Worker
+from tests.support.jobs import new_job, profile
+
+
+def ending(worker: Worker, job: str, token: str | None = None, **pairs: Value | None) -> dict[str, Value | None]:
+    """The arguments of a finish."""
+    claim = {"claim": 1, "claim_token": worker.desk.token(), "loaded": ""}
+    mine = {"turn": "finish", "job": job, "token": token or worker.tokens[job], "result": "{}", "exec_ms": 1}
+    return {**mine, **worker.me, **claim, **pairs}
+
+
+async def turns(desk: Desk, *ends: dict[str, Value | None]) -> list[Answer]:
+    """One call of several."""
+    args = flatten([pair for end in ends for pair in end.items()])
+    raw = await desk.queue._caller.fcall("emq_turns", desk.queue.prefix, args)
+    return [parse(answer) for answer in raw]
+
+
+async def start(worker: Worker, number: int) -> list[str]:
+    return [await worker.start() for _ in range(number)]
+
+
+async def is_sound(desk: Desk, connection: Connection) -> None:
+    assert not [str(finding) for finding in await Check(connection, desk.queue.prefix).run()]
+
+
+async def test_each_is_as_alone(desk: Desk, connection: Connection) -> None:
+    worker, other = await desk.worker("w", slots=3), await desk.worker("v")
+    await desk.submit(*"abcdefgh")
+    one, two, three = await start(worker, 3)
+    four = await other.start()
+    await desk.queue.cancel(three)
+    answers = await turns(
+        desk,
+        ending(worker, one),
+        ending(worker, two, turn="executed", result=None, timings="{}"),
+        ending(worker, three, claim=None),
+        ending(other, four, token="0" * 32),
+    )
+    assert [answer.outcome for answer in answers] == ["ok", "ok", "ok", "stale_lease"]
+    assert [answer.text("status") for answer in answers] == ["completed", "", "cancelled", ""]
+    assert [answer.next and answer.next.text("job_id") for answer in answers] == ["e", "f", None, None]
+    assert [await desk.status(job) for job in (one, two, three, four)] == [
+        "completed", "processing", "cancelled", "processing",
+    ]  # fmt: skip
+    assert desk.story(one)[-2:] == ["completed", "complete_job"]
+    assert desk.field(two, "phase") == "finishing"
+    await is_sound(desk, connection)
+
+
+async def test_a_repeated_call_gets_the_same_answers(desk: Desk, connection: Connection) -> None:
+    worker = await desk.worker(slots=MOST)
+    await desk.submit(*(f"j{n:02}" for n in range(3 * MOST)))
+    ends = [ending(worker, job) for job in await start(worker, MOST)]
+    first, second = await turns(desk, *ends), await turns(desk, *ends)
+    given = [answer.next.text("job_id") for answer in first if answer.next]
+    assert given == [f"j{n:02}" for n in range(MOST, 2 * MOST)]
+    assert given == [answer.next.text("job_id") for answer in second if answer.next]
+    assert [answer.text("repeated") for answer in (*first, *second)] == ["0"] * MOST + ["1"] * MOST
+    await is_sound(desk, connection)
+
+
+async def test_the_same_token_twice_in_a_call_gets_one_job(desk: Desk) -> None:
+    worker = await desk.worker(slots=2)
+    await desk.submit(*"abcd")
+    token = desk.token()
+    answers = await turns(desk, *(ending(worker, job, claim_token=token) for job in await start(worker, 2)))
+    assert [answer.next and answer.next.text("job_id") for answer in answers] == ["c", "c"]
+    assert await desk.status("d") == "pending"
+
+
+async def test_who_has_no_slot_left_gets_nothing_and_the_job_waits_on(desk: Desk, connection: Connection) -> None:
+    worker = await desk.worker(slots=4)
+    await desk.submit(*"abcdefgh")
+    held = await start(worker, 3)
+    await worker.claim()
+    # Two that have ended before free no slot: two slots for four claims.
+    await worker.finish(held[0])
+    again = [ending(worker, held[0]), ending(worker, held[0]), ending(worker, held[1]), ending(worker, held[2])]
+    answers = await turns(desk, *again)
+    assert [answer.next and answer.next.outcome for answer in answers] == ["job", "job", "job", "busy"]
+    assert [job for job in "abcdefgh" if await desk.status(job) == "pending"] == ["h"]
+    await is_sound(desk, connection)
+    worker.took(answers[0].next or Answer("none"))
+    await worker.finish("e")
+    assert await worker.take() == "h"
+
+
+async def test_what_a_full_worker_leaves_is_for_the_next_one(desk: Desk, connection: Connection) -> None:
+    worker, other = await desk.worker("w", slots=2), await desk.worker("v")
+    await desk.submit(*"abcdefgh")
+    one, two = await start(worker, 2)
+    three = await other.start()
+    await worker.finish(one)
+    ends = [ending(worker, one), ending(worker, one), ending(worker, one), ending(other, three)]
+    answers = await turns(desk, *ends, ending(worker, two))
+    assert [answer.next and answer.next.text("job_id") for answer in answers] == ["d", "e", "", "f", ""]
+    await is_sound(desk, connection)
+
+
+async def test_an_expired_job_is_passed_over(desk: Desk, connection: Connection) -> None:
+    worker = await desk.worker(slots=4)
+    await desk.submit(*"abcd")
+    await desk.submit("e", "f", expires_ms=1000)
+    await desk.submit("g", "h", "i")
+    ends = [ending(worker, job) for job in await start(worker, 4)]
+    desk.tick(1500)
+    answers = await turns(desk, *ends)
+    assert [answer.next and answer.next.text("job_id") for answer in answers] == ["g", "h", "i", ""]
+    assert (desk.field("e", "error_code"), desk.field("f", "error_code")) == ("expired", "expired")
+    await is_sound(desk, connection)
+
+
+async def crowd(desk: Desk, seed: int) -> list[Worker]:
+    """Jobs of several tenants, classes and priorities, caps, models; three workers with many slots."""
+    draw = random.Random(seed)
+    await desk.queue.call("tenant", [("tenant", "eve"), ("max_running", 3)])
+    await desk.queue.call("tenant", [("tenant", "bob"), ("weight", 3)])
+    for number in range(90):
+        models = draw.choice([[], [], ["A"], ["B"]])
+        job = new_job(f"{number:02}", models=models, kind=models, priority=draw.choice([0, 0, 0, 5]))
+        await desk.submit_all(draw.choice(["ann", "ann", "bob", "eve"]), [job])
+    names = (("w1", ("A",)), ("w2", ("A", "B")), ("w3", ()))
+    return [await desk.worker(name, slots=6, profile=profile(models)) for name, models in names]
+
+
+async def play(desk: Desk, seed: int, *, together: bool) -> list[str]:
+    """Drain the crowd in rounds, in which all that runs ends; who got what, in order."""
+    workers, order, draw = await crowd(desk, seed), list[str](), random.Random(seed)
+    held = [(worker, job) for worker in workers for job in await start(worker, 6)]
+    while held:
+        loaded = {worker.name: draw.choice(["", "A", "B"]) for worker in workers}
+        ends = [ending(worker, job, loaded=loaded[worker.name]) for worker, job in held]
+        if together:
+            answers = await turns(desk, *ends)
+        else:
+            for worker, job in held:
+                await worker.finish(job)
+            answers = [Answer("ok", next=await claim(worker, end)) for (worker, _), end in zip(held, ends, strict=True)]
+        got = [answer.next or Answer("none") for answer in answers]
+        held = [(worker, worker.took(one).text("job_id")) for (worker, _), one in zip(held, got, strict=True)]
+        order += [f"{worker.name} {job}" for worker, job in held]
+        held = [(worker, job) for worker, job in held if job]
+        for worker, job in held:
+            await worker.report(job)
+        desk.tick(700)
+    return order
+
+
+async def claim(worker: Worker, end: dict[str, Value | None]) -> Answer:
+    return await worker.call("claim", token=end["claim_token"], loaded=end["loaded"])
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_who_gets_what_is_as_if_all_called_one_after_another(desk: Desk, queue: Any, seed: int) -> None:
+    alone = await play(desk, seed, together=False)
+    keys = desk.client.keys(f"{queue.prefix}*")
+    desk.client.delete(*keys)
+    await queue.configure(lease_ms=30_000, backoff_ms=2000, max_queued=1000)
+    together = await play(Desk(queue, desk.client), seed, together=True)
+    assert together == alone
+    assert len(set(alone)) > 50, "what a cap or a model that nobody has holds back is less than this"
+
+
+@pytest.mark.parametrize("args", [["job", "a"], ["turn", "claim"], ["turn", "finish", "job", "a"] * 33])
+async def test_what_is_no_turn_is_refused(desk: Desk, args: list[str]) -> None:
+    raw = await desk.queue._caller.fcall("emq_turns", desk.queue.prefix, args)
+    assert parse(raw).outcome == "invalid"
+
+
+class Server:
+    """Notes calls and answers them when told to."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, Sequence[bytes | str]]] = []
+        self.error: Exception | None = None
+        self.open = asyncio.Event()
+
+    async def fcall(self, function: str, prefix: str, args: Sequence[bytes | str]) -> Any:
+        self.calls.append((function, args))
+        await self.open.wait()
+        if self.error:
+            raise self.error
+        return [[b"ok"]] * list(args).count("turn") or [b"alone"]
+
+
+async def test_what_comes_in_one_turn_of_the_loop_goes_together() -> None:
+    server = Server()
+    server.open.set()
+    both = Turns(server.fcall, "p")
+    assert await both.call("finish", ["job", "a"]) == [b"alone"]
+    await asyncio.gather(both.call("finish", ["job", "b"]), both.call("executed", ["job", "c"]))
+    await asyncio.gather(*(both.call("finish", ["job", str(n)]) for n in range(MOST + 1)))
+    assert [call[0] for call in server.calls] == ["emq_finish", "emq_turns", "emq_turns", "emq_finish"]
+    assert server.calls[1][1] == ["turn", "finish", "job", "b", "turn", "executed", "job", "c"]
+
+
+async def test_all_hear_of_an_error_and_nobody_of_a_cancel() -> None:
+    server = Server()
+    both = Turns(server.fcall, "p")
+    calls = [asyncio.ensure_future(both.call("finish", ["job", name])) for name in "abc"]
+    await asyncio.sleep(0)
+    calls[0].cancel()
+    server.error = Unavailable("away")
+    server.open.set()
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    assert isinstance(results[0], asyncio.CancelledError)
+    assert results[1:] == [server.error, server.error]
+    server.error = None
+    assert await both.call("finish", ["job", "d"]) == [b"alone"]
