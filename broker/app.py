@@ -296,7 +296,7 @@ async def _services(app: web.Application) -> AsyncIterator[None]:
 
 async def _memory(app: web.Application) -> AsyncIterator[None]:
     """What was freed goes back to the system."""
-    async with tidied():
+    async with tidied(caches=dashboard.CACHES):
         yield
 
 

@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 import weakref
+from functools import lru_cache
 
 import pytest
 
@@ -31,13 +32,44 @@ print(before - rss())
 """
 
 
+def said(program: str) -> str:
+    """What a program writes in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True,
+        capture_output=True, text=True,
+    ).stdout  # fmt: skip
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps it, and only glibc can trim")
 def test_what_was_freed_goes_back() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", FREED], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True,
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert int(done.stdout) > 60_000_000
+    assert int(said(FREED)) > 60_000_000
+
+
+HEAPS = """
+import ctypes, threading
+from broker.memory import share_heap
+
+assert share_heap()
+here = threading.Barrier(9)
+for _ in range(8):
+    threading.Thread(target=lambda: (bytearray(100_000), here.wait(), here.wait())).start()
+here.wait()
+libc = ctypes.CDLL(None)
+libc.malloc_info(0, ctypes.c_void_p.in_dll(libc, "stdout"))
+here.wait()
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives threads heaps of their own")
+def test_threads_share_a_heap() -> None:
+    assert said(HEAPS).count("<heap nr=") == 1
+
+
+async def test_what_was_made_of_names_goes_after_a_while() -> None:
+    draw = lru_cache(str.title)
+    async with tidied(0.01, [draw]):
+        assert draw("job") == "Job"
+        await wait_until(lambda: not draw.cache_info().currsize, what="it is forgotten")
 
 
 class Ring:

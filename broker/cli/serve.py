@@ -19,6 +19,7 @@ from broker.app import create_app, require_key
 from broker.cli.command import Command
 from broker.errors import ConfigurationError
 from broker.logging import configure
+from broker.memory import share_heap
 from broker.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ def settings_from(args: argparse.Namespace) -> Settings:
 def _run(args: argparse.Namespace) -> int:
     settings = settings_from(args)
     configure(settings.log_level, settings.log_format)
+    share_heap()
     return asyncio.run(serve(settings))
 
 

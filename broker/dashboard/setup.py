@@ -12,6 +12,7 @@ from broker.api.services import SERVICES
 from broker.dashboard import (
     actions,
     admin,
+    cards,
     failures,
     fleet,
     gallery,
@@ -27,6 +28,7 @@ from broker.dashboard import (
     queue,
     stream,
     timeline,
+    words,
     workers,
 )
 from broker.dashboard.frame import PAGES, Pages, View, folder
@@ -35,12 +37,15 @@ from broker.dashboard.parts import Parts
 from broker.dashboard.previews import PREVIEWS, Previews
 from broker.dashboard.roles import ROLES
 from broker.dashboard.stream import FEEDS
+from broker.jobs.failures import signature
 
 PARTS = (
     fleet, queue, jobs, job, job_actions, job_files, workers, timeline, failures, gallery, models, metrics, admin,
     guide, stream, previews, actions, login,
 )  # fmt: skip
 """Modules with routes; pages stand in the navigation in this order."""
+CACHES = (*words.CACHES, cards.job_link, signature)
+"""Caches whose keys name jobs, moments and messages."""
 
 
 def add_to(app: web.Application) -> None:

@@ -122,6 +122,10 @@ def segment(name: Any) -> str:
     return quote(str(name), safe="")
 
 
+CACHES = (_stamp, _course, escaped, element, segment)
+"""What was made of names and moments."""
+
+
 def term(value: Any, name: str) -> str:
     """A word of a search of jobs, in quotes where it needs them."""
     text = str(value)
