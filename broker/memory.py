@@ -21,8 +21,8 @@ from typing import Protocol
 EVERY_S = 60.0
 _M_ARENA_MAX = -8
 SHARE = 1 / 2000
-"""Of the time, at most, may go into looking for rubbish: all of Python waits for it. It takes 5 to 20 ms in a broker,
-more the more sockets there are."""
+"""Of the time, at most, may go into looking for rubbish: all of Python waits for it. It is 5 to 20 ms of work in a
+broker, more the more sockets there are."""
 
 
 def share_heap() -> bool:
@@ -36,10 +36,10 @@ def share_heap() -> bool:
 
 
 def collect() -> float:
-    """Throw rings of rubbish away; how many seconds it took."""
-    began = time.monotonic()
+    """Throw rings of rubbish away; how many seconds of work it was, on a busy machine too."""
+    began = time.thread_time()
     gc.collect()
-    return time.monotonic() - began
+    return time.thread_time() - began
 
 
 def trim() -> bool:
@@ -57,12 +57,13 @@ class Cache(Protocol):
 
 
 async def _give_back(every_s: float, caches: Collection[Cache]) -> None:
-    pause_s = every_s
+    due = time.monotonic()
     while True:
-        await asyncio.sleep(pause_s)
+        await asyncio.sleep(every_s)
         for cache in caches:
             cache.cache_clear()
-        pause_s = max(every_s, collect() / SHARE)
+        if time.monotonic() >= due:
+            due = time.monotonic() + collect() / SHARE
         await asyncio.to_thread(trim)  # it takes milliseconds, in which the interpreter is free
 
 
