@@ -94,6 +94,13 @@ class Feed:
                 await self._look(self._glance, whole=False)
             await _sleep_until(due)
 
+    def end(self) -> None:
+        """End the reading, and let go of what was drawn: a task that was cancelled and its error hold each other, and
+        all that it had, until Python looks for such rings."""
+        assert self.task
+        self.task.cancel()
+        self.latest, self._known, self._sent = Parts(), {}, {}
+
     async def _look(self, read: Render, *, whole: bool) -> float:
         """Read and compare; answers how long that kept the processor."""
         try:
@@ -225,8 +232,7 @@ class Feeds:
         now = time.monotonic()
         for view, feed in list(self._feeds.items()):
             if not feed.tabs and now - feed.left_at > LINGER_S:
-                assert feed.task
-                feed.task.cancel()
+                feed.end()
                 del self._feeds[view]
 
     async def stop(self) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import time
+import weakref
 import zlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -17,10 +19,11 @@ from markupsafe import Markup
 from broker.access.identity import Role
 from broker.dashboard import live
 from broker.dashboard.frame import View, environment
-from broker.dashboard.live import GZIP_HEAD, Feed
+from broker.dashboard.live import GZIP_HEAD, Feed, Feeds
 from broker.dashboard.parts import Parts
 from tests.access.conftest import Guarded, bearer, guarded, own_valkey
 from tests.api.conftest import Broker, start_broker, submit
+from tests.support.waiting import wait_until
 
 __all__ = ["guarded", "own_valkey", "start_broker"]
 
@@ -38,11 +41,14 @@ def rendered(*rows: tuple[str, str], end: str = "") -> Parts:
     return parts
 
 
+VIEW = View("p", (), "", "", Role.VIEWER, False, "")
+
+
 def feed() -> Feed:
     async def never(view: View, before: Parts | None) -> Parts:
         raise NotImplementedError
 
-    return Feed(View("p", (), "", "", Role.VIEWER, False, ""), never, never, 1)
+    return Feed(VIEW, never, never, 1)
 
 
 def sent(feed: Feed, since: int) -> str:
@@ -56,6 +62,26 @@ def partial(name: str, html: str) -> str:
 
 
 A1, A2, B1 = '<b id="a">1</b>', '<b id="a">2</b>', '<b id="b">1</b>'
+
+
+async def test_what_a_page_showed_goes_with_its_last_tab(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once: Python looks for what holds itself at its leisure."""
+    monkeypatch.setattr(live, "LINGER_S", 0.0)
+    drawn: list[weakref.ref[Parts]] = []
+
+    async def draw(view: View, before: Parts | None) -> Parts:
+        parts = rendered(("a", "1"))
+        drawn.append(weakref.ref(parts))
+        return parts
+
+    feeds = Feeds(draw, draw)
+    gc.disable()
+    try:
+        async with feeds.join(VIEW, 60.0):
+            await wait_until(lambda: bool(drawn), what="it is drawn")
+        await wait_until(lambda: all(parts() is None for parts in drawn), what="it is gone")
+    finally:
+        gc.enable()
 
 
 def test_only_the_row_that_changed_is_sent() -> None:
