@@ -1,4 +1,4 @@
--- Gathers what a call writes to sorted sets: many jobs of one call then cost a set one command.
+-- Gathers what a call with many jobs (`u.many`) writes to sorted sets: each set then costs one command.
 --
 -- Writes to one key keep their order. Whoever reads such a key in the same call writes what was gathered of it first
 -- (`Q.write_set`), and so does who writes to it at once.
@@ -41,6 +41,7 @@ function Q.new_sets()
 end
 
 function Q.zadd(u, key, score, member)
+  if not u.many then return call('ZADD', key, score, member) end
   local set = u.sets[key]
   if not set or set.verb ~= 'ZADD' or set.n >= MOST then set = ready(u, key, 'ZADD') end
   local n = set.n
@@ -49,6 +50,7 @@ function Q.zadd(u, key, score, member)
 end
 
 function Q.zrem(u, key, member)
+  if not u.many then return call('ZREM', key, member) end
   local set = u.sets[key]
   if not set or set.verb ~= 'ZREM' or set.n >= MOST then set = ready(u, key, 'ZREM') end
   local n = set.n + 1

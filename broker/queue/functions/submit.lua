@@ -81,10 +81,11 @@ local function submit(keys, argv)
   local a, jobs = Q.read_jobs(argv)
   local tenant = a.tenant or ''
   a.tenant = tenant
+  u.many = #jobs > 1
   Q.drop_bodies()
   local plan = Q.plan_submit(u, a, jobs)
   local answers, shared = {}, {
-    classes = {}, new = {}, lanes = 64, many = #jobs > 1, wakes = not Q.tenant(u, tenant).paused, added = 0, bytes = 0,
+    classes = {}, new = {}, lanes = 64, many = u.many, wakes = not Q.tenant(u, tenant).paused, added = 0, bytes = 0,
   }
   local arrival = 0
   if plan.adds > 0 then
