@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -41,7 +40,7 @@ class Producer:
         await self.enqueue_many([payload])
 
     async def enqueue_many(self, payloads: list[str]) -> None:
-        jobs = [NewJob(str(uuid.uuid4()), payload.encode(), b"{}", CLASS, [ATOM]) for payload in payloads]
+        jobs = [NewJob(secrets.token_hex(16), payload.encode(), b"{}", CLASS, [ATOM]) for payload in payloads]
         for answer in await self.queue.submit("default", jobs):
             assert answer.outcome == "ok", answer
 

@@ -9,18 +9,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Protocol
 
 from broker.errors import Conflict, NotFound, QueueFull, RateLimited, Unavailable
 from broker.queue import turns
+from broker.queue.new_job import SUBMIT_CHUNK, NewJob, Value, flatten, parts_of, submission
 from broker.queue.seal import Seal, payload_of, result_of
 
-SUBMIT_CHUNK = 25
-"""Jobs of one ``emq_submit``: with a worker woken for each it stays under 5 ms."""
+__all__ = ["SUBMIT_CHUNK", "Answer", "Caller", "NewJob", "Pairs", "Queue", "Value", "flatten", "parse", "require"]
+
 RECORDS, FORECASTS = 25, 5
 """Jobs that one ``emq_job`` and one ``emq_forecast`` read at most."""
 
-Value = str | bytes | int | float | bool
 Pairs = dict[str, bytes]
 
 
@@ -29,53 +30,6 @@ class Caller(Protocol):
 
     async def fcall(self, function: str, prefix: str, args: Sequence[bytes | str]) -> Any:
         """Call ``function`` with one key and flat arguments; raises ``Unavailable`` when Redis is away."""
-
-
-@dataclass(slots=True)
-class NewJob:
-    """What a submit hands to the queue; ``None`` leaves the function's default."""
-
-    job_id: str
-    payload: bytes
-    spec: bytes
-    job_class: str
-    atoms: Sequence[str]
-    job_type: str = "comfyui"
-    priority: int = 0
-    kind: Sequence[str] = ()
-    vram_mb: int = 0
-    max_attempts: int = 3
-    timeout_s: float | None = None
-    delay_ms: int | None = None
-    start_at: int | None = None
-    expires_ms: int | None = None
-    idempotency_key: str | None = None
-    body_digest: str | None = None
-    depends_on: Sequence[str] = ()
-    on_parent_failure: str = "fail"
-    group: str | None = None
-    estimate: str | None = None
-    labels: Sequence[str] = ()
-    hook: str | None = None
-    """Events that a webhook is told of, joined by spaces."""
-    trace: str | None = None
-    """The context of its submit's span (a ``traceparent``), where it has a trace."""
-
-    def pairs(self) -> list[tuple[str, Value | None]]:
-        """The job's section of ``emq_submit``; what has its default is left out."""
-        return [
-            ("job", self.job_id), ("class", self.job_class), ("atoms", "\n".join(self.atoms)),
-            ("spec_len", len(self.spec)), ("payload", self.spec + self.payload),
-            ("job_type", self.job_type if self.job_type != "comfyui" else None),
-            ("priority", self.priority or None), ("kind", "\n".join(self.kind) or None),
-            ("vram_mb", self.vram_mb or None), ("max_attempts", self.max_attempts if self.max_attempts != 3 else None),
-            ("timeout_s", self.timeout_s), ("delay_ms", self.delay_ms), ("start_at", self.start_at),
-            ("expires_ms", self.expires_ms), ("idem", self.idempotency_key), ("body", self.body_digest),
-            ("depends_on", "\n".join(self.depends_on) or None),
-            ("on_parent_failure", self.on_parent_failure if self.on_parent_failure != "fail" else None),
-            ("group", self.group), ("est", self.estimate), ("labels", "".join(self.labels) or None),
-            ("hook", self.hook), ("trace", self.trace),
-        ]  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -107,33 +61,25 @@ class Answer:
         return text.split("\n") if text else []
 
 
+@lru_cache(1024)
+def _word(raw: bytes) -> str:
+    """An outcome or a name: there are few."""
+    return raw.decode()
+
+
 def parse(raw: Any) -> Answer:
     """Read ``[outcome, name, value, …]``; a value that is an array is a nested answer."""
-    answer = Answer(raw[0].decode())
-    rest = raw[1:]
-    for i in range(0, len(rest) - 1, 2):
-        name, value = rest[i].decode(), rest[i + 1]
+    parts = iter(raw)
+    answer = Answer(_word(next(parts)))
+    pairs = answer.pairs
+    for name, value in zip(parts, parts, strict=False):
         if not isinstance(value, list):
-            answer.pairs[name] = value
-        elif name == "next":
+            pairs[_word(name)] = value
+        elif name == b"next":
             answer.next = parse(value)
         else:
             answer.rows.append(parse(value))
     return answer
-
-
-def flatten(pairs: Iterable[tuple[str, Value | None]]) -> list[bytes | str]:
-    """Name/value pairs as a function's flat arguments; ``None`` is left out."""
-    out: list[bytes | str] = []
-    for name, value in pairs:
-        if value is None:
-            continue
-        out.append(name)
-        if isinstance(value, bool):
-            out.append("1" if value else "0")
-        else:
-            out.append(value if isinstance(value, bytes | str) else str(value))
-    return out
 
 
 class Queue:
@@ -191,10 +137,10 @@ class Queue:
         goes away (or is full) between two of them, the jobs that are in have their answers, and the rest the outcome
         ``unavailable`` (or ``queue_full``); when it raises, nothing is known to be in. The same ids may be sent again.
         """
-        parts = [jobs[start : start + SUBMIT_CHUNK] for start in range(0, len(jobs), SUBMIT_CHUNK)]
+        parts = list(parts_of(jobs))
         answers: list[Answer] = []
         raw: list[Any] = []
-        args = self._submission(tenant, limits, parts[0]) if parts else []
+        args = submission(tenant, limits, parts[0], self.seal) if parts else []
         for number in range(len(parts)):
             call = asyncio.ensure_future(self._caller.fcall("emq_submit", self.prefix, args))
             try:
@@ -204,7 +150,7 @@ class Queue:
                     await asyncio.sleep(0)
                     await asyncio.sleep(0)
                     answers += [parse(row) for row in raw]
-                    args = self._submission(tenant, limits, parts[number + 1]) if number + 1 < len(parts) else []
+                    args = submission(tenant, limits, parts[number + 1], self.seal) if number + 1 < len(parts) else []
                 raw = await call
             except (Unavailable, QueueFull) as error:
                 if not answers:
@@ -213,17 +159,6 @@ class Queue:
             finally:
                 call.cancel()  # nothing to do unless this submit was cancelled
         return answers + [parse(row) for row in raw]
-
-    def _submission(
-        self, tenant: str, limits: Mapping[str, Value | None] | None, jobs: Sequence[NewJob]
-    ) -> list[bytes | str]:
-        """The arguments of a submit."""
-        pairs: list[tuple[str, Value | None]] = [("tenant", tenant), *(limits or {}).items()]
-        for job in jobs:
-            if self.seal.active:
-                job.payload = self.seal.close(job.payload, payload_of(job.job_id))
-            pairs.extend(job.pairs())
-        return flatten(pairs)
 
     async def cancel(self, job_id: str, tenant: str = "", reason: str = "", waiting: bool = False) -> Answer:
         """Cancel; a running job stays ``processing`` until its worker has stopped it.

@@ -107,7 +107,7 @@ async def test_without_its_confirmation_it_may_be_there_and_is_not_accepted(
 async def test_a_bulk_says_which_jobs_are_confirmed(
     pair: Pair, connect: Callable[..., Connection], impatient: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("broker.queue.queue.SUBMIT_CHUNK", 2)
+    monkeypatch.setattr("broker.queue.new_job.SUBMIT_CHUNK", 2)
     connection = connect(pair.primary.url, replicated=True)
     queue = Queue(connection)
     await queue.configure()

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from broker.errors import Unavailable
-from broker.queue.queue import SUBMIT_CHUNK, Caller, Queue, flatten, parse, require
+from broker.queue.new_job import SUBMIT_BYTES, SUBMIT_CHUNK, flatten, parts_of
+from broker.queue.queue import Caller, Queue, parse, require
 from tests.support.desk import Desk
-from tests.support.jobs import new_job
+from tests.support.jobs import new_job, profile
 
 
 async def test_a_bulk_in_several_calls_keeps_its_order(desk: Desk) -> None:
@@ -93,6 +94,26 @@ async def test_spec_and_payload_may_come_apart(desk: Desk) -> None:
     stored = await desk.queue.payload("j", "ann")
     assert (stored.pairs["payload"], stored.pairs["spec"]) == (b"{body}", b"{spec}")
     assert (await (await desk.worker()).claim()).text("job_type") == "comfyui"
+
+
+async def test_a_class_is_known_by_what_a_refused_job_said(desk: Desk) -> None:
+    """Of the jobs of one class in one call only the first says what the class needs."""
+    lost = new_job("lost", models=["a.safetensors"], depends_on=["nobody"])
+    answers = await desk.queue.submit("ann", [lost, new_job("j", models=["a.safetensors"])])
+    assert [answer.outcome for answer in answers] == ["not_found", "ok"]
+    assert answers[1].text("missing") == "*"
+    assert (await (await desk.worker("poor")).claim()).outcome == "none"
+    able = await desk.worker("able", profile=profile(["a.safetensors"]))
+    assert await able.take() == "j"
+
+
+def test_a_call_has_so_many_jobs_and_bytes() -> None:
+    jobs = [new_job(payload=b"x" * size) for size in (1, SUBMIT_BYTES, 5, SUBMIT_BYTES // 2, SUBMIT_BYTES // 2)]
+    jobs += [new_job() for _ in range(SUBMIT_CHUNK)]
+    parts = list(parts_of(jobs))
+    assert [job for part in parts for job in part] == jobs
+    assert [len(part) for part in parts] == [1, 1, 2, SUBMIT_CHUNK, 1]
+    assert list(parts_of([])) == []
 
 
 class LostAfter:

@@ -12,11 +12,19 @@ local function line_up(u, r, shared)
   return Q.next_position(u, r, shared)
 end
 
+-- The job that says what a class needs: the first of it in a call does.
+local function who_says(jobs, class)
+  for _, j in ipairs(jobs) do
+    if j.class == class and j.atoms then return j end
+  end
+  return {}
+end
+
 local function use_class(u, j, shared)
   local c = Q.class(u, j.class)
   if not c.exists then
-    local served = Q.new_class(u, j.class, j.atoms or '', tonumber(j.vram_mb or 0) or 0, j.kind or '')
-    shared.new[j.class] = served
+    local says = who_says(shared.jobs, j.class)
+    shared.new[j.class] = Q.new_class(u, j.class, says.atoms or '', tonumber(says.vram_mb or 0) or 0, says.kind or '')
   elseif u.now - c.used > 3600000 then
     call('HSET', u.P .. 'c:' .. j.class, 'used', u.ms)
     call('ZADD', u.P .. 'classes', u.ms, j.class)
@@ -85,7 +93,8 @@ local function submit(keys, argv)
   Q.drop_bodies()
   local plan = Q.plan_submit(u, a, jobs)
   local answers, shared = {}, {
-    classes = {}, new = {}, lanes = 64, many = u.many, wakes = not Q.tenant(u, tenant).paused, added = 0, bytes = 0,
+    jobs = jobs, classes = {}, new = {}, lanes = 64, many = u.many, wakes = not Q.tenant(u, tenant).paused,
+    added = 0, bytes = 0,
   }
   local arrival = 0
   if plan.adds > 0 then
