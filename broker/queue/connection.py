@@ -17,6 +17,7 @@ from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis, RedisCluster
 from redis.asyncio.cluster import ClusterNode, PipelineCommand
+from redis.asyncio.connection import Connection as PlainConnection
 from redis.asyncio.connection import SSLConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
@@ -37,6 +38,7 @@ from broker.errors import ConfigurationError, Unavailable
 from broker.queue.address import Address, parse
 from broker.queue.channels import Channels
 from broker.queue.loader import load as load_library
+from broker.queue.packing import packing
 from broker.queue.refusals import LATER, translated
 from broker.queue.replicated import FUNCTIONS, UNCONFIRMED, confirm, confirmation
 
@@ -321,6 +323,7 @@ class Connection:
                 return self._cluster(options, connections)
             if self.address.kind == "sentinel":
                 return self._sentinel(options, connections)
+            options["connection_class"] = packing(options.get("connection_class", PlainConnection))
             pool = BlockingConnectionPool(max_connections=connections, timeout=COMMAND_S, **options)
             pool.connection_class(**pool.connection_kwargs)
             return Redis.from_pool(pool)
