@@ -1,6 +1,6 @@
 -- Why no live worker can run a class.
 
-local PROFILES, LOOKS = 100, 4000
+local LOOKS = 4000
 local MISSING = 13 -- where an answer of a submit has the value of `missing`
 
 -- Which of `atoms` no profile has: each is looked for until one has it.
@@ -47,7 +47,7 @@ end
 -- Of the first of some classes (all, unless that is too much) what no live worker has: class → lines of atoms,
 -- `v:<MB>`; or `*` (there is no worker), `+` (nobody has all of it).
 function Q.missing_of(u, names)
-  local out, profiles = {}, call('ZREVRANGE', u.P .. 'profiles', 0, PROFILES - 1)
+  local out, profiles = {}, Q.live_profiles(u)
   if #profiles == 0 then
     for _, name in ipairs(names) do out[name] = '*' end
     return out

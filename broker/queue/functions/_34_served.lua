@@ -2,6 +2,16 @@
 
 local FEW, INDEXED, LOOKS = 30, 500, 4000
 
+-- The live profiles, those with most workers first, read once a call.
+function Q.live_profiles(u)
+  local live = u.live_profiles
+  if not live then
+    live = call('ZREVRANGE', u.P .. 'profiles', '0', '99')
+    u.live_profiles = live
+  end
+  return live
+end
+
 -- Marks those of `classes` that are in the index of heads; answers the rest.
 local function mark_indexed(u, classes, profiles)
   local keys, unserved, left = { u.P .. 'i' }, {}, {}
@@ -17,7 +27,7 @@ end
 -- Marks the classes that a live worker can run: profile by profile, those with most workers first. Answers false when
 -- there were too many to compare all: what was not compared counts as one that somebody can run.
 function Q.mark_served(u, classes)
-  local profiles, looks = call('ZREVRANGE', u.P .. 'profiles', '0', '99'), 0
+  local profiles, looks = Q.live_profiles(u), 0
   local left = mark_indexed(u, classes, profiles)
   for _, profile in ipairs(profiles) do
     if #left == 0 then return true end
