@@ -138,19 +138,20 @@ class Queue:
         ``unavailable`` (or ``queue_full``); when it raises, nothing is known to be in. The same ids may be sent again.
         """
         parts = list(parts_of(jobs))
+        args = submission(tenant, limits, parts[0], self.seal) if parts else []
+        if len(parts) == 1:
+            return [parse(row) for row in await self._caller.fcall("emq_submit", self.prefix, args)]
         answers: list[Answer] = []
         raw: list[Any] = []
-        args = submission(tenant, limits, parts[0], self.seal) if parts else []
         for number in range(len(parts)):
             call = asyncio.ensure_future(self._caller.fcall("emq_submit", self.prefix, args))
             try:
-                if len(parts) > 1:
-                    # While Redis works on these (one turn to get a connection, one to write them), the last ones'
-                    # answers are read and the next ones are prepared.
-                    await asyncio.sleep(0)
-                    await asyncio.sleep(0)
-                    answers += [parse(row) for row in raw]
-                    args = submission(tenant, limits, parts[number + 1], self.seal) if number + 1 < len(parts) else []
+                # While Redis works on these (one turn to get a connection, one to write them), the last ones' answers
+                # are read and the next ones are prepared.
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+                answers += [parse(row) for row in raw]
+                args = submission(tenant, limits, parts[number + 1], self.seal) if number + 1 < len(parts) else []
                 raw = await call
             except (Unavailable, QueueFull) as error:
                 if not answers:
