@@ -12,7 +12,7 @@ from typing import Any
 from redis import Redis
 
 from broker.queue.loader import library
-from broker.queue.queue import Answer, NewJob, flatten, parse
+from broker.queue.queue import Answer, NewJob, parse
 
 Call = tuple[str, list[bytes | str]]
 
@@ -105,7 +105,7 @@ class Pool:
 
 def submission(tenant: str, jobs: Sequence[NewJob]) -> list[bytes | str]:
     """The arguments of a submit."""
-    return flatten([("tenant", tenant), *(pair for job in jobs for pair in job.pairs())])
+    return ["tenant", tenant, *(arg for job in jobs for arg in job.arguments())]
 
 
 def claiming(worker: Worker) -> list[bytes | str]:

@@ -13,6 +13,8 @@ under 5 ms."""
 
 Value = str | bytes | int | float | bool
 
+_RARE = ("timeout_s", "delay_ms", "start_at", "expires_ms", "idem", "body", "group", "est", "hook", "trace")
+
 
 @dataclass(slots=True)
 class NewJob:
@@ -44,28 +46,42 @@ class NewJob:
     trace: str | None = None
     """The context of its submit's span (a ``traceparent``), where it has a trace."""
 
-    def pairs(self, same: bool = False) -> list[tuple[str, Value | None]]:
+    def arguments(self, same: bool = False) -> list[bytes | str]:
         """The job's section of ``emq_submit``; what has its default is left out.
 
         ``same``: an earlier job of the call has the same class, and said what that needs.
         """
-        return [
-            ("job", self.job_id), ("class", self.job_class), *(() if same else self._needs()),
-            ("spec_len", len(self.spec)), ("payload", self.spec + self.payload),
-            ("job_type", self.job_type if self.job_type != "comfyui" else None), ("priority", self.priority or None),
-            ("max_attempts", self.max_attempts if self.max_attempts != 3 else None),
-            ("timeout_s", self.timeout_s), ("delay_ms", self.delay_ms), ("start_at", self.start_at),
-            ("expires_ms", self.expires_ms), ("idem", self.idempotency_key), ("body", self.body_digest),
-            ("depends_on", "\n".join(self.depends_on) or None),
-            ("on_parent_failure", self.on_parent_failure if self.on_parent_failure != "fail" else None),
-            ("group", self.group), ("est", self.estimate), ("labels", "".join(self.labels) or None),
-            ("hook", self.hook), ("trace", self.trace),
-        ]  # fmt: skip
+        out: list[bytes | str] = ["job", self.job_id, "class", self.job_class]
+        if not same:
+            out += ("atoms", "\n".join(self.atoms))
+            if self.kind:
+                out += ("kind", "\n".join(self.kind))
+            if self.vram_mb:
+                out += ("vram_mb", str(self.vram_mb))
+        out += ("spec_len", str(len(self.spec)), "payload", self.spec + self.payload)
+        if self.job_type != "comfyui":
+            out += ("job_type", self.job_type)
+        if self.priority:
+            out += ("priority", str(self.priority))
+        if self.max_attempts != 3:
+            out += ("max_attempts", str(self.max_attempts))
+        if self.depends_on:
+            out += ("depends_on", "\n".join(self.depends_on))
+        if self.on_parent_failure != "fail":
+            out += ("on_parent_failure", self.on_parent_failure)
+        if self.labels:
+            out += ("labels", "".join(self.labels))
+        for name, value in zip(_RARE, self._rare(), strict=True):
+            if value is not None:
+                out += (name, str(value))
+        return out
 
-    def _needs(self) -> tuple[tuple[str, Value | None], ...]:
-        """What its class needs."""
-        kind = "\n".join(self.kind) or None
-        return ("atoms", "\n".join(self.atoms)), ("kind", kind), ("vram_mb", self.vram_mb or None)
+    def _rare(self) -> tuple[str | float | None, ...]:
+        """What most jobs have not."""
+        return (
+            self.timeout_s, self.delay_ms, self.start_at, self.expires_ms, self.idempotency_key, self.body_digest,
+            self.group, self.estimate, self.hook, self.trace,
+        )  # fmt: skip
 
 
 def flatten(pairs: Iterable[tuple[str, Value | None]]) -> list[bytes | str]:
@@ -99,11 +115,11 @@ def submission(
     tenant: str, limits: Mapping[str, Value | None] | None, jobs: Sequence[NewJob], seal: Seal
 ) -> list[bytes | str]:
     """The arguments of a submit; payloads are sealed here."""
-    pairs: list[tuple[str, Value | None]] = [("tenant", tenant), *(limits or {}).items()]
+    args = flatten([("tenant", tenant), *(limits or {}).items()])
     said: set[str] = set()
     for job in jobs:
         if seal.active:
             job.payload = seal.close(job.payload, payload_of(job.job_id))
-        pairs.extend(job.pairs(job.job_class in said))
+        args += job.arguments(job.job_class in said)
         said.add(job.job_class)
-    return flatten(pairs)
+    return args

@@ -42,8 +42,7 @@ class Pool:
             self.call("register", worker=name, instance=name, profile=profile(**more), info="{}", status="idle")
 
     def submit(self, job: NewJob, tenant: str = "ann") -> Answer:
-        pairs = [("tenant", tenant), *job.pairs()]
-        return parse(self.client.fcall("emq_submit", 1, self.prefix, *flatten(pairs))[0])
+        return parse(self.client.fcall("emq_submit", 1, self.prefix, "tenant", tenant, *job.arguments())[0])
 
     def forecast(self, job: NewJob, tenant: str = "ann") -> Answer:
         return self.call("forecast", tenant=tenant, **{"class": job.job_class}, priority=job.priority)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from broker.errors import Unavailable
-from broker.queue.new_job import SUBMIT_BYTES, SUBMIT_CHUNK, flatten, parts_of
+from broker.queue.new_job import SUBMIT_BYTES, SUBMIT_CHUNK, parts_of
 from broker.queue.queue import Caller, Queue, parse, require
 from tests.support.desk import Desk
 from tests.support.jobs import new_job, profile
@@ -87,9 +87,10 @@ async def test_a_bulk_leaves_what_its_jobs_leave_one_by_one(desk: Desk, seed: in
 
 async def test_spec_and_payload_may_come_apart(desk: Desk) -> None:
     """As a broker of the previous release sends them; defaults that it names are no difference."""
-    pairs = [pair for pair in new_job("j").pairs() if pair[0] not in ("payload", "spec_len")]
-    old = [("tenant", "ann"), *pairs, ("payload", b"{body}"), ("spec", b"{spec}"), ("max_attempts", 3)]
-    raw = await desk.queue._caller.fcall("emq_submit", desk.queue.prefix, flatten(old))
+    now = new_job("j").arguments()
+    body = now.index("spec_len")
+    old = [*now[:body], "payload", b"{body}", "spec", b"{spec}", "max_attempts", "3", *now[body + 4 :]]
+    raw = await desk.queue._caller.fcall("emq_submit", desk.queue.prefix, ["tenant", "ann", *old])
     assert parse(raw[0]).outcome == "ok"
     stored = await desk.queue.payload("j", "ann")
     assert (stored.pairs["payload"], stored.pairs["spec"]) == (b"{body}", b"{spec}")

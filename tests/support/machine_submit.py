@@ -62,7 +62,8 @@ class Submitting(Driven):
     def _submit(self, tenant: str, jobs: list[NewJob], twice: bool) -> list[Answer]:
         pairs: list[tuple[str, Value | None]] = [("tenant", tenant)]
         for job in jobs:
-            pairs.extend(job.pairs())
+            args = job.arguments()
+            pairs.extend(zip(map(str, args[::2]), args[1::2], strict=True))
         waiting = len(self.jobs(WAITING))
         answers = [parse(row) for row in self._fcall("submit", pairs)]
         self.settle("submit", set())
