@@ -125,7 +125,7 @@ class GatewayQueue:
             brokers=tuple(answer.get("brokers") or (self._broker,)),
         )
 
-    async def hints(self) -> list[str]:
+    async def hints(self) -> list[str | Claimed]:
         """Wait a few seconds for something the broker says unasked."""
         try:
             return [await asyncio.wait_for(self._told.get(), HINT_S)]

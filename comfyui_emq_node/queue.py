@@ -78,6 +78,8 @@ class Claimed:
     """What the job's tenant may use (``rules.py``)."""
     traced: bool = False
     """Its steps are to be told at the end."""
+    given: bool = False
+    """It came in a hint: until something is said of it, the queue takes it that this process hangs."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ class Claim:
     token: str
     loaded: Sequence[str] = ()
     ahead: bool = False
+    standing: bool = False
+    """Where there is nothing, the queue may answer it later, in a hint."""
 
 
 @dataclass(frozen=True)
@@ -201,8 +205,11 @@ class WorkQueue(Protocol):
     ) -> Beat:
         """Keep the lease, naming every job still held."""
 
-    async def hints(self) -> list[str]:
-        """Wait a few seconds for hints (``work``, ``cancel <job>`` …); they may get lost and are repeated elsewhere."""
+    async def hints(self) -> list[str | Claimed]:
+        """Wait a few seconds for hints (``work``, ``cancel <job>`` …; a job: of a claim that stood).
+
+        They may get lost and are repeated elsewhere.
+        """
 
     async def claim(self, claim: Claim, reports: Sequence[Report] = ()) -> Claimed | None:
         """Take the best job for this worker, after ``reports``."""

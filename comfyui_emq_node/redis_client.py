@@ -64,13 +64,13 @@ def words(error: Exception) -> str:
     return str(error).partition(" : <")[0][:300] or type(error).__name__
 
 
-async def open_wire(client: Any, key: str) -> Wire:
+async def open_wire(client: Any, key: str, limit_s: float | None = None) -> Wire:
     """A connection of its own to the server that has ``key``; raises what redis-py raises."""
     if not hasattr(client, "get_node_from_key"):
-        return await Wire.over(client.connection_pool.make_connection())
+        return await Wire.over(client.connection_pool.make_connection(), limit_s)
     await client.initialize()
     node = client.get_node_from_key(key)
-    return await Wire.over(node.connection_class(**node.connection_kwargs))
+    return await Wire.over(node.connection_class(**node.connection_kwargs), limit_s)
 
 
 async def close_client(client: Any) -> None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from .answer import RAISED, Answer, claimed_of, preview_px
 from .queue import (
     Beat,
     Claim,
@@ -21,57 +23,25 @@ from .queue import (
     Registration,
     Report,
     Reported,
-    StaleLease,
     Step,
-    Superseded,
     Terms,
-    Unregistered,
     told,
 )
 from .redis_client import close_client, forget_nodes, open_client, open_wire, server_of, words
 from .redis_wire import Wire
-from .resp import ReplyError, pack
+from .resp import ReplyError, pack, parse
+from .standing import Standing
 
 log = logging.getLogger("emq")
 
 HINT_S = 5
+LATE_S = HINT_S + 1.0
+"""Who waits for hints this long has stood still."""
+GIVEN = b"job\n"
+"""How a hint begins that answers a claim: the answer follows, as Redis itself would have sent it."""
 COMMAND_S = 5.0
-RAISED = {"superseded": Superseded, "unknown": Unregistered, "stale_lease": StaleLease}
 Pairs = dict[str, Any]
 Call = tuple[str, Pairs]
-
-
-class Answer:
-    """A function's answer: its outcome word, its pairs, and the answer of a fused claim."""
-
-    def __init__(self, raw: Sequence[Any]) -> None:
-        self.outcome = raw[0].decode()
-        self._pairs: dict[bytes, Any] = dict(zip(raw[1::2], raw[2::2], strict=False))
-        following = self._pairs.pop(b"next", None)
-        self.next = Answer(following) if following else None
-
-    def raw(self, name: str) -> bytes:
-        """A pair as it is; an absent one is empty."""
-        value = self._pairs.get(name.encode(), b"")
-        return value if isinstance(value, bytes) else b""
-
-    def text(self, name: str) -> str:
-        """A pair as text."""
-        return self.raw(name).decode()
-
-    def number(self, name: str, default: float) -> float:
-        """A pair as a number."""
-        value = self.raw(name)
-        return float(value) if value else default
-
-    def flag(self, name: str) -> bool:
-        """A pair as a boolean."""
-        return self.raw(name) not in (b"", b"0")
-
-    def lines(self, name: str) -> tuple[str, ...]:
-        """A pair as a list."""
-        text = self.text(name)
-        return tuple(text.split("\n")) if text else ()
 
 
 class RedisQueue:
@@ -91,6 +61,12 @@ class RedisQueue:
         self._commands: Any = None
         self._blocking: Any = None
         self._wire: Wire | None = None
+        self._ear: Wire | None = None
+        """Where hints are waited for."""
+        self._ear_at = ""
+        self._standing = Standing()
+        self._heard = False
+        """Whether hints were read all the time of late."""
         self._opening = asyncio.Lock()
 
     # -- the worker -----------------------------------------------------------------------------------------------
@@ -140,11 +116,36 @@ class RedisQueue:
             brokers=answer.lines("brokers"),
         )
 
-    async def hints(self) -> list[str]:
-        """Wait a few seconds for a hint."""
+    async def hints(self) -> list[str | Claimed]:
+        """Wait a few seconds for a hint. One that was left while this process stood still may be old news."""
+        asked, prompt = time.monotonic(), self._heard
+        self._heard = False
+        answer = await self._pop()
+        self._heard = time.monotonic() - asked < LATE_S
+        if not answer:
+            return []
+        if not answer[1].startswith(GIVEN):
+            return [answer[1].decode()]
+        if not (prompt and self._heard):
+            return ["work"]  # the claim, made again, tells whether the job is still ours
+        claimed = self._standing.once(claimed_of(self.pool, Answer(parse(answer[1], len(GIVEN))[0]), given=True))
+        return [claimed] if claimed is not None else []
+
+    async def _pop(self) -> list[bytes] | None:
+        """The newest hint of the inbox, with the inbox' name; None when none comes."""
         self._connect()
-        answer = await self._guarded(self._blocking.blpop([self._inbox], timeout=HINT_S))
-        return [answer[1].decode()] if answer else []
+        if self._ear is not None and self._ear_at != self._used:
+            await self._ear.close()
+        if self._ear is None or self._ear.is_closed:
+            self._ear_at = self._used
+            self._ear = await self._guarded(open_wire(self._blocking, self._prefix, HINT_S + 5.0))
+        answer: Any = (await self._guarded(self._ear.ask([pack(["BLPOP", self._inbox, HINT_S])])))[0]
+        if isinstance(answer, ReplyError):
+            self._ask_again = True
+            await self._ear.close()
+            await forget_nodes(self._blocking)
+            raise _meaning(answer)
+        return answer  # type: ignore[no-any-return]
 
     async def guard(self, lease_s: float) -> Pairs:
         """Where the lease lies."""
@@ -171,17 +172,27 @@ class RedisQueue:
 
     async def claim(self, claim: Claim, reports: Sequence[Report] = ()) -> Claimed | None:
         """Take the best job for this worker, after ``reports``."""
+        token = self._token(claim)
         calls = [_report(report) for report in reports]
-        calls.append(("claim", {**self._who, "token": claim.token, **_wishes(claim)}))
+        calls.append(("claim", {**self._who, "token": token, **_wishes(claim)}))
         while True:
             answer = (await self._calls(calls))[-1]
             if answer.outcome != "again":
-                return _claimed(self.pool, answer)
+                return self._answered(claim, token, answer)
+
+    def _token(self, claim: Claim) -> str:
+        return self._standing.token(claim.token) if claim.standing else claim.token
+
+    def _answered(self, claim: Claim, token: str, answer: Answer) -> Claimed | None:
+        """What a claim got."""
+        if claim.standing:
+            self._standing.answered(token, answer.flag("standing"))
+        return self._standing.once(claimed_of(self.pool, answer))
 
     async def report(self, report: Report) -> Reported:
         """Report progress; a job's first report starts it."""
         answer = await self._call(*_report(report))
-        return Reported(answer.text("cancel") or None, answer.flag("watch"), _px(answer))
+        return Reported(answer.text("cancel") or None, answer.flag("watch"), preview_px(answer))
 
     async def preview(self, job: Claimed, frame: int, data: bytes) -> bool:
         """Send one preview frame; says whether somebody still watches."""
@@ -240,11 +251,12 @@ class RedisQueue:
         patience_s: float = 0.0,
     ) -> Claimed | None:
         """End (a part of) a job; the reports go in the same trip, before it."""
-        wishes = {**self._who, "claim": 1, "claim_token": claim.token, **_wishes(claim)} if claim else {}
+        token = self._token(claim) if claim else ""
+        wishes = {**self._who, "claim": 1, "claim_token": token, **_wishes(claim)} if claim else {}
         calls: list[Call] = [_report(report) for report in reports]
         calls.append((function, {**_about(job), **more, **wishes}))
         answer = (await self._calls(calls, patience_s))[-1]
-        return _claimed(self.pool, answer.next) if answer.next else None
+        return self._answered(claim, token, answer.next) if claim and answer.next else None
 
     # -- calling --------------------------------------------------------------------------------------------------
 
@@ -328,6 +340,8 @@ class RedisQueue:
     async def close(self) -> None:
         """Close connections; never raises."""
         await self._drop_wire()
+        if self._ear is not None:
+            await self._ear.close()
         for client in (self._commands, self._blocking):
             if client is not None:
                 await close_client(client)
@@ -369,33 +383,5 @@ def _spans(steps: Sequence[Step]) -> Pairs:
     return {"spans": _json(told(steps))} if steps else {}
 
 
-def _px(answer: Answer) -> int | None:
-    """How large previews are wished for; None: as usual."""
-    return int(answer.number("watch", 0)) if answer.number("watch", 0) > 1 else None
-
-
 def _wishes(claim: Claim) -> Pairs:
-    return {"loaded": "\n".join(claim.loaded), "ahead": claim.ahead}
-
-
-def _claimed(pool: str, answer: Answer) -> Claimed | None:
-    if answer.outcome in RAISED:
-        raise RAISED[answer.outcome]("claim")
-    if answer.outcome != "job":
-        return None
-    return Claimed(
-        pool=pool,
-        job_id=answer.text("job_id"),
-        attempt=int(answer.number("attempt", 1)),
-        lease=answer.text("lease"),
-        payload=answer.raw("payload"),
-        job_type=answer.text("job_type") or "comfyui",
-        priority=int(answer.number("priority", 0)),
-        timeout_s=answer.number("timeout_s", 0) or None,
-        watched=answer.flag("watch"),
-        rules=answer.text("rules"),
-        traced=bool(answer.text("trace")),
-        input_urls=answer.text("input_urls"),
-        preview_px=_px(answer),
-        queued_ms=int(answer.number("queued_ms", -1)) if answer.text("queued_ms") else None,
-    )
+    return {"loaded": "\n".join(claim.loaded), "ahead": claim.ahead, "standing": claim.standing}

@@ -20,8 +20,8 @@ LIMIT_S = 5.0
 class Wire(asyncio.Protocol):
     """Sends commands and gives their replies, in order."""
 
-    def __init__(self, connection: Any, transport: Any) -> None:
-        self._connection, self._transport = connection, transport
+    def __init__(self, connection: Any, transport: Any, limit_s: float) -> None:
+        self._connection, self._transport, self._limit_s = connection, transport, limit_s
         self._rest = b""
         self._trips: deque[tuple[int, float, asyncio.Future[list[Any]]]] = deque()
         """Of each trip under way: how many replies it gets, when it began, and who waits."""
@@ -33,13 +33,16 @@ class Wire(asyncio.Protocol):
         self.is_closed = False
 
     @classmethod
-    async def over(cls, connection: Any) -> Wire:
-        """Open one of redis-py's connections, and take it over. Raises what redis-py raises."""
+    async def over(cls, connection: Any, limit_s: float | None = None) -> Wire:
+        """Open one of redis-py's connections, and take it over. Raises what redis-py raises.
+
+        ``limit_s``: how long an answer may take, where that is not a few seconds.
+        """
         await connection.connect()
         writer = getattr(connection, "_writer", None)
         if writer is None:
             raise ConnectionError("this redis-py is not known to the worker: install one that requirements.txt allows")
-        wire = cls(connection, writer.transport)
+        wire = cls(connection, writer.transport, LIMIT_S if limit_s is None else limit_s)
         wire._transport.set_protocol(wire)
         return wire
 
@@ -62,7 +65,7 @@ class Wire(asyncio.Protocol):
         elif self._sending is None:
             self._sending = loop.call_later(patience_s, self._send)
         if self._limit is None:
-            self._limit = loop.call_later(LIMIT_S, self._look, loop)
+            self._limit = loop.call_later(self._limit_s, self._look, loop)
         return await future
 
     def _send(self) -> None:
@@ -77,9 +80,9 @@ class Wire(asyncio.Protocol):
         self._limit = None
         if not self._trips:
             return
-        left = self._trips[0][1] + LIMIT_S - loop.time()
+        left = self._trips[0][1] + self._limit_s - loop.time()
         if left <= 0:
-            self._end(ConnectionError(f"Redis does not answer within {LIMIT_S:g} s"))
+            self._end(ConnectionError(f"Redis does not answer within {self._limit_s:g} s"))
         else:
             self._limit = loop.call_later(left, self._look, loop)
 

@@ -163,6 +163,8 @@ class Run:
         reporting = asyncio.ensure_future(self._report_once(relay))
         if self.job.attempt > 1 or not self.queue.keeps_unstarted:
             await asyncio.wait([reporting], timeout=KNOWN_S)
+        elif self.job.given:
+            await asyncio.sleep(0)  # it is sent, so that the job is known to be noticed whatever the prompt does
 
     async def _is_ready(self) -> bool:
         if self._fetching is not None:

@@ -22,6 +22,7 @@ from .comfy import Comfy
 from .download import in_thread
 from .files import Courier
 from .fleet import Membership
+from .hints import Hints
 from .input_cache import InputCache
 from .inputs import Inputs
 from .queue import Claim, Claimed, Failure, QueueAway, Refused, StaleLease, Superseded, Tokens, Unregistered, WorkQueue
@@ -58,6 +59,7 @@ class Worker:
         self._durations = Durations()
         self._tokens = Tokens()
         self.membership = Membership(settings, comfy, self, worker_id)
+        self._hints = Hints(self)
         self.side = SideProcess()
         self._courier = Courier(self.membership.brokers, self.side.put)
         self._cache = InputCache(comfy.input_folder, round(settings.input_cache_gb * 1e9))
@@ -79,7 +81,7 @@ class Worker:
         await self.membership.read_capabilities()
         self._closing.later(in_thread(self._cache.tidy))
         self._tasks = [asyncio.ensure_future(self._survive(self.membership.keep, queue)) for queue in self._queues]
-        self._tasks += [asyncio.ensure_future(self._survive(self._listen, queue)) for queue in self._queues]
+        self._tasks += [asyncio.ensure_future(self._survive(self._hints.listen, queue)) for queue in self._queues]
         self._tasks.append(asyncio.ensure_future(self._survive(self.membership.refresh)))
         self._tasks.append(asyncio.ensure_future(self._survive(self._work)))
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -153,32 +155,6 @@ class Worker:
 
     # -- what the queue says --------------------------------------------------------------------------------------
 
-    async def _listen(self, queue: WorkQueue) -> None:
-        """Take hints; what they say is repeated by heartbeats, so a lost one costs a few seconds."""
-        while True:
-            try:
-                hints = await queue.hints()
-            except (QueueAway, Unregistered, Refused) as error:
-                log.debug("no hints: %s", error)
-                await asyncio.sleep(0.5 + random.random())  # noqa: S311
-                continue
-            for hint in hints:
-                self._take_hint(hint)
-
-    def _take_hint(self, hint: str) -> None:
-        word, _, rest = hint.partition(" ")
-        job_id, _, more = rest.partition(" ")
-        if word == "cancel" and job_id in self._runs:
-            self.told(job_id, "cancel")
-        elif word == "lost":
-            self.told(job_id, "lost")
-        elif word == "watch" and job_id in self._runs:
-            self._runs[job_id].watch(True, int(more) if more.isdecimal() else None, new=True)
-        elif word == "work":
-            self.wake()
-        elif word in ("pause", "drain", "superseded", "resume"):
-            self.membership.beat_now()
-
     def told(self, job_id: str, word: str) -> None:
         """The queue's word on a job that is held: ``cancel`` or ``lost``."""
         run = self._runs.get(job_id)
@@ -188,6 +164,10 @@ class Worker:
             run.stop(errors.CANCELLED)
         elif word == "lost":
             run.lose()
+
+    def run_of(self, job_id: str) -> Run | None:
+        """The job, where this worker has it."""
+        return self._runs.get(job_id)
 
     def held(self, queue: WorkQueue) -> list[Run]:
         """The jobs of a queue that this worker holds."""
@@ -240,13 +220,18 @@ class Worker:
         return self.membership.may_work(queue) and self._comfy.is_prompt_thread_alive()
 
     async def _wait_for_work(self) -> None:
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), IDLE_POLL_S)
+        timer = asyncio.get_running_loop().call_later(IDLE_POLL_S, self.wake)
+        try:
+            await self._wake.wait()
+        finally:
+            timer.cancel()
         self._wake.clear()
 
     async def _next(self) -> Run | None:
         """Claim a job, unless a prompt of this ComfyUI's page runs and none waits: then it is our turn soon."""
         running, waiting = self._comfy.foreign()
+        if self._hints.given:
+            return await self._accept(*self._hints.given.popleft(), bool(running and not waiting))
         if running and not waiting:
             return None
         self._wake.clear()
@@ -263,8 +248,17 @@ class Worker:
                 return self._hold(claimed, queue)
         return None
 
+    async def _accept(self, claimed: Claimed, queue: WorkQueue, has_prompt: bool) -> Run | None:
+        """Take a job that came in a hint, unless this ComfyUI has begun something else meanwhile."""
+        if self._may_claim(queue) and not has_prompt:
+            return self._hold(claimed, queue)
+        await quietly(queue.release(claimed, "released"))
+        return None
+
     def _claim(self, ahead: bool = False) -> Claim:
-        return Claim(self._tokens.draw().hex(), self._comfy.inventory.loaded_models(), ahead)
+        """A claim. With several pools none is to stay: the one that another answers would have no slot."""
+        standing = not ahead and len(self._queues) == 1
+        return Claim(self._tokens.draw().hex(), self._comfy.inventory.loaded_models(), ahead, standing)
 
     def _hold(self, claimed: Claimed, queue: WorkQueue) -> Run:
         prompt_id = str(uuid.UUID(bytes=self._tokens.draw(), version=4))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+import hiredis
 from redis.asyncio import Redis
 
 from bench.mux import Mux, connect
@@ -20,6 +22,8 @@ CLASS = "bench"
 ATOM = "t:comfyui"
 PROFILE = json.dumps({"job_types": ["comfyui"], "node_classes": [], "models": {}, "tags": [], "vram_mb": 24_000})
 HEARTBEAT_S = 10
+GIVEN = b"job\n"
+"""How a hint begins that answers a standing claim."""
 
 
 async def prepare(url: str) -> Queue:
@@ -59,6 +63,8 @@ class Source:
         self.queue, self._mux, self.held = queue, mux, dict[str, str]()
         self.who = {"worker": worker, "instance": f"{worker}-1"}
         self._turns = Turns(mux.fcall, queue.prefix)
+        self.given: deque[Any] = deque()
+        self._reader = hiredis.Reader()
         self._who = [part for pair in self.who.items() for part in pair]
 
     async def call(self, function: str, *args: str) -> Answer:
@@ -68,15 +74,17 @@ class Source:
         return parse(await self._turns.call("finish", args))
 
     async def claim(self) -> Answer | None:
-        """Claim."""
-        return self._took(await self.call("emq_claim", *self._who, "token", secrets.token_hex(16)))
+        """Claim, or take what a claim that stood was given."""
+        if self.given:
+            return self._took(parse(self.given.popleft()))
+        return self._took(await self.call("emq_claim", *self._who, "token", secrets.token_hex(16), "standing", "1"))
 
     async def next(self, done: Answer) -> Answer | None:
         """Finish and claim."""
         job, token = done.text("job_id"), done.text("lease")
         answer = await self._end(
             "job", job, "token", token, "result", "{}", "exec_ms", "1", "cold", "0",
-            *self._who, "claim", "1", "claim_token", secrets.token_hex(16),
+            *self._who, "claim", "1", "claim_token", secrets.token_hex(16), "standing", "1",
         )  # fmt: skip
         assert answer.outcome == "ok", answer
         self.held.pop(job, None)
@@ -89,6 +97,14 @@ class Source:
             return answer
         assert answer.outcome == "none", answer
         return None
+
+    def heard(self, hint: bytes) -> bool:
+        """What the inbox says; whether a slot is to look for a job."""
+        if hint.startswith(GIVEN):
+            self._reader.feed(hint[len(GIVEN) :])
+            self.given.append(self._reader.gets())
+            return True
+        return hint == b"work"
 
     def payload(self, job: Answer) -> str:
         return job.pairs["payload"].decode()
@@ -113,7 +129,7 @@ def work(url: str, in_flight: int, note: Callable[[str], None]) -> None:
 
         async def hint() -> bool:
             answer: Any = await blocking.call("BLPOP", inbox, 5)
-            return answer is not None and answer[1] == b"work"
+            return answer is not None and source.heard(answer[1])
 
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(source.beat())

@@ -128,6 +128,8 @@ class SimulatedGpu:
     _cancelled: bool = False
     _watched: bool = False
     _used_mb: int = 0
+    _given: Claimed | None = None
+    """A job that came in a hint."""
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _tokens: Tokens = field(default_factory=Tokens)
 
@@ -195,6 +197,10 @@ class SimulatedGpu:
         while True:
             try:
                 for hint in await self.queue.hints():
+                    if not isinstance(hint, str):
+                        self._given = hint
+                        self._wake.set()
+                        continue
                     word, _, job_id = hint.partition(" ")
                     if self.job and word == "cancel" and job_id.startswith(self.job.job_id):
                         self._cancelled = True
@@ -208,7 +214,8 @@ class SimulatedGpu:
     async def _work(self) -> None:
         while True:
             try:
-                self.job = await self.queue.claim(self._claim())
+                self.job, self._given = self._given, None
+                self.job = self.job or await self.queue.claim(self._claim())
                 while self.job:
                     self.job = await self._do(self.job)
             except (QueueAway, Unregistered, StaleLease, Refused) as error:
@@ -221,7 +228,7 @@ class SimulatedGpu:
             self._wake.clear()
 
     def _claim(self) -> Claim:
-        return Claim(self._tokens.draw().hex(), [self.loaded] if self.loaded else [])
+        return Claim(self._tokens.draw().hex(), [self.loaded] if self.loaded else [], standing=True)
 
     async def _do(self, job: Claimed) -> Claimed | None:
         """One job, from the load to its end; gives the next one."""

@@ -108,6 +108,8 @@ FAULTS: dict[str, tuple[str, str, set[str]]] = {
         "  if Q.add(u, r, 'deps', -1) > 0 then return end", "  if Q.add(u, r, 'deps', -1) > -9 then return end",
         {"dependency", "state"},
     ),
+    "a standing claim knows no caps": ("if Q.held_back(u, r.tenant) or Q.refusal", "if Q.refusal", {"cap", "fit"}),
+    "a job is given in silence": ("  Q.hint(u, w.instance, as_hint(answer))\n", "", {"I1"}),
     "a delay never ends": ("if r then Q.due(u, r) else", "if r then do end else", {"I3", "I1"}),
     "a group's figures are forgotten": ("out[#out + 1] = g[status] or '0'", "out[#out + 1] = '0'", {"I4"}),
     "a worker's jobs are not told": (

@@ -99,7 +99,7 @@ class Fleet:
     def check_claim(self, answer: Answer, worker: str, before: Dump, after: Dump, named: bool = False) -> None:
         """Raise ``Broken`` when the answer is not one that was promised; a ``named`` job may jump the queue."""
         if answer.outcome == "job":
-            self._check_given(answer.text("job_id"), worker, before, after, named)
+            self.check_given(answer.text("job_id"), worker, before, after, named)
         elif answer.outcome == "none":
             # For a job that this call let go on, since its last parent has expired, an idle worker is woken.
             waited = {job for job, record in before.jobs.items() if record["status"] == "pending"}
@@ -111,7 +111,8 @@ class Fleet:
             known = ("busy", "conflict", "not_found", "unknown", "superseded", "again")
             need(answer.outcome in known, "state", f"claim: {answer}")
 
-    def _check_given(self, job: str, worker: str, before: Dump, after: Dump, named: bool) -> None:
+    def check_given(self, job: str, worker: str, before: Dump, after: Dump, named: bool = False) -> None:
+        """Raise ``Broken`` when a worker should not have got this job."""
         mine = after.jobs[job]
         need(not self.stopped(worker), "drain", f"{worker} is paused or draining, and got {job}")
         need(self.fits(job, worker), "fit", f"{worker} cannot run {job}, which needs {self.atoms[job]}")

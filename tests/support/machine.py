@@ -51,6 +51,8 @@ class Driven(RuleBasedStateMachine):
         self.fleet = Fleet(SLOTS)
         self.instances: dict[str, str] = {}
         self.tokens: list[tuple[str, str]] = []
+        self.standing: dict[str, str] = {}
+        """The tokens of claims that were to stay, and whose."""
         self.past: list[tuple[str, dict[str, Value | None]]] = []
         self.keys: dict[tuple[str, str], tuple[str, str]] = {}
         self.parents: dict[str, list[str]] = {}
@@ -152,10 +154,25 @@ class Driven(RuleBasedStateMachine):
         """What fuses a claim with the end of a job."""
         record = self.state.jobs[job]
         who: dict[str, Value | None] = {"worker": record["worker_id"], "instance": record["instance"]}
-        return {**who, "claim": 1, "claim_token": self.draw_token(), "loaded": ""} if claim else who
+        if not claim:
+            return who
+        token = self.draw_token()
+        return {
+            **who,
+            "claim": 1,
+            "claim_token": token,
+            "loaded": "",
+            "standing": self.stays(record["worker_id"], token),
+        }
 
     def draw_token(self) -> str:
         return f"{next(self.numbers):032x}"
+
+    def stays(self, worker: str, token: str) -> bool:
+        """Whether a claim is to stay where it finds nothing: each second one is."""
+        if int(token, 16) % 2:
+            self.standing[token] = worker
+        return token in self.standing
 
     def took(self, answer: Answer | None, worker: str, before: Dump, token: str, named: bool = False) -> None:
         """Check a claim's answer and remember its token."""
@@ -194,7 +211,7 @@ class Driven(RuleBasedStateMachine):
             before, token = self.state, self.draw_token()
             answer = self.call(
                 "claim", None, twice, worker=worker, instance=self.instances[worker], token=token, job=job,
-                loaded=loaded, ahead=ahead,
+                loaded=loaded, ahead=ahead, standing=self.stays(worker, token),
             )  # fmt: skip
             if answer.outcome != "again":
                 break

@@ -6,8 +6,9 @@ from typing import Any
 
 from broker.queue.queue import Answer, NewJob, Value, parse
 from tests.support.audit import WAITING, need
+from tests.support.dump import Dump
 from tests.support.jobs import new_job
-from tests.support.machine import CONFIG, Driven
+from tests.support.machine import CONFIG, PREFIX, Driven
 
 
 class Submitting(Driven):
@@ -64,9 +65,11 @@ class Submitting(Driven):
         for job in jobs:
             args = job.arguments()
             pairs.extend(zip(map(str, args[::2]), args[1::2], strict=True))
-        waiting = len(self.jobs(WAITING))
+        waiting, before = len(self.jobs(WAITING)), self.state
         answers = [parse(row) for row in self._fcall("submit", pairs)]
         self.settle("submit", set())
+        for job in jobs:
+            self._look_whether_given(job.job_id, before)
         for job, answer in zip(jobs, answers, strict=True):
             full = waiting >= int(CONFIG["max_queued"])
             need(answer.outcome != "ok" or not full, "limit", f"{waiting} jobs wait, and {job.job_id} was accepted")
@@ -83,3 +86,16 @@ class Submitting(Driven):
                 same = (first.outcome, first.text("job_id")) == (second.outcome, second.text("job_id"))
                 need(same, "repeat", f"submit said {first}, then {second}")
         return answers
+
+    def _look_whether_given(self, job: str, before: Dump) -> None:
+        """A job that a worker has at once came as the answer to a claim of its own, and by the rules of a claim."""
+        record = self.state.jobs.get(job, {})
+        if job in before.jobs or record.get("status") != "claimed":
+            return
+        worker, token = record["worker_id"], record["token"]
+        need(self.standing.get(token) == worker, "I7", f"{job} was given to {worker}, which has not asked so: {token}")
+        need(token not in {used for _, used in self.tokens}, "I7", f"{job} was given for a claim that had its job")
+        hint = (self.client.lrange(f"{PREFIX}in:{record['instance']}", 0, 0) or [b""])[0]
+        need(hint.startswith(b"job\n") and token.encode() in hint, "I1", f"{worker} was given {job}, but not told")
+        self.fleet.check_given(job, worker, before, self.state)
+        self.tokens.append((job, token))

@@ -41,9 +41,10 @@ class Working(Driven):
         mine = [job for job in self.held() if self.state.jobs[job]["instance"] == instance]
         named = mine[1:] if forgets else mine
         old = {j for j, at in self.state.zsets.get(f"held:{instance}", {}).items() if at + LEASE_MS <= self.now}
+        noticed = {job for job in named if self.state.jobs[job].get("given")}
         cancels = {job for job in named if self.state.jobs[job].get("cancel")}
         answer = self.call(
-            "heartbeat", old - set(named), twice, worker=worker, instance=instance, loaded="",
+            "heartbeat", old - set(named) | noticed, twice, worker=worker, instance=instance, loaded="",
             status="busy" if mine else "idle", jobs="\n".join(f"{job} {self.token(job)}" for job in named),
         )  # fmt: skip
         self._alive(worker, answer)
@@ -61,7 +62,8 @@ class Working(Driven):
         instance = self.instances[worker]
         mine = {job for job, r in self.state.jobs.items() if r.get("instance") == instance and r["status"] in ACTIVE}
         pairs = {"worker": worker, "instance": instance} if function == "bye" else {"instance": instance}
-        self.call(function, mine if function != "keep" else set(), twice, **pairs)
+        unnoticed = {job for job in mine if self.state.jobs[job].get("given")}
+        self.call(function, mine if function != "keep" else unnoticed, twice, **pairs)
         if function != "keep":
             self.instances.pop(worker)
             need(not mine & set(self.jobs(ACTIVE)), "I3", f"{worker} said {function}, but still holds {mine}")

@@ -43,13 +43,13 @@ function Q.worker(u, id)
   if w == nil then
     local key = u.P .. 'wk:' .. id
     local v = call('HMGET', key, 'instance', 'profile', 'slots', 'status', 'paused', 'drain', 'running', 'ahead',
-      'finishing', 'tokens', 'loaded', 'idle', 'kind', 'gone')
+      'finishing', 'tokens', 'loaded', 'idle', 'kind', 'gone', 'beat')
     if not v[1] then return nil end
     w = {
       _id = id, _key = key, _is_worker = true, instance = v[1], profile = v[2] or nil, slots = v[3] or nil,
       status = v[4] or nil, paused = v[5] or nil, drain = v[6] or nil, running = v[7] or nil, ahead = v[8] or nil,
       finishing = v[9] or nil, tokens = v[10] or nil, loaded = v[11] or nil, idle = v[12] or nil, kind = v[13] or nil,
-      gone = v[14] or nil,
+      gone = v[14] or nil, beat = v[15] or nil,
     }
     w._state = Q.state(w)
     u.workers[id] = w

@@ -10,12 +10,16 @@ function Q.hint(u, instance, text)
   call('EXPIRE', key, '60')
 end
 
-function Q.set_idle(u, w)
-  if w.idle then return end
-  local P, key = u.P, u.P .. 'idle:' .. w.profile
-  call('ZADD', key, u.ms, w._id)
-  call('ZADD', P .. 'idle', call('ZCARD', key), w.profile)
-  Q.put(u, w, 'idle', '1')
+-- `token`: of the claim that it leaves (see `Q.taker`).
+function Q.set_idle(u, w, token)
+  if not w.idle then
+    local P, key = u.P, u.P .. 'idle:' .. w.profile
+    call('ZADD', key, u.ms, w._id)
+    call('ZADD', P .. 'idle', call('ZCARD', key), w.profile)
+    Q.put(u, w, 'idle', token or '1')
+  elseif token then
+    Q.put(u, w, 'idle', token)
+  end
 end
 
 function Q.unset_idle(u, w)
@@ -51,26 +55,31 @@ local function choose(u, profile, class, kind)
   return best
 end
 
--- Wakes one idle worker that can run a class; it counts as idle again once it claimed and got nothing.
-function Q.wake(u, class)
-  if u.paused or u.nobody_idle or (u.woken or 0) >= WAKES then return false end
+-- The idle worker that a job of a class is for; nil when there is none.
+function Q.idle_for(u, class)
+  if u.paused or u.nobody_idle or (u.woken or 0) >= WAKES then return nil end
   local profiles = call('ZRANGE', u.P .. 'idle', '0', '31')
   if #profiles == 0 then
     u.nobody_idle = true
-    return false
+    return nil
   end
   for _, profile in ipairs(profiles) do
     if call('SISMEMBER', u.P .. 'ok:' .. profile, class) == 1 then
       local w = choose(u, profile, class, Q.class(u, class).kind)
-      if w then
-        Q.unset_idle(u, w)
-        Q.hint(u, w.instance, 'work')
-        u.woken = (u.woken or 0) + 1
-        return true
-      end
+      if w then return w end
     end
   end
-  return false
+  return nil
+end
+
+-- Wakes one idle worker that can run a class; it counts as idle again once it claimed and got nothing.
+function Q.wake(u, class)
+  local w = Q.idle_for(u, class)
+  if not w then return false end
+  Q.unset_idle(u, w)
+  Q.hint(u, w.instance, 'work')
+  u.woken = (u.woken or 0) + 1
+  return true
 end
 
 -- Remembers that a job of a class became claimable; the wake-up follows at the end of the call.

@@ -1,7 +1,7 @@
 -- A claim, on its own or fused with the end of another job.
 
 -- Why a worker gets nothing now, whatever waits; nil when it may.
-local function refusal(u, w, ahead)
+function Q.refusal(u, w, ahead)
   if u.paused or w.paused or w.drain then return { 'paused' } end
   local slots, held = tonumber(w.slots or 1), tonumber(w.running or 0) + tonumber(w.ahead or 0)
   if ahead and (tonumber(w.ahead or 0) > 0 or held > slots) or not ahead and held >= slots then return { 'busy' } end
@@ -59,12 +59,13 @@ function Q.claim_for(u, w, a, token, more)
   local before = Q.claimed_before(w, token)
   if before then
     local r = Q.job(u, before)
-    if r and r.token == token then return assigned(u, r, payload_of(u, r)) end
-    return { 'none' }
+    if not r or r.token ~= token then return { 'none' } end
+    Q.noticed(u, r)
+    return assigned(u, r, payload_of(u, r))
   end
   Q.note_loaded(u, w, a.loaded)
   local ahead = a.ahead == '1'
-  local refused = refusal(u, w, ahead)
+  local refused = Q.refusal(u, w, ahead)
   if refused then return refused end
   local r, why
   if a.job and a.job ~= '' then
@@ -73,10 +74,17 @@ function Q.claim_for(u, w, a, token, more)
   else
     r, why = Q.next_job(u, w, more)
     if not r then
-      if why == 'none' and not ahead then Q.set_idle(u, w) end
-      return { why }
+      if why ~= 'none' or ahead then return { why } end
+      Q.set_idle(u, w, a.standing == '1' and token)
+      return { why, 'standing', a.standing or '0' }
     end
   end
+  Q.noticed(u, r)
+  return Q.assign(u, r, w, token)
+end
+
+-- Gives a worker a job that has left its lane; answers what it needs.
+function Q.assign(u, r, w, token)
   Q.unset_idle(u, w)
   local payload = payload_of(u, r)
   Q.take(u, r, w, token)

@@ -8,6 +8,7 @@ local function verdict(u, w, job, token)
   local r = Q.holder(u, job, token)
   if not r or r.instance ~= w.instance then return 'lost' end
   call('ZADD', u.P .. 'held:' .. w.instance, u.ms, job)
+  Q.noticed(u, r)
   return r.cancel and 'cancel ' .. r.cancel or 'ok'
 end
 
@@ -38,7 +39,7 @@ local function heartbeat(keys, argv)
   local jobs, watched = judge_jobs(u, w, a.jobs)
   Q.release_unnamed(u, a.instance)
   Q.tend(u)
-  local work = Q.has_work(u, w)
+  local work = Q.has_work(u, w) or Q.has_unnoticed(u, w)
   local answer = { 'ok', 'jobs', jobs, 'work', work and '1' or '0', 'paused', (u.paused or w.paused) and '1' or '0',
     'drain', w.drain and '1' or '0', 'watch', watched, 'lease_ms', Q.int(u.lease), 'brokers', Q.brokers(u) }
   Q.commit(u)

@@ -5,9 +5,12 @@
 -- Answer: an array of `ok` | `duplicate` | `conflict` | `queue_full` | `rate_limited` |
 -- `not_found` with their pairs.
 
--- Puts a pending job into its lane; answers its position and whether that is exact.
+-- Puts a pending job into its lane; answers its position and whether that is exact. One that need not wait is in no
+-- lane: its worker is the third answer.
 local function line_up(u, r, shared)
   Q.field(r, 'score', Q.score(u, tonumber(r.priority), r.tenant, r.class))
+  local taker = not shared.many and Q.taker(u, r)
+  if taker then return 1, true, taker end
   Q.lane_add(u, r)
   return Q.next_position(u, r, shared)
 end
@@ -33,8 +36,8 @@ local function use_class(u, j, shared)
 end
 
 -- What is told of a job that was added. A worker is woken for it.
-local function told(u, j, status, position, exact, shared)
-  local notified = status == 'pending' and shared.wakes and Q.wake(u, j.class)
+local function told(u, j, status, position, exact, shared, taker)
+  local notified = taker or status == 'pending' and shared.wakes and Q.wake(u, j.class)
   local answer = {
     'ok', 'job_id', j.id, 'status', status, 'position', position, 'exact', exact and '1' or '0',
     'notified', notified and '1' or '0', 'missing', '', 'created_at', u.ms,
@@ -57,19 +60,23 @@ local function add(u, tenant, j, arrival, shared)
   if r.group then Q.group_add(u, r) end
   if r.labels then Q.index_labels(u, r) end
   local failed = Q.place(u, r, j)
-  local position, exact = '', false
+  local status, position, exact, taker = r.status, '', false, nil
   if failed then
     Q.refuse(u, r, failed)
   else
-    if r.status == 'pending' then
-      position, exact = line_up(u, r, shared)
+    if status == 'pending' then
+      position, exact, taker = line_up(u, r, shared)
       position = Q.int(position)
     end
     Q.field(r, 'events', '1')
-    Q.field(r, 'first', r.status .. (position == '' and ' null' or ' ' .. position))
+    Q.field(r, 'first', status .. (position == '' and ' null' or ' ' .. position))
     Q.write_new(r)
   end
-  return told(u, j, r.status, position, exact, shared)
+  if taker then
+    Q.write_bodies()
+    Q.give(u, r, taker)
+  end
+  return told(u, j, failed and r.status or status, position, exact, shared, taker)
 end
 
 -- The same for a job that follows the last one in its lane.
