@@ -42,7 +42,7 @@ function Q.new_record(u, tenant, j, arrival)
   local spec_len = j.spec_len or Q.int(#(j.spec or ''))
   local r = {
     _id = j.id, _key = j.key, tenant = tenant, class = class, arrival = at, created_at = ms, priority = priority,
-    spec_len = spec_len, _bytes = Q.add_body(u, j), events = nil, first = nil, status = nil, score = nil, _member = nil,
+    spec_len = spec_len, _bytes = j.size, events = nil, first = nil, status = nil, score = nil, _member = nil,
     _was = nil, est = nil,
   }
   u.jobs[j.id] = r
@@ -64,7 +64,7 @@ function Q.add_behind(u, j, arrival, last)
   local behind = last.behind
   local at, score = Q.int(arrival), Q.next_score(behind)
   last.position, last.score = last.position + 1, tonumber(score)
-  local position, size = Q.int(last.position), Q.add_body(u, j)
+  local position, size = Q.int(last.position), j.size
   Q.zadd(u, behind.lane, score, string.format('%012x:%s', arrival, j.id))
   Q.zadd(u, behind.waiting, at, j.id)
   flat[4], flat[8], flat[10], flat[12] = last.class, last.priority, at, j.spec_len or Q.int(#(j.spec or ''))

@@ -72,10 +72,7 @@ local function add(u, tenant, j, arrival, shared)
     Q.field(r, 'first', status .. (position == '' and ' null' or ' ' .. position))
     Q.write_new(r)
   end
-  if taker then
-    Q.write_bodies()
-    Q.give(u, r, taker)
-  end
+  if taker then Q.give(u, r, taker) end
   return told(u, j, failed and r.status or status, position, exact, shared, taker)
 end
 
@@ -97,7 +94,6 @@ local function submit(keys, argv)
   local tenant = a.tenant or ''
   a.tenant = tenant
   u.many = #jobs > 1
-  Q.drop_bodies()
   local plan = Q.plan_submit(u, a, jobs)
   local answers, shared = {}, {
     jobs = jobs, classes = {}, new = {}, lanes = 64, many = u.many, wakes = not Q.tenant(u, tenant).paused,
@@ -110,6 +106,7 @@ local function submit(keys, argv)
     Q.count(u, 'submitted_total', plan.adds)
     Q.count(u, tenant .. ':submitted_total', plan.adds)
     for _, b in ipairs(plan.buckets) do Q.spend(u, b, plan.adds) end
+    Q.add_bodies(u, jobs, plan)
   end
   for i, j in ipairs(jobs) do
     if plan[i] then
@@ -128,7 +125,6 @@ local function submit(keys, argv)
     end
   end
   Q.tell_missing(u, shared.classes, shared.new)
-  Q.write_bodies()
   Q.commit(u)
   return answers
 end
