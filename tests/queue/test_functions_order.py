@@ -39,6 +39,20 @@ async def test_a_newcomer_waits_for_one_job_of_a_flood(desk: Desk) -> None:
     assert all(sum(1 for _ in run) <= 2 for _, run in groupby(order, lambda job: job[0]))
 
 
+async def test_a_job_that_waits_for_its_retry_is_not_overtaken_by_a_later_one(desk: Desk) -> None:
+    """Nothing waited meanwhile, so the level knew no tags when a third one came; an earlier job had come back before."""
+    worker = await desk.worker("w", slots=3)
+    await desk.submit("a", "b")
+    assert await worker.start() == "a"
+    await worker.executed("a", timings="{}", exec_ms=500, cold=0)
+    await worker.fail(await worker.start(), retry="auto")
+    await desk.worker("w", slots=3, instance="anew")
+    await desk.submit("c", "d")
+    desk.tick(10_000)
+    await desk.queue.sweep()
+    assert await drain(desk, await desk.worker("x"), 4) == ["a", "b", "c", "d"]
+
+
 async def test_a_weight_is_a_share(desk: Desk) -> None:
     await desk.queue.call("tenant", [("tenant", "bob"), ("weight", 2)])
     await desk.submit(*(f"a{n:03}" for n in range(60)))

@@ -107,6 +107,19 @@ function Q.stay_ahead(u, r)
   if in_class < tag then v.set[c] = tag end
 end
 
+-- A job that is back is before all later ones of its lane. One that came while this one was in no lane, and its level
+-- had forgotten it, may have got a smaller tag: then this one gets that, too. What was moved to the front stays.
+function Q.old_place(u, r)
+  local lane, score, mine = Q.lane_key(u, Q.lane_class(r), r.tenant), tonumber(r.score), Q.member(r)
+  local low = (100 - Q.level_of(score)) * Q.LEVEL + Q.FIRST_TAG
+  Q.write_set(u, lane)
+  local before = call('ZREVRANGEBYSCORE', lane, '(' .. r.score, Q.int(low), 'WITHSCORES', 'LIMIT', '0', '64')
+  for i = 1, #before, 2 do
+    if string.sub(before[i], 1, 12) < string.sub(mine, 1, 12) then break end
+    Q.put(u, r, 'score', before[i + 1])
+  end
+end
+
 -- The score of a job that is moved to the front of its level: before everything that waits there.
 function Q.front_score(u, level)
   local v = Q.virtual(u, level)

@@ -107,6 +107,7 @@ function Q.enqueue(u, r, reason, silent)
     Q.put(u, r, 'score', Q.score(u, tonumber(r.priority), r.tenant, r.class))
     Q.put(u, r, 'ready_at', u.ms)
   else
+    Q.old_place(u, r)
     Q.stay_ahead(u, r)
   end
   Q.lane_add(u, r)
