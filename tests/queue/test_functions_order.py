@@ -40,7 +40,7 @@ async def test_a_newcomer_waits_for_one_job_of_a_flood(desk: Desk) -> None:
 
 
 async def test_a_job_that_waits_for_its_retry_is_not_overtaken_by_a_later_one(desk: Desk) -> None:
-    """Nothing waited meanwhile, so the level knew no tags when a third one came; an earlier job had come back before."""
+    """Nothing waited meanwhile, so its level knew no tags when a third one came; an earlier one had come back."""
     worker = await desk.worker("w", slots=3)
     await desk.submit("a", "b")
     assert await worker.start() == "a"
