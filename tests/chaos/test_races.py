@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Awaitable
+from typing import Any
 
 from broker.errors import Conflict
 from broker.queue.connection import Connection
@@ -34,6 +36,12 @@ async def test_one_key_at_many_brokers_at_once_is_one_job(start_broker: Start) -
     assert sum(not duplicate for _, _, duplicate in answers) == KEYS
 
 
+async def _some_turns_later(call: Awaitable[Any]) -> Any:
+    for _ in range(random.randrange(5)):
+        await asyncio.sleep(0)
+    return await call
+
+
 async def test_cancel_and_completion_meet(queue: Queue, connection: Connection) -> None:
     """Whoever is first in Redis wins; both hear what is in the record."""
     worker = SimulatedWorker(queue, profile=profile(nodes=NODES), slots=8)
@@ -44,8 +52,7 @@ async def test_cancel_and_completion_meet(queue: Queue, connection: Connection) 
         held = await worker.claim()
         assert held is not None
         await worker.report(held, 50)
-        calls = [queue.cancel(held.job_id), worker.finish(held)]
-        random.shuffle(calls)
+        calls = [_some_turns_later(queue.cancel(held.job_id)), _some_turns_later(worker.finish(held))]
         refused = [one for one in await asyncio.gather(*calls, return_exceptions=True) if isinstance(one, Conflict)]
         status = (await queue.job(held.job_id)).text("status")
         assert status == ("completed" if refused else "cancelled")
