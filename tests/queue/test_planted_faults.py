@@ -89,7 +89,7 @@ FAULTS: dict[str, tuple[str, str, set[str]]] = {
         {"I14", "I7"},
     ),
     "a key is forgotten": ("  if not stored then return nil end", "  do return nil end", {"P3"}),
-    "the last comes first": ("'ZPOPMIN', u.P .. 'n:'", "'ZPOPMAX', u.P .. 'n:'", {"fifo", "priority"}),
+    "the last comes first": ("'ZPOPMIN', Q.lane_key(", "'ZPOPMAX', Q.lane_key(", {"fifo", "priority"}),
     "anybody may run anything": (
         "if has == 0 then return false end", "if has == 2 then return false end", {"fit", "match"},
     ),

@@ -80,10 +80,10 @@ function Q.open(P, ...)
     matches = 0, config = {},
     -- A table grows by doubling, and is hashed anew each time: those that fill for sure begin at their size.
     jobs = { a = nil, b = nil }, workers = { a = nil }, classes = { a = nil }, tenants = { a = nil },
-    levels = { a = nil }, sets = Q.new_sets(), touched = {}, told = {}, counts = {
+    levels = { a = nil }, sets = false, touched = {}, told = {}, counts = {
       pending = nil, claimed = nil, processing = nil, completed = nil, completed_total = nil, attempts_total = nil,
       submitted_total = nil, a = nil, b = nil,
-    }, lane_order = false, lanes = false, wakes = false, lives = false, had = false, many = false, run = false,
+    }, lane_order = false, lanes = false, wakes = false, lives = false, had = false, run = false,
   }
   for i = 1, select('#', ...) do
     local name = select(i, ...)

@@ -1,4 +1,4 @@
--- Gathers what a call with many jobs (`u.many`) writes to sorted sets: each set then costs one command.
+-- Gathers what a call with many jobs writes to sorted sets (`u.sets`): each set then costs one command.
 --
 -- Writes to one key keep their order. Whoever reads such a key in the same call writes what was gathered of it first
 -- (`Q.write_set`), and so does who writes to it at once.
@@ -34,14 +34,13 @@ local function ready(u, key, verb)
   return set
 end
 
--- A call begins; nothing of one that failed half way is left.
-function Q.new_sets()
-  used = 0
-  return { a = nil, b = nil, c = nil, d = nil }
+-- A call with many jobs begins; nothing of one that failed half way is left.
+function Q.gather(u)
+  used, u.sets = 0, { a = nil, b = nil, c = nil, d = nil }
 end
 
 function Q.zadd(u, key, score, member)
-  if not u.many then return call('ZADD', key, score, member) end
+  if not u.sets then return call('ZADD', key, score, member) end
   local set = u.sets[key]
   if not set or set.verb ~= 'ZADD' or set.n >= MOST then set = ready(u, key, 'ZADD') end
   local n = set.n
@@ -50,7 +49,7 @@ function Q.zadd(u, key, score, member)
 end
 
 function Q.zrem(u, key, member)
-  if not u.many then return call('ZREM', key, member) end
+  if not u.sets then return call('ZREM', key, member) end
   local set = u.sets[key]
   if not set or set.verb ~= 'ZREM' or set.n >= MOST then set = ready(u, key, 'ZREM') end
   local n = set.n + 1
@@ -60,12 +59,12 @@ end
 
 -- Writes what was gathered of one key.
 function Q.write_set(u, key)
-  local set = u.sets[key]
+  local set = u.sets and u.sets[key]
   if set then write(set) end
 end
 
 function Q.write_sets(u)
-  if used == 0 then return end
+  if not u.sets then return end
   for i = 1, used do write(sets[i]) end
-  u.sets = Q.new_sets()
+  Q.gather(u)
 end

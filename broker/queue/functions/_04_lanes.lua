@@ -46,8 +46,7 @@ end
 -- The same after the best lane gave its head away: `second` is the score of the lane after it.
 function Q.follow(u, class, tenant, second)
   if Q.tenant(u, tenant).parked then return Q.fix(u, class, tenant) end
-  local P = u.P
-  Q.led_by(u, class, tenant, call('ZRANGE', P .. 'n:' .. class .. ':' .. tenant, '0', '0', 'WITHSCORES')[2], second)
+  Q.led_by(u, class, tenant, call('ZRANGE', Q.lane_key(u, class, tenant), '0', '0', 'WITHSCORES')[2], second)
 end
 
 -- Notes the score of a lane's new head (nil: it is empty) where `second` is that of the class's next best lane.

@@ -3,7 +3,7 @@
 -- Keeps a claim, and at least 3 before it: a worker has one claim under way, and one ahead.
 function Q.remember(u, w, token, job)
   local line = token .. ' ' .. job .. '\n'
-  if u.many then
+  if u.sets then
     local claims = w._claims
     if not claims then
       claims = {}

@@ -127,7 +127,7 @@ end
 -- Takes the head of a lane, its class's best one; nil when it expired (it is failed then). `second` is the score of the
 -- class's next best lane.
 function Q.pop(u, class, tenant, second)
-  local head = call('ZPOPMIN', u.P .. 'n:' .. class .. ':' .. tenant)
+  local head = call('ZPOPMIN', Q.lane_key(u, class, tenant))
   Q.follow(u, class, tenant, second)
   return head[1] and Q.popped(u, class, head[1], head[2]) or nil
 end

@@ -40,11 +40,11 @@ end
 function Q.run(u, w, class, tenant, second, more)
   local bound = is_plain(u, w, class, tenant) and bound_of(u, class, second)
   if not bound then return nil end
-  local P, lane = u.P, class .. ':' .. tenant
-  local jobs = call('ZRANGE', P .. 'n:' .. lane, '0', more + 1, 'WITHSCORES')
+  local lane = Q.lane_key(u, class, tenant)
+  local jobs = call('ZRANGE', lane, '0', more + 1, 'WITHSCORES')
   local n = 1
   while n <= more and jobs[2 * n + 1] and tonumber(jobs[2 * n + 2]) < bound do n = n + 1 end
-  call('ZPOPMIN', P .. 'n:' .. lane, n)
+  call('ZPOPMIN', lane, n)
   Q.led_by(u, class, tenant, jobs[2 * n + 2], second)
   u.run = { worker = w._id, class = class, tenant = tenant, jobs = jobs, at = 1, last = 2 * n }
   return Q.run_on(u, w)
@@ -53,9 +53,8 @@ end
 -- The next job of a run of this worker's.
 function Q.run_on(u, w)
   local run = u.run
-  if run and run.worker ~= w._id then Q.end_run(u) end
-  run = u.run
   if not run then return nil end
+  if run.worker ~= w._id then return Q.end_run(u) end
   while run.at < run.last do
     local at = run.at
     run.at = at + 2
@@ -72,7 +71,7 @@ function Q.end_run(u)
   u.run = false
   if not run or run.at >= run.last then return end
   for at = run.at, run.last, 2 do
-    call('ZADD', u.P .. 'n:' .. run.class .. ':' .. run.tenant, run.jobs[at + 1], run.jobs[at])
+    call('ZADD', Q.lane_key(u, run.class, run.tenant), run.jobs[at + 1], run.jobs[at])
   end
   Q.fix(u, run.class, run.tenant)
 end

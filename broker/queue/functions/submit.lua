@@ -93,10 +93,10 @@ local function submit(keys, argv)
   local a, jobs = Q.read_jobs(argv)
   local tenant = a.tenant or ''
   a.tenant = tenant
-  u.many = #jobs > 1
+  if #jobs > 1 then Q.gather(u) end
   local plan = Q.plan_submit(u, a, jobs)
   local answers, shared = {}, {
-    jobs = jobs, classes = {}, new = {}, lanes = 64, many = u.many, wakes = not Q.tenant(u, tenant).paused,
+    jobs = jobs, classes = {}, new = {}, lanes = 64, many = #jobs > 1, wakes = not Q.tenant(u, tenant).paused,
     added = 0, bytes = 0,
   }
   local arrival = 0

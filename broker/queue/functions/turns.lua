@@ -38,7 +38,7 @@ local function ends(keys, argv)
   local turns, answers = turns_of(argv), {}
   if not turns then return { 'invalid', 'argument', 'turn' } end
   local u = Q.open(keys[1], 'ttl_completed_ms', 'max_finishing')
-  u.many = true
+  Q.gather(u)
   for i, a in ipairs(turns) do answers[i] = a.turn == 'finish' and Q.finished(u, a) or Q.executed(u, a) end
   for i, a in ipairs(turns) do
     if answers[i][1] == 'ok' then Q.claim_next(u, a, answers[i], following(turns, i)) end
