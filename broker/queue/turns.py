@@ -1,4 +1,4 @@
-"""Ends of jobs that come at the same time go to Redis as one call, which costs it half of what each would alone."""
+"""Ends of jobs that come at the same time go to Redis as one call, which costs it a third less."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Turns:
 
     async def _run(self, turns: list[tuple[str, Args, asyncio.Future[Any]]]) -> None:
         try:
-            answers = await self._ask(turns)
+            answered = list(zip(turns, await self._ask(turns), strict=True))
         except asyncio.CancelledError:
             for _, _, future in turns:
                 future.cancel()
@@ -54,7 +54,7 @@ class Turns:
                 if not future.done():
                     future.set_exception(error)
             return
-        for (_, _, future), answer in zip(turns, answers, strict=True):
+        for (_, _, future), answer in answered:
             if not future.done():
                 future.set_result(answer)
 
