@@ -10,11 +10,13 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
+from typing import TypeVar
 
 LIMIT = 256 << 10
 """The size up to which an object is small."""
 _TRIES = 20
 _MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+T = TypeVar("T")
 Found = tuple[str, datetime]
 """A key, and when its object was last written."""
 
@@ -48,16 +50,13 @@ def write(path: str, content: bytes) -> None:
 def _appear(path: str, make: Callable[[str], None]) -> None:
     """Have ``make`` write a file under another name, and let it appear."""
     half = _half(path)
+
+    def appear() -> None:
+        make(half)
+        os.replace(half, path)
+
     try:
-        for left in reversed(range(_TRIES)):
-            try:
-                make(half)
-                os.replace(half, path)
-                return
-            except FileNotFoundError:  # cleaning takes an empty folder and what is half written away at any time
-                if not left:
-                    raise
-                _make_folder_of(path)
+        _in_folder_of(path, appear)
     except BaseException:
         _drop(half)
         raise
@@ -109,7 +108,8 @@ class Writing:
     def add(self, piece: bytes) -> None:
         """Write the next piece."""
         if self._file is None:
-            self._file = self._open()
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            self._file = _in_folder_of(self._path, lambda: os.open(self._half, flags, 0o666))
         rest = memoryview(piece)
         while rest:
             rest = rest[os.write(self._file, rest) :]
@@ -125,16 +125,6 @@ class Writing:
         with suppress(OSError):
             self._close()
         _drop(self._half)
-
-    def _open(self) -> int:
-        for left in reversed(range(_TRIES)):
-            try:
-                return os.open(self._half, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-            except FileNotFoundError:
-                if not left:
-                    raise
-                _make_folder_of(self._path)
-        raise AssertionError("unreachable")
 
     def _close(self) -> None:
         if self._file is not None:
@@ -216,9 +206,15 @@ def _remove_empty(root: str, folder: str) -> None:
             folder = os.path.dirname(folder)
 
 
-def _make_folder_of(path: str) -> None:
-    with suppress(FileNotFoundError):  # one above was empty, and has just been removed
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+def _in_folder_of(path: str, do: Callable[[], T]) -> T:
+    """Do it again while something is missing: cleaning takes empty folders and what is half written at any time."""
+    for _ in range(_TRIES - 1):
+        try:
+            return do()
+        except FileNotFoundError:
+            with suppress(FileNotFoundError):  # one above was empty, and has just been removed
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+    return do()
 
 
 def _half(path: str) -> str:
