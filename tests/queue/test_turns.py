@@ -224,3 +224,13 @@ async def test_all_hear_of_an_error_and_nobody_of_a_cancel() -> None:
     assert results[1:] == [server.error, server.error]
     server.error = None
     assert await both.call("finish", ["job", "d"]) == [b"alone"]
+
+
+async def test_all_hear_of_an_answer_that_does_not_fit() -> None:
+    async def fcall(*_: Any) -> Any:
+        return [b"invalid", b"argument", b"turn"]
+
+    both = Turns(fcall, "p")
+    calls = [both.call("finish", ["job", name]) for name in "ab"]
+    results = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 10)
+    assert all(isinstance(result, ValueError) for result in results)
