@@ -12,6 +12,7 @@ import os
 import random
 import secrets
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,7 +37,17 @@ class Note:
         os.write(self._file, (json.dumps(entry) + "\n").encode())
 
 
-async def run(worker: SimulatedWorker, held: Held, note: Note, step_s: float) -> None:
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How it runs a job."""
+
+    step_s: float
+    """The longest time between two reports."""
+    failing: float
+    """The share of attempts that fail as planned."""
+
+
+async def run(worker: SimulatedWorker, held: Held, note: Note, manner: Manner) -> None:
     """A job: some reports, and an end. Like the real worker it tells everything until it is answered."""
     steps = random.randrange(1, 5)
     for step in range(steps):
@@ -47,8 +58,8 @@ async def run(worker: SimulatedWorker, held: Held, note: Note, step_s: float) ->
         if held.cancelled is not None:
             await _told(partial(worker.fail, held, "interrupted", "Cancelled.", retry="no"))
             return
-        await asyncio.sleep(random.uniform(step_s / 10, step_s))
-    if random.random() < 0.03:
+        await asyncio.sleep(random.uniform(manner.step_s / 10, manner.step_s))
+    if random.random() < manner.failing:
         await _told(partial(worker.fail, held, "node_error", "A planned failure."))
         return
     answer, _ = await _told(partial(worker.finish, held))
@@ -63,7 +74,7 @@ async def _told(call: Callable[[], Awaitable[T]]) -> T:
             await asyncio.sleep(0.1)
 
 
-async def serve(url: str, pool: str, name: str, note: Note, step_s: float) -> None:
+async def serve(url: str, pool: str, name: str, note: Note, manner: Manner) -> None:
     """Work for ever; whatever goes wrong with the connection is tried again."""
     connection = Connection(url)
     queue = Queue(connection, pool)
@@ -73,7 +84,7 @@ async def serve(url: str, pool: str, name: str, note: Note, step_s: float) -> No
         try:
             answer = await worker.register()
             if answer.outcome == "ok":
-                await _work(worker, note, step_s)
+                await _work(worker, note, manner)
         except EmqError:
             await asyncio.sleep(0.1)
         if beating.done():
@@ -89,7 +100,7 @@ async def _beat(worker: SimulatedWorker) -> None:
             continue
 
 
-async def _work(worker: SimulatedWorker, note: Note, step_s: float) -> None:
+async def _work(worker: SimulatedWorker, note: Note, manner: Manner) -> None:
     """Claim and run until the queue does not know this instance any more."""
     while True:
         held = await worker.claim()
@@ -100,7 +111,7 @@ async def _work(worker: SimulatedWorker, note: Note, step_s: float) -> None:
                 worker.held.clear()
                 return
             continue
-        await run(worker, held, note, step_s)
+        await run(worker, held, note, manner)
 
 
 def main() -> None:
@@ -108,8 +119,10 @@ def main() -> None:
     for name in ("url", "pool", "name", "ledger"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--step-s", type=float, default=0.1, help="the longest time between two reports")
+    parser.add_argument("--failing", type=float, default=0.03, help="the share of attempts that fail as planned")
     args = parser.parse_args()
-    asyncio.run(serve(args.url, args.pool, args.name, Note(Path(args.ledger)), args.step_s))
+    manner = Manner(args.step_s, args.failing)
+    asyncio.run(serve(args.url, args.pool, args.name, Note(Path(args.ledger)), manner))
 
 
 if __name__ == "__main__":
