@@ -11,7 +11,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 from broker.files.meter import Expected
-from broker.files.store import FileStore, open_store
+from broker.files.opening import open_store
+from broker.files.store import FileStore
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(2000)
 MB = 1 << 20

@@ -37,12 +37,12 @@ from broker.dashboard.problems import errors_to_pages
 from broker.dashboard.roles import check_role
 from broker.errors import ConfigurationError, Unavailable
 from broker.files.cleanup import Cleaner, drop_unused
-from broker.files.disk import open_objects
+from broker.files.opening import open_objects, open_stores
 from broker.files.outputs import delivered_result, remove_outputs
 from broker.files.replicas import Replicas, ReplicatedStore
 from broker.files.retention import parse_rules
 from broker.files.secret import Secrets, configured_secrets, own_secret, refuse_another
-from broker.files.store import FileStore, open_stores
+from broker.files.store import FileStore
 from broker.files.urls import REPLICAS, UrlSigner
 from broker.jobs.fleet import Fleet
 from broker.jobs.history import History, Recorder

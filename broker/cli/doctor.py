@@ -13,7 +13,7 @@ from broker.cli.checks import Line
 from broker.cli.command import Command
 from broker.cli.serve import add_queue_arguments, settings_from
 from broker.errors import ConfigurationError, EmqError, Unavailable
-from broker.files.store import open_stores
+from broker.files.opening import open_stores
 from broker.jobs.figures import public_worker
 from broker.logging import configure
 from broker.queue.connection import Connection

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from broker.cli.command import Command
 from broker.cli.serve import add_queue_arguments, settings_from
-from broker.files.store import open_stores
+from broker.files.opening import open_stores
 from broker.jobs.archive import Archive
 from broker.jobs.export import Exporter, Importer, Stores
 from broker.jobs.fleet import Fleet

@@ -7,19 +7,19 @@ threads; a job's files are small, and most steps of one are one call here.
 from __future__ import annotations
 
 import asyncio
+import errno
 import heapq
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import ParamSpec, TypeVar
-from urllib.parse import unquote, urlsplit
 
-from broker.errors import ConfigurationError, NotFound
+from broker.errors import NotFound, StorageFull, Unavailable
 from broker.files import folder
-from broker.files.objects import CHUNK, Head, Objects, cloud, translated
+from broker.files.objects import CHUNK, Decide, Head, Method
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -29,7 +29,7 @@ THREADS = 16
 _BATCH = 1000
 
 
-class DiskObjects(Objects):
+class DiskObjects:
     """Objects below the folder ``root``."""
 
     is_local = True
@@ -37,11 +37,6 @@ class DiskObjects(Objects):
     def __init__(self, root: Path) -> None:
         self._root = str(root)
         self._threads = ThreadPoolExecutor(THREADS, "files")
-
-    @property
-    def signs(self) -> frozenset[str]:
-        """No URLs of its own."""
-        return frozenset()
 
     async def check(self) -> None:
         """Its folder was made when it was opened."""
@@ -59,16 +54,17 @@ class DiskObjects(Objects):
             await self._do(writing.give_up)
             raise
 
-    def takes_whole(self, size: int | None) -> bool:
-        """Small ones are."""
-        return size is not None and size <= folder.LIMIT
-
-    async def replace(
-        self, key: str, data: str, content: bytes, decide: Callable[[bytes | None], bytes | None]
-    ) -> None:
-        """Put a small object and what names it (see :func:`broker.files.folder.replace`)."""
+    async def name(self, key: str, data: str, decide: Decide) -> bytes | None:
+        """Write what names an object that has come."""
         with translated(writing=True):
-            await self._do(folder.replace, self._root, key, data, content, decide)
+            return await self._do(folder.name, self._root, key, data, decide)
+
+    async def put(
+        self, key: str, data: str, content: bytes, headers: Mapping[str, str], decide: Decide
+    ) -> bytes | None:
+        """Write a small object and what names it."""
+        with translated(writing=True):
+            return await self._do(folder.name, self._root, key, data, decide, content)
 
     async def write_small(self, key: str, content: bytes) -> None:
         """Write an object in one step."""
@@ -129,6 +125,14 @@ class DiskObjects(Objects):
         with translated():
             return await self._do(heapq.nsmallest, most, found)
 
+    @property
+    def signs(self) -> frozenset[str]:
+        """No URLs of its own."""
+        return frozenset()
+
+    async def signed_url(self, method: Method, key: str, age_s: int) -> str | None:
+        """None, as :attr:`signs` says."""
+
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}"
 
@@ -144,21 +148,18 @@ class DiskObjects(Objects):
             raise
 
 
-def open_objects(data: Path, area: str, url: str | None = None) -> Objects:
-    """The objects of one ``area`` (a path of plain segments) below the data folder's ``objects``, or below ``url``.
-
-    ``url``: ``file:///folder``, ``s3://bucket/prefix?endpoint=…&region=…``, ``gs://…`` or ``az://…``; credentials come
-    from the environment, as each cloud's own tools read them. Raises ``ConfigurationError``.
-    """
-    parts = urlsplit(url or "")
-    if url and parts.scheme != "file":
-        return cloud(url, area)
-    if parts.netloc not in ("", "localhost"):
-        raise ConfigurationError("EMQ_STORE_URL: a folder is named as file:///path, with three slashes.")
-    base = Path(unquote(parts.path)) if url else data / "objects"
-    root = (base / area).resolve()
+@contextmanager
+def translated(*, writing: bool = False) -> Iterator[None]:
+    """Turns the disk's errors into ours; what is not found while ``writing`` is the store."""
     try:
-        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        yield
+    except FileNotFoundError as error:
+        if writing:
+            raise Unavailable("The object store is not there; its operator has to look at it.") from error
+        raise NotFound("There is no such file.") from error
     except OSError as error:
-        raise ConfigurationError(f"Cannot make the folder of stored files {root}: {error}.") from error
-    return DiskObjects(root)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageFull(
+                "The broker's disk is full; its operator has to make room.", reason="storage_full"
+            ) from error
+        raise Unavailable("The object store does not answer; try again.") from error

@@ -12,8 +12,8 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TypeVar
 
-LIMIT = 256 << 10
-"""The size up to which an object is small."""
+from broker.files.objects import SMALL, Decide
+
 _TRIES = 20
 _MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 T = TypeVar("T")
@@ -21,25 +21,29 @@ Found = tuple[str, datetime]
 """A key, and when its object was last written."""
 
 
-def replace(root: str, key: str, data: str, content: bytes, decide: Callable[[bytes | None], bytes | None]) -> None:
-    """Write ``content`` under ``data`` and then, in one step, what ``decide`` makes of what is under ``key``.
+def name(root: str, key: str, data: str, decide: Decide, content: bytes | None = None) -> bytes | None:
+    """Have ``key`` name ``data`` as ``decide`` says, in one step; answers what ``key`` was.
 
-    ``decide`` answers ``None`` to leave everything as it is.
+    ``content`` is what is written under ``data`` first (``None``: it is there). An object that is not named is removed.
     """
-    named, content_path = f"{root}/{key}", f"{root}/{data}"
-    document = decide(read(named))
-    if document is None:
-        return
+    named, path = f"{root}/{key}", f"{root}/{data}"
 
-    def both(half: str) -> None:
-        _write(content_path, content)  # nothing names it yet
+    def both(half: str, document: bytes) -> None:
+        if content is not None:
+            _write(path, content)  # nothing names it yet
         _write(half, document)
 
     try:
-        _appear(named, both)
+        before = read(named)
+        document = decide(before)
+        if document is None:
+            _drop(path)
+        else:
+            _appear(named, lambda half: both(half, document))
     except BaseException:
-        _drop(content_path)
+        _drop(path)
         raise
+    return before
 
 
 def write(path: str, content: bytes) -> None:
@@ -66,10 +70,10 @@ def read(path: str) -> bytes | None:
     """A small object; ``None`` where there is none, or a link, which is no object."""
     try:
         with open(path, "rb") as file:
-            content = file.read(LIMIT + 1)
+            content = file.read(SMALL + 1)
     except _MISSING:
         return None
-    return content if len(content) <= LIMIT and os.path.realpath(path) == path else None
+    return content if len(content) <= SMALL and os.path.realpath(path) == path else None
 
 
 class Reading:

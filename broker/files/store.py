@@ -18,16 +18,13 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import aclosing
 from dataclasses import MISSING, dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 from broker.errors import EmqError, NotFound
 from broker.files import types
-from broker.files.disk import open_objects
 from broker.files.meter import Expected, Meter
 from broker.files.names import content_disposition, display_name
-from broker.files.objects import Objects
-from broker.settings import Settings
+from broker.files.objects import SMALL, Objects
 
 log = logging.getLogger(__name__)
 
@@ -131,50 +128,41 @@ class FileStore:
         data = _new_data(folder)
         meter = Meter(chunks, expected)
         shown = display_name(label)
-        unused = [data]
 
         def described() -> StoredFile:
             key = _checked(f"{folder}/{name or meter.hash.removeprefix('blake3:')}")
             direct = not self._objects.is_local
             return StoredFile(key, data, meter.size, meter.hash, types.sniff(meter.head), shown, direct=direct)
 
-        if self._objects.takes_whole(expected.size):
-            content = b"".join([chunk async for chunk in meter])
-            if before_commit is not None:
-                await before_commit()
-            return await self._put_whole(described(), content)
+        content: bytes | None = None
         try:
-            await self._objects.write(data, meter, lambda: described().headers)
+            if expected.size is not None and expected.size <= SMALL:
+                content = b"".join([chunk async for chunk in meter])
+            else:
+                await self._objects.write(data, meter, lambda: described().headers)
             if before_commit is not None:
                 await before_commit()
             file = described()
-            old = await self._document(file.key)
-            if not _stays(old, file):
-                await self._objects.write_small(file.key, file.document())
-                unused = [old.data] if old else []
-            return await self._placed(file, old)
-        finally:
-            await self._objects.delete(unused)
+        except BaseException:
+            await self._objects.delete([data])
+            raise
+        return await self._placed(file, content)
 
-    async def _put_whole(self, file: StoredFile, content: bytes) -> tuple[StoredFile, bool]:
-        """Put a small file on a local disk; answers as :meth:`put` does."""
-        old: StoredFile | None = None
+    async def _placed(self, file: StoredFile, content: bytes | None) -> tuple[StoredFile, bool]:
+        """Have a file appear whose bytes have come (``content``: are at hand); answers as :meth:`put` does."""
 
         def decide(document: bytes | None) -> bytes | None:
-            nonlocal old
-            old = _read_document(file.key, document)
-            return None if _stays(old, file) else file.document()
+            return None if _stays(_read_document(file.key, document), file) else file.document()
 
-        await self._objects.replace(file.key, file.data, content, decide)
-        if old is not None and not _stays(old, file):
-            await self._objects.delete([old.data])
-        return await self._placed(file, old)
-
-    async def _placed(self, file: StoredFile, old: StoredFile | None) -> tuple[StoredFile, bool]:
-        """What :meth:`put` answers where ``old`` was."""
+        if content is None:
+            before = await self._objects.name(file.key, file.data, decide)
+        else:
+            before = await self._objects.put(file.key, file.data, content, file.headers, decide)
+        old = _read_document(file.key, before)
         if old is not None and _stays(old, file):
             await self._note_use(old.key)
             return old, False
+        await self._objects.delete([old.data] if old else [])
         return file, True
 
     def takes_directly(self, expected: Expected) -> bool:
@@ -343,20 +331,3 @@ def _checked(key: str) -> str:
 
 def _new_data(folder: str) -> str:
     return f"{_checked(folder)}/~{secrets.token_hex(12)}"
-
-
-def open_store(
-    data: Path, area: str, url: str | None = None, presign: Iterable[str] = (), keep_unused_s: float = 0
-) -> FileStore:
-    """The store for one ``area`` (see :func:`open_objects`)."""
-    return FileStore(open_objects(data, _checked(area), url), presign, keep_unused_s)
-
-
-def open_stores(settings: Settings) -> tuple[FileStore, FileStore]:
-    """The pool's two stores: of outputs and of input files."""
-    methods = {"off": (), "get": ("GET",), "put": ("PUT",), "both": ("GET", "PUT")}[settings.store_presign]
-    outputs, assets = (
-        open_store(settings.data, f"{settings.pool}/{area}", settings.store_url, methods, keep_unused_s)
-        for area, keep_unused_s in (("outputs", 0), ("assets", settings.keep_inputs_s))
-    )
-    return outputs, assets

@@ -14,8 +14,9 @@ from broker.app import STORE
 from broker.errors import ConfigurationError, NotFound
 from broker.files.cleanup import Cleaner
 from broker.files.meter import Expected
+from broker.files.opening import open_store
 from broker.files.retention import KeepRules, parse_rules
-from broker.files.store import FileStore, open_store
+from broker.files.store import FileStore
 from tests.api.conftest import Broker, Start
 from tests.api.test_outputs import held_job, put, stored_files
 from tests.files.conftest import stream

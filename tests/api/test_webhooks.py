@@ -14,7 +14,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from standardwebhooks import Webhook
 
-from broker.files.store import open_stores
+from broker.files.opening import open_stores
 from broker.jobs import webhooks
 from broker.jobs.archive import Archive
 from broker.jobs.export import Exporter, Stores

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from broker.files.store import FileStore, open_store
+from broker.files.meter import Expected
+from broker.files.opening import open_store
+from broker.files.store import FileStore
 
 
 @pytest.fixture
@@ -22,3 +24,10 @@ def stream() -> Callable[..., AsyncIterator[bytes]]:
             yield chunk
 
     return pieces
+
+
+@pytest.fixture(params=[True, False], ids=["announced", "unannounced"])
+def announce(request: pytest.FixtureRequest) -> Callable[[bytes], Expected]:
+    """What is expected of a content: a small one whose size is known is put in one go, any other as a stream."""
+    known = request.param
+    return lambda data: Expected(limit=1 << 30, size=len(data) if known else None)

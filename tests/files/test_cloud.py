@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import json
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
@@ -17,9 +18,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from broker.errors import ConfigurationError, Conflict, NotFound
-from broker.files.disk import open_objects
 from broker.files.meter import Expected
-from broker.files.store import DIRECT_FROM, FileStore, open_store
+from broker.files.opening import open_objects, open_store
+from broker.files.store import DIRECT_FROM, FileStore
 from tests.support.proxy import proxy
 from tests.support.s3 import Bucket
 from tests.support.waiting import wait_until
@@ -29,6 +30,7 @@ PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 40
 BIG = bytes(range(256)) * (13 << 12)
 """13 MB: three parts."""
 Stream = Callable[..., AsyncIterator[bytes]]
+Announce = Callable[[bytes], Expected]
 
 
 @pytest.fixture
@@ -40,20 +42,35 @@ async def content(store: FileStore, key: str, *span: int) -> bytes:
     return b"".join([chunk async for chunk in store.read(await store.stat(key), *span)])
 
 
-async def test_a_file_comes_back(cloud: FileStore, bucket: Bucket, stream: Stream) -> None:
-    file, new = await cloud.put("t/j/1", "0", stream(PNG[:5], PNG[5:]), label="cat.png", expected=ANY)
+async def test_a_file_comes_back(cloud: FileStore, bucket: Bucket, stream: Stream, announce: Announce) -> None:
+    file, new = await cloud.put("t/j/1", "0", stream(PNG[:5], PNG[5:]), label="cat.png", expected=announce(PNG))
     assert new
     assert file.hash == f"blake3:{blake3(PNG).hexdigest()}"
     assert await cloud.stat("t/j/1/0") == file
     assert await content(cloud, "t/j/1/0") == PNG
     assert await content(cloud, "t/j/1/0", 2, 6) == PNG[2:6]
     assert sorted(bucket.listed()) == sorted(f"pre/fix/pool/outputs/{key}" for key in (file.key, file.data))
-    assert (await cloud.put("t/j/1", "0", stream(PNG), label="cat.png", expected=ANY)) == (file, False)
-    await cloud.put("t/j/1", "0", stream(b"other"), label="cat.png", expected=ANY)
+    assert (await cloud.put("t/j/1", "0", stream(PNG), label="cat.png", expected=announce(PNG))) == (file, False)
+    await cloud.put("t/j/1", "0", stream(b"other"), label="cat.png", expected=announce(b"other"))
     assert await content(cloud, "t/j/1/0") == b"other"
     assert len(bucket.listed()) == 2
     with pytest.raises(NotFound):
         await cloud.stat("t/j/1/1")
+
+
+async def test_a_small_file_that_is_refused_leaves_nothing_and_keeps_the_old_one(
+    cloud: FileStore, bucket: Bucket, stream: Stream, announce: Announce
+) -> None:
+    await cloud.put("t/j/1", "0", stream(b"old"), label="x", expected=ANY)
+    before = sorted(bucket.listed())
+
+    async def refuse() -> None:
+        raise Conflict("no longer yours")
+
+    with pytest.raises(Conflict):
+        await cloud.put("t/j/1", "0", stream(PNG), label="x", expected=announce(PNG), before_commit=refuse)
+    assert sorted(bucket.listed()) == before
+    assert await content(cloud, "t/j/1/0") == b"old"
 
 
 async def test_a_big_file_goes_in_parts(cloud: FileStore, bucket: Bucket, stream: Stream) -> None:
@@ -223,3 +240,11 @@ async def test_a_folder_by_url(tmp_path: Path, stream: Stream) -> None:
     store = open_store(Path("/nowhere"), "outputs", f"file://{tmp_path}/a%20b")
     await store.put("t", "0", stream(b"x"), label="x", expected=ANY)
     assert (tmp_path / "a b/outputs/t/0").is_file()
+
+
+async def test_a_broker_with_its_own_disk_does_not_load_the_clouds_library() -> None:
+    """It is 5 MB."""
+    code = "import sys, broker.app, broker.cli.serve; print('obstore' in sys.modules)"
+    asked = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE)
+    said, _ = await asked.communicate()
+    assert said == b"False\n"

@@ -7,7 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -15,20 +16,11 @@ from blake3 import blake3
 
 from broker.errors import Conflict, NotFound, PayloadTooLarge, StorageFull
 from broker.files.meter import Expected
-from broker.files.store import FileStore, open_store
+from broker.files.opening import open_store
+from broker.files.store import FileStore
 
 ANY = Expected(limit=1 << 30)
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
-
-
-Announce = Callable[[bytes], Expected]
-
-
-@pytest.fixture(params=[True, False], ids=["announced", "unannounced"])
-def announce(request) -> Announce:
-    """What is expected of a content: a small one whose size is known is put in one go, any other as a stream."""
-    known = request.param
-    return lambda data: Expected(limit=1 << 30, size=len(data)) if known else ANY
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -166,6 +158,29 @@ async def test_a_cancelled_upload_leaves_nothing(store, tmp_path):
     assert files_below(tmp_path) == []
 
 
+async def test_an_upload_that_is_cancelled_at_its_last_step_leaves_a_whole_file_or_none(
+    store, stream, tmp_path, announce, monkeypatch
+):
+    replaced, began, go_on = os.replace, asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def held(half: str, named: str) -> None:
+        if named.endswith("/0"):
+            loop.call_soon_threadsafe(began.set)
+            assert go_on.wait(30)
+        replaced(half, named)
+
+    monkeypatch.setattr(os, "replace", held)
+    upload = asyncio.create_task(store.put("t/j/1", "0", stream(PNG), label="x", expected=announce(PNG)))
+    await began.wait()
+    upload.cancel()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await upload
+    assert await content(store, "t/j/1/0") == PNG
+    assert len(files_below(tmp_path)) == 2
+
+
 async def test_a_file_named_by_its_content(store, stream):
     digest = blake3(b"abc").hexdigest()
     file, _ = await store.put("t", None, stream(b"abc"), label="x", expected=ANY)
@@ -187,7 +202,7 @@ KILLED = """
 import asyncio, sys
 from pathlib import Path
 from broker.files.meter import Expected
-from broker.files.store import open_store
+from broker.files.opening import open_store
 
 async def endless():
     for _ in range(3):

@@ -13,8 +13,9 @@ from blake3 import blake3
 from broker.client import Client, JobCancelled
 from broker.errors import BadMessage
 from broker.files.meter import Expected
+from broker.files.opening import open_store
 from broker.files.outputs import tenant_folder
-from broker.files.store import FileStore, open_store
+from broker.files.store import FileStore
 from broker.jobs.archive import JOBS, Archive, ArchivedJob
 from broker.jobs.export import REASON, Exported, Exporter, Imported, Importer, Stores
 from broker.jobs.fleet import Fleet
