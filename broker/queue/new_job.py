@@ -14,6 +14,7 @@ under 5 ms."""
 Value = str | bytes | int | float | bool
 
 _RARE = ("timeout_s", "delay_ms", "start_at", "expires_ms", "idem", "body", "group", "est", "hook", "trace")
+_NONE = (None,) * len(_RARE)
 
 
 @dataclass(slots=True)
@@ -71,9 +72,11 @@ class NewJob:
             out += ("on_parent_failure", self.on_parent_failure)
         if self.labels:
             out += ("labels", "".join(self.labels))
-        for name, value in zip(_RARE, self._rare(), strict=True):
-            if value is not None:
-                out += (name, str(value))
+        rare = self._rare()
+        if rare != _NONE:
+            for name, value in zip(_RARE, rare, strict=True):
+                if value is not None:
+                    out += (name, str(value))
         return out
 
     def _rare(self) -> tuple[str | float | None, ...]:
