@@ -157,6 +157,8 @@ def translated(*, writing: bool = False) -> Iterator[None]:
         if writing:
             raise Unavailable("The object store is not there; its operator has to look at it.") from error
         raise NotFound("There is no such file.") from error
+    except folder.Swept as error:
+        raise Unavailable("What had come of the file was cleaned away; send it again.", reason="swept") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageFull(

@@ -102,6 +102,10 @@ class Reading:
             self._file = None
 
 
+class Swept(OSError):
+    """What had come of an object was removed before its end, by cleaning or with its folder."""
+
+
 class Writing:
     """An object that comes in pieces and appears when all have come."""
 
@@ -119,10 +123,13 @@ class Writing:
             rest = rest[os.write(self._file, rest) :]
 
     def end(self) -> None:
-        """Let it appear."""
+        """Let it appear; raises :class:`Swept`."""
         self.add(b"")
         self._close()
-        os.replace(self._half, self._path)
+        try:
+            os.replace(self._half, self._path)
+        except FileNotFoundError as error:
+            raise Swept(self._half) from error
 
     def give_up(self) -> None:
         """Take away what has come."""

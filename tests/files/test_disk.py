@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.errors import NotFound
+from broker.errors import NotFound, Unavailable
 from broker.files.cleanup import Cleaner
 from broker.files.disk import PIECE
 from broker.files.meter import Expected
@@ -89,6 +89,23 @@ async def test_a_stream_that_fails_leaves_nothing_and_says_why(
     with pytest.raises(ConnectionResetError, match="the worker is gone"):
         await store.put("t/j/1", "0", broken(), label="x", expected=ANY)
     assert files_below(tmp_path) == []
+
+
+async def test_a_streamed_file_whose_half_is_swept_is_to_be_sent_again(
+    store: FileStore, stream: Stream, tmp_path: Path
+) -> None:
+    async def swept() -> AsyncIterator[bytes]:
+        yield b"x"
+        assert await store.delete_folder("t/j") == 0, "it is not there yet"
+        yield b"y"
+
+    with pytest.raises(Unavailable, match="send it again") as caught:
+        await store.put("t/j/1", "0", swept(), label="x", expected=ANY)
+    assert (caught.value.code, caught.value.http_status) == ("unavailable", 503)
+    assert caught.value.details == {"reason": "swept"}
+    assert files_below(tmp_path) == []
+    file, new = await store.put("t/j/1", "0", stream(b"x", b"y"), label="x", expected=ANY)
+    assert (file.size, new) == (2, True)
 
 
 async def test_a_reader_that_is_cancelled_leaves_no_file_open(store: FileStore, stream: Stream) -> None:
