@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, Protocol
 
 from broker.errors import Conflict, NotFound, QueueFull, RateLimited, Unavailable
@@ -61,10 +60,17 @@ class Answer:
         return text.split("\n") if text else []
 
 
-@lru_cache(1024)
-def _word(raw: bytes) -> str:
-    """An outcome or a name: there are few."""
-    return raw.decode()
+class _Words(dict[bytes, str]):
+    """Outcomes and names as text: there are few, but for counters that name tenants."""
+
+    def __missing__(self, raw: bytes) -> str:
+        if len(self) == 1024:
+            self.clear()
+        self[raw] = word = raw.decode()
+        return word
+
+
+_word = _Words().__getitem__
 
 
 def parse(raw: Any) -> Answer:
@@ -73,7 +79,7 @@ def parse(raw: Any) -> Answer:
     answer = Answer(_word(next(parts)))
     pairs = answer.pairs
     for name, value in zip(parts, parts, strict=False):
-        if not isinstance(value, list):
+        if type(value) is not list:
             pairs[_word(name)] = value
         elif name == b"next":
             answer.next = parse(value)
