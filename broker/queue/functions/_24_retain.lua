@@ -99,7 +99,7 @@ end
 local function is_idle_tag(u, tag)
   if string.sub(tag, 1, 2) == 't:' then return true end
   local tenant, class = string.match(tag, '^c:(.*):([^:]*)$')
-  return tenant and call('EXISTS', u.P .. 'n:' .. class .. ':' .. tenant) == 0
+  return tenant and call('EXISTS', Q.lane_key(u, class, tenant)) == 0
 end
 
 -- Drops finish tags that virtual time has passed, a few of one level a sweep.

@@ -42,7 +42,7 @@ function Q.jobs_before(u, class, score, limit)
   local tenants = call('ZRANGEBYSCORE', P .. 'h:' .. class, '-inf', score, 'LIMIT', 0, limit)
   local jobs = 0
   for _, tenant in ipairs(tenants) do
-    jobs = jobs + call('ZCOUNT', P .. 'n:' .. class .. ':' .. tenant, '-inf', score)
+    jobs = jobs + call('ZCOUNT', Q.lane_key(u, class, tenant), '-inf', score)
   end
   if #tenants == limit then jobs = jobs * call('ZCOUNT', P .. 'h:' .. class, '-inf', score) / limit end
   return jobs

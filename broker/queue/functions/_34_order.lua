@@ -31,7 +31,7 @@ end
 
 -- The jobs that are asked for of a lane.
 local function jobs_of(u, class, tenant, a, held)
-  local lane, rank = u.P .. 'n:' .. class .. ':' .. tenant, class .. ' ' .. tenant .. ' '
+  local lane, rank = Q.lane_key(u, class, tenant), class .. ' ' .. tenant .. ' '
   local low = a.low
   if a.score and rank < a.key and string.sub(a.key, 1, #rank) ~= rank then low = '(' .. a.low end
   local source = reader({ held = held }, function(offset, n)

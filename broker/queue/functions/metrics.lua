@@ -59,7 +59,7 @@ local function row(u, class, members, left)
   local levels, lines = {}, {}
   for _, name in ipairs(members) do
     for _, tenant in ipairs(call('ZRANGE', u.P .. 'h:' .. name, 0, TENANTS - 1)) do
-      left = lane(u.P .. 'n:' .. name .. ':' .. tenant, levels, left)
+      left = lane(Q.lane_key(u, name, tenant), levels, left)
     end
   end
   for level, found in pairs(levels) do

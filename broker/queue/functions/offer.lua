@@ -15,7 +15,7 @@ local function best_head(u, w)
     else
       local tenant = call('ZRANGE', P .. 'h:' .. class, 0, 0)[1]
       if not Q.held_back(u, tenant) then
-        local head = call('ZRANGE', P .. 'n:' .. class .. ':' .. tenant, 0, 0)[1]
+        local head = call('ZRANGE', Q.lane_key(u, class, tenant), 0, 0)[1]
         return head and Q.job(u, string.sub(head, 14)), 'again'
       end
       Q.park(u, class, tenant)

@@ -28,7 +28,7 @@ local function stuck(u, class, missing, most, only)
   local P, jobs, first = u.P, 0, nil
   local tenants, all = tenants_of(u, class, most, only)
   for _, tenant in ipairs(tenants) do
-    local lane = P .. 'n:' .. class.name .. ':' .. tenant
+    local lane = Q.lane_key(u, class.name, tenant)
     jobs = jobs + call('ZCARD', lane)
     first = first or call('ZRANGE', lane, 0, 0)[1]
   end
