@@ -16,6 +16,12 @@ START = 1_800_000_000_000
 LEASE_MS = 30_000
 
 
+def text(raw: object) -> str:
+    """What Redis answers, as text; the tests' clients decode nothing."""
+    assert isinstance(raw, bytes)
+    return raw.decode()
+
+
 class Worker:
     """One instance of a worker; it remembers the token of each of its claims."""
 
@@ -78,7 +84,7 @@ class Worker:
     async def inbox(self) -> list[str]:
         """Take the hints that were left."""
         key = f"{self.desk.queue.prefix}in:{self.instance}"
-        hints = [hint.decode() for hint in self.desk.client.lrange(key, 0, -1)]
+        hints = [text(hint) for hint in self.desk.client.lrange(key, 0, -1)]
         self.desk.client.delete(key)
         return hints
 
@@ -138,21 +144,21 @@ class Desk:
 
     async def holds(self, worker: Worker) -> list[str]:
         held = self.client.zrange(self.key(f"held:{worker.instance}"), 0, -1)
-        return [job.decode() for job in held if job.decode() in worker.tokens]
+        return [job for job in map(text, held) if job in worker.tokens]
 
     def field(self, job: str, name: str) -> str | None:
         """A field of the raw record."""
         value = self.client.hget(self.key(f"j:{job}"), name)
-        return None if value is None else value.decode()
+        return None if value is None else text(value)
 
     def log(self, job: str) -> list[tuple[str, dict[str, Any]]]:
         """A job's logged events, without their numbers, which are checked."""
-        raws = self.client.lrange(self.key(f"e:{job}"), 0, -1)
-        count, first = self.client.hmget(self.key(f"j:{job}"), "events", "first")
-        if count == b"1" and first:
+        raws = [text(raw) for raw in self.client.lrange(self.key(f"e:{job}"), 0, -1)]
+        first = self.field(job, "first")
+        if self.field(job, "events") == "1" and first:
             assert not raws
-            raws = [first_message(first)]
-        entries = [raw.decode().split("\n", 2) for raw in raws]
+            raws = [text(first_message(first.encode()))]
+        entries = [raw.split("\n", 2) for raw in raws]
         assert [entry[0] for entry in entries] == [f"{n}-0" for n in range(1, len(entries) + 1)]
         return [(kind, json.loads(data)) for _, kind, data in entries]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from broker.queue.queue import Answer, Value, parse
 from tests.support.audit import ACTIVE, TERMINAL, WAITING, need
 from tests.support.machine import Driven
@@ -111,7 +113,7 @@ class Looking(Driven):
         """Where nothing is wrong there is nothing to repair."""
         before, tenant = self.state, self._pick(sorted({r["tenant"] for r in self.state.jobs.values()}), pick)
         job = self._pick(sorted(self.jobs(WAITING) or self.state.jobs), pick)
-        everything: list[dict[str, Value | None]] = [
+        everything: list[Mapping[str, Value | None]] = [
             {"job": job}, {"count": ""}, {"count": tenant}, {"class": self.state.jobs[job]["class"], "tenant": tenant},
             {"class": self.state.jobs[job]["class"]},
             *({"worker": worker} for worker in self.instances), {"fleet": "w1"},

@@ -96,6 +96,7 @@ class Submitting(Driven):
         need(self.standing.get(token) == worker, "I7", f"{job} was given to {worker}, which has not asked so: {token}")
         need(token not in {used for _, used in self.tokens}, "I7", f"{job} was given for a claim that had its job")
         hint = (self.client.lrange(f"{PREFIX}in:{record['instance']}", 0, 0) or [b""])[0]
+        assert isinstance(hint, bytes)
         need(hint.startswith(b"job\n") and token.encode() in hint, "I1", f"{worker} was given {job}, but not told")
         self.fleet.check_given(job, worker, before, self.state)
         self.tokens.append((job, token))

@@ -135,13 +135,14 @@ class Working(Driven):
         worker = self.worker_of(self._pick(held, pick))
         mine = [job for job in held if self.worker_of(job) == worker]
         jobs = mine + [job for job in held if job not in mine][:others]
-        before, workers, turns = self.state, [self.worker_of(job) for job in jobs], []
+        before, workers = self.state, [self.worker_of(job) for job in jobs]
+        turns: list[tuple[str, dict[str, Value | None]]] = []
         for at, job in enumerate(jobs):
-            mine = {"job": job, "token": self.token(job), "exec_ms": 700, "cold": 0, **self.claim_pairs(job, claim)}
+            end = {"job": job, "token": self.token(job), "exec_ms": 700, "cold": 0, **self.claim_pairs(job, claim)}
             if executed and at == 0 and self._may_execute(job):
-                turns.append(("executed", {**mine, "timings": "{}"}))
+                turns.append(("executed", {**end, "timings": "{}"}))
             else:
-                turns.append(("finish", {**mine, "result": '{"outputs":[]}'}))
+                turns.append(("finish", {**end, "result": '{"outputs":[]}'}))
         answers = self.together(turns, twice)
         for worker, (function, given), answer in zip(workers, turns, answers, strict=True):
             need(answer.outcome == "ok", "state", f"{function}: {answer}")
@@ -189,7 +190,7 @@ class Working(Driven):
             "p": 999, "data": "{}", "result": '{"outputs":["stale"]}', "code": "node_error",
             "error": '{"code":"node_error"}', "reason": "stale", "frame": 1, "timings": "{}", "exec_ms": 1,
         }  # fmt: skip
-        answer = self.call(function, set(), job=job, token=token, **pairs)
+        answer = self.call(function, set(), False, job=job, token=token, **pairs)
         repeated = record.get("done", "").startswith(token)
         need(answer.outcome == "stale_lease" or repeated, "I7", f"{function} with a stale token: {answer}")
 
@@ -204,7 +205,7 @@ class Working(Driven):
             known = {t for _, t in self.tokens}
             if token not in known:
                 return  # it got nothing then; now it is a new claim
-            answer = self.call("claim", set(), **pairs)
+            answer = self.call("claim", set(), False, **pairs)
             need(answer.outcome != "job" or answer.text("job_id") in held, "I7", f"an old claim's token got {answer}")
         elif all(r.get("token") != token for r in self.state.jobs.values()):
-            self.call(function, set(), **{**pairs, "claim": None})
+            self.call(function, set(), False, **{**pairs, "claim": None})
