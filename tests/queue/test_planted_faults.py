@@ -40,15 +40,18 @@ FAULTS: dict[str, tuple[str, str, set[str]]] = {
         "  call('ZADD', P .. 'parked:'", {"order", "bounded"},
     ),
     "a counter misses a status": (
-        "  tally(u, r, old, -1)\n  tally(u, r, status, 1)", "  tally(u, r, old, -1)", {"count"},
+        "  counts[status] = (counts[status] or 0) + 1\n", "", {"count"},
     ),
     "a level miscounts its waiting jobs": (
-        "  v.V = math.max(v.V, score % Q.LEVEL)\n  v.waiting = v.waiting - 1", "  v.V = math.max(v.V, score % Q.LEVEL)",
+        "  if tag > v.V then v.V = tag end\n  v.waiting = v.waiting - 1", "  if tag > v.V then v.V = tag end",
         {"count"},
     ),
     "a webhook is not told": ("if r.hook then Q.outbox(u, r, status) end", "", {"I1"}),
     "any token will do": ("if r.token == token and (", "if (", {"I7"}),
-    "a claim counts twice": ("Q.add(u, r, 'attempt', 1)", "Q.add(u, r, 'attempt', 2)", {"I6", "attempt"}),
+    "a claim counts twice": (
+        "Q.put(u, r, 'attempt', Q.more(r.attempt))", "Q.put(u, r, 'attempt', Q.more(Q.more(r.attempt)))",
+        {"I6", "attempt"},
+    ),
     "attempts have no end": (
         "if not retry or NEVER[code] or not attempts_left(r) then", "if not retry or NEVER[code] then", {"attempt"},
     ),
@@ -67,8 +70,7 @@ FAULTS: dict[str, tuple[str, str, set[str]]] = {
         {"state", "lease", "count", "I3"},
     ),
     "an event number is skipped": (
-        "  Q.add(u, r, 'events', 1)\n  return log",
-        "  Q.add(u, r, 'events', r.status == 'failed' and 2 or 1)\n  return log", {"I9", "log"},
+        "Q.more(r.events)", "Q.more(r.status == 'failed' and Q.more(r.events) or r.events)", {"I9", "log"},
     ),
     "an end is not told": (
         "  Q.finish(u, r, 'cancelled')\n  Q.update(u, r, reason)", "  Q.finish(u, r, 'cancelled')", {"I9", "log"},

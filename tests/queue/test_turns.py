@@ -76,6 +76,20 @@ async def test_a_repeated_call_gets_the_same_answers(desk: Desk, connection: Con
     await is_sound(desk, connection)
 
 
+async def test_a_call_that_is_repeated_after_another_one_gets_the_same_jobs(desk: Desk, connection: Connection) -> None:
+    worker = await desk.worker(slots=MOST)
+    await desk.submit(*(f"{n:036}" for n in range(3 * MOST)))
+    held = await start(worker, MOST)
+    ends = [ending(worker, job) for job in held]
+    first = await turns(desk, *ends[: MOST // 2])
+    await turns(desk, *ends[MOST // 2 :])
+    again = await turns(desk, *ends[: MOST // 2])
+    given = [answer.next.text("job_id") for answer in first if answer.next]
+    assert given == [f"{n:036}" for n in range(MOST, MOST + MOST // 2)]
+    assert given == [answer.next.text("job_id") for answer in again if answer.next]
+    await is_sound(desk, connection)
+
+
 async def test_the_same_token_twice_in_a_call_gets_one_job(desk: Desk) -> None:
     worker = await desk.worker(slots=2)
     await desk.submit(*"abcd")

@@ -23,6 +23,25 @@ function Q.int(n)
   return text
 end
 
+-- Most numbers of records are small and change by one: their texts are looked up, since text is slow to calculate with.
+local MORE, LESS = {}, {}
+for n = 0, FEW do MORE[n .. ''], LESS[n + 1 .. ''] = n + 1 .. '', n > 0 and n .. '' or nil end
+
+-- The text of a number (nil: 0) with one more; nil when that is 0.
+function Q.more(text)
+  local more = MORE[text or '0']
+  if more then return more end
+  local n = text + 1
+  return n ~= 0 and Q.int(n) or nil
+end
+
+-- The same with one less.
+function Q.less(text)
+  local less = LESS[text]
+  if less or text == '1' then return less end
+  return Q.int((text or 0) - 1)
+end
+
 local JSON, kept, MANY = {}, 0, 512 -- of short texts, most of which come again: ids of workers, reasons, codes
 
 local function quoted(text)

@@ -48,6 +48,11 @@ local function new_names(tenant)
   return names
 end
 
+-- The names of a tenant's counters, by what they count.
+function Q.counters_of(tenant)
+  return NAMES[tenant] or new_names(tenant)
+end
+
 -- A counter of a tenant.
 function Q.count_of(u, tenant, what, delta)
   local counts, name = u.counts, (NAMES[tenant] or new_names(tenant))[what]

@@ -1,7 +1,8 @@
 -- Writes what a unit of work gathered.
 
--- The fields of one write, name and value in turn: one list for all, since a new one grows in steps, at a cost each.
-local flat = {}
+-- The fields of one write, name and value in turn, and those to remove: lists for all, since a new one grows in steps,
+-- at a cost each.
+local flat, gone = {}, {}
 
 -- Counts the workers of each state in `states`.
 local function write_state(u, w)
@@ -14,21 +15,22 @@ end
 
 local function write_record(u, record)
   if record._is_worker then write_state(u, record) end
-  local gone, n = nil, 0
+  local n, m = 1, 0
   for name, old in pairs(record._was) do
     local value = record[name]
     if value == nil then
       if old then
-        gone = gone or {}
-        gone[#gone + 1] = name
+        m = m + 1
+        gone[m] = name
       end
     elseif value ~= old then
-      flat[n + 1], flat[n + 2] = name, value
+      flat[n] = name
+      flat[n + 1] = value
       n = n + 2
     end
   end
-  if n > 0 then call('HSET', record._key, unpack(flat, 1, n)) end
-  if gone then call('HDEL', record._key, unpack(gone)) end
+  if n > 1 then call('HSET', record._key, unpack(flat, 1, n - 1)) end
+  if m > 0 then call('HDEL', record._key, unpack(gone, 1, m)) end
   record._was = nil
 end
 

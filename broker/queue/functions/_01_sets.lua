@@ -40,17 +40,20 @@ function Q.gather(u)
 end
 
 function Q.zadd(u, key, score, member)
-  if not u.sets then return call('ZADD', key, score, member) end
-  local set = u.sets[key]
+  local gathered = u.sets
+  if not gathered then return call('ZADD', key, score, member) end
+  local set = gathered[key]
   if not set or set.verb ~= 'ZADD' or set.n >= MOST then set = ready(u, key, 'ZADD') end
   local n = set.n
-  set[n + 1], set[n + 2] = score, member
+  set[n + 1] = score
+  set[n + 2] = member
   set.n = n + 2
 end
 
 function Q.zrem(u, key, member)
-  if not u.sets then return call('ZREM', key, member) end
-  local set = u.sets[key]
+  local gathered = u.sets
+  if not gathered then return call('ZREM', key, member) end
+  local set = gathered[key]
   if not set or set.verb ~= 'ZREM' or set.n >= MOST then set = ready(u, key, 'ZREM') end
   local n = set.n + 1
   set[n] = member

@@ -21,17 +21,17 @@ end
 
 -- The list that takes a job's next logged event, the place in it, and n, the job's counter + 1, as text.
 local function next_event(u, r)
-  local log, at = r._log, 1
+  local log, n = r._log, Q.more(r.events)
   if log then
-    at = #log + 1
-  else
-    log = {}
-    r._log = log
-    u.told[#u.told + 1] = r
-    if r.first and r.events == '1' then r._first = first_event(r.first) end
+    r.events = n
+    return log, #log + 1, n
   end
-  Q.add(u, r, 'events', 1)
-  return log, at, r.events
+  log = { nil, nil, nil, nil } -- room for what an end logs
+  r._log = log
+  u.told[#u.told + 1] = r
+  if r.first and n == '2' then r._first = first_event(r.first) end
+  Q.put(u, r, 'events', n)
+  return log, 1, n
 end
 
 -- Logs an event.
@@ -50,7 +50,7 @@ function Q.update(u, r, reason, position)
   local log, at, n = next_event(u, r)
   log[at] = n .. '-0\njob_update\n{"status":"' .. r.status .. '","attempt":' .. (r.attempt or '0') .. ',"worker_id":'
     .. Q.json(r.worker_id) .. ',"position":' .. (position and Q.int(position) or 'null') .. ',"reason":'
-    .. Q.json(reason) .. '}'
+    .. (reason and Q.json(reason) or 'null') .. '}'
 end
 
 -- Logs `fail_job`; `error` is JSON.
@@ -66,10 +66,26 @@ function Q.error(code, message, details)
     .. (details or '{}') .. '}'
 end
 
+-- The last progress of a round begins so.
+local FULL = '{"progress":100,"node":null,"nodes_done":null,"nodes_total":null,"eta_s":0,"worker_id":'
+
 -- The data of the last progress of a round.
 function Q.full_progress(r)
-  return '{"progress":100,"node":null,"nodes_done":null,"nodes_total":null,"eta_s":0,"worker_id":'
-    .. Q.json(r.worker_id) .. ',"attempt":' .. (r.attempt or '0') .. ',"message":null}'
+  return FULL .. Q.json(r.worker_id) .. ',"attempt":' .. (r.attempt or '0') .. ',"message":null}'
+end
+
+-- Logs it.
+function Q.log_full_progress(u, r)
+  local log, at, n = next_event(u, r)
+  log[at] = n .. '-0\nupdate_job_progress\n' .. FULL .. Q.json(r.worker_id) .. ',"attempt":' .. (r.attempt or '0')
+    .. ',"message":null}'
+end
+
+-- Logs `complete_job`; `result` is JSON.
+function Q.log_completion(u, r, result)
+  local log, at, n = next_event(u, r)
+  log[at] = n .. '-0\ncomplete_job\n{"status":"completed","worker_id":' .. Q.json(r.worker_id) .. ',"attempt":'
+    .. r.attempt .. ',"result":' .. result .. '}'
 end
 
 -- Whether somebody watches a job's previews: 0, 1, or how many pixels are wished for. `until_ms` (of the config) is how

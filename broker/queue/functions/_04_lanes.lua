@@ -24,7 +24,7 @@ function Q.lane_key(u, class, tenant)
 end
 
 function Q.level_of(score)
-  return 100 - math.floor(score / Q.LEVEL)
+  return 100 - (score - score % Q.LEVEL) / Q.LEVEL
 end
 
 local function set_best(u, class, score)

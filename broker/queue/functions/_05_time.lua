@@ -17,7 +17,8 @@ end
 -- The level's clock follows the jobs that are taken; it never falls.
 function Q.advance(u, score)
   local v = Q.virtual(u, Q.level_of(score))
-  v.V = math.max(v.V, score % Q.LEVEL)
+  local tag = score % Q.LEVEL
+  if tag > v.V then v.V = tag end
   v.waiting = v.waiting - 1
 end
 

@@ -27,6 +27,21 @@ local function weigh(u, r, sign)
   Q.count_of(u, r.tenant, 'bytes', sign * (r._bytes or call('STRLEN', u.P .. 'b:' .. r._id)))
 end
 
+-- Counts a job in `status` that was in `old`.
+local function retally(u, r, old, status)
+  local counts, names = u.counts, Q.counters_of(r.tenant)
+  local ours_old, ours = names[old], names[status]
+  counts[old] = (counts[old] or 0) - 1
+  counts[ours_old] = (counts[ours_old] or 0) - 1
+  counts[status] = (counts[status] or 0) + 1
+  counts[ours] = (counts[ours] or 0) + 1
+  if r.group then
+    local key = Q.group_key(u, r.tenant, r.group)
+    call('HINCRBY', key, old, '-1')
+    call('HINCRBY', key, status, '1')
+  end
+end
+
 -- Adds a new job in its first status.
 function Q.enter(u, r, status)
   local key, home = index(u, r, status)
@@ -66,7 +81,6 @@ function Q.move(u, r, status)
     if old_home == 'f' then Q.zrem(u, u.P .. 'fin:' .. old, id) end
     if home == 'f' then Q.zadd(u, u.P .. 'fin:' .. status, u.ms, id) end
   end
-  tally(u, r, old, -1)
-  tally(u, r, status, 1)
+  retally(u, r, old, status)
   Q.put(u, r, 'status', status)
 end

@@ -4,7 +4,7 @@ local DAY = 86400000
 
 -- The record of the worker that holds a job; nil when another instance has taken its name.
 local function holder_of(u, r)
-  local w = Q.worker(u, r.worker_id)
+  local w = u.workers[r.worker_id] or Q.worker(u, r.worker_id)
   if w and w.instance == r.instance then return w end
   return nil
 end
@@ -14,8 +14,8 @@ end
 function Q.phase(u, r, phase)
   local w, old = holder_of(u, r), r.phase
   if w then
-    if old then Q.add(u, w, old, -1) end
-    if phase then Q.add(u, w, phase, 1) end
+    if old then Q.put(u, w, old, Q.less(w[old])) end
+    if phase then Q.put(u, w, phase, Q.more(w[phase])) end
   end
   local was, is = old and old ~= 'finishing', phase and phase ~= 'finishing'
   if was and not is then
@@ -33,7 +33,7 @@ function Q.take(u, r, w, token)
   Q.put(u, r, 'instance', w.instance)
   Q.put(u, r, 'token', token)
   Q.put(u, r, 'claimed_at', u.ms)
-  Q.add(u, r, 'attempt', 1)
+  Q.put(u, r, 'attempt', Q.more(r.attempt))
   Q.count(u, 'attempts_total', 1)
   Q.phase(u, r, 'ahead')
   Q.zadd(u, u.P .. 'held:' .. w.instance, u.ms, r._id)

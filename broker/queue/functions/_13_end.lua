@@ -4,9 +4,10 @@ local SLACK_MS = 600000 -- a record outlives its index entries, so that the swee
 
 -- Gives an ended job its life time; answers it.
 function Q.outlive(u, r)
-  local life = Q.int(Q.setting(u, 'ttl_' .. r.status .. '_ms') + SLACK_MS)
-  r._life, u.lives = life, u.lives or {}
-  u.lives[#u.lives + 1] = r
+  local lives, status = u.lives or {}, r.status
+  local life = lives[status] or Q.int(Q.setting(u, 'ttl_' .. status .. '_ms') + SLACK_MS)
+  r._life, u.lives, lives[status] = life, lives, life
+  lives[#lives + 1] = r
   return life
 end
 
@@ -54,8 +55,7 @@ end
 -- Completes a job that was let go.
 function Q.complete(u, r, result)
   local P, id = u.P, r._id
-  local worker, attempt = Q.json(r.worker_id), r.attempt
-  Q.log(u, r, 'update_job_progress', Q.full_progress(r))
+  Q.log_full_progress(u, r)
   if r.stored_progress then
     call('DEL', P .. 'pr:' .. id)
     Q.put(u, r, 'stored_progress', nil)
@@ -64,8 +64,7 @@ function Q.complete(u, r, result)
   if r.error_code then Q.put(u, r, 'error_code', nil) end
   Q.finish(u, r, 'completed')
   Q.update(u, r)
-  Q.log(u, r, 'complete_job', '{"status":"completed","worker_id":' .. worker .. ',"attempt":' .. attempt
-    .. ',"result":' .. result .. '}')
+  Q.log_completion(u, r, result)
 end
 
 -- A held job has its result (emq_finish): answers what its worker is told. A requested cancel wins.
@@ -82,7 +81,7 @@ function Q.finished(u, a)
   end
   Q.let_go(u, r, 'completed')
   Q.complete(u, r, a.result and a.result ~= '' and a.result or '{}')
-  return { 'ok', 'status', 'completed', 'repeated', '0' }
+  return { 'ok', 'status', 'completed', 'repeated', '0', nil, nil } -- room for what a claim adds
 end
 
 -- A waiting job leaves whatever it waits in.

@@ -3,11 +3,9 @@
 -- Why a worker gets nothing now, whatever waits; nil when it may.
 function Q.refusal(u, w, ahead)
   if u.paused or w.paused or w.drain then return { 'paused' } end
-  local slots, held = tonumber(w.slots or 1), tonumber(w.running or 0) + tonumber(w.ahead or 0)
+  local slots, held = tonumber(w.slots or 1), (w.running or 0) + (w.ahead or 0)
   if ahead and (tonumber(w.ahead or 0) > 0 or held > slots) or not ahead and held >= slots then return { 'busy' } end
-  if tonumber(w.finishing or 0) > 0 and tonumber(w.finishing) >= Q.setting(u, 'max_finishing') then
-    return { 'busy' }
-  end
+  if w.finishing and tonumber(w.finishing) >= Q.setting(u, 'max_finishing') then return { 'busy' } end
   return nil
 end
 

@@ -36,8 +36,9 @@ end
 function Q.observe(u, what, ms)
   local i, buckets, names = 1, Q.BUCKETS, COUNTERS[what] or new_counters(what)
   while buckets[i] and ms > buckets[i] do i = i + 1 end
-  Q.count(u, names[i], 1)
-  Q.count(u, names[SUM], math.max(0, math.floor(ms)))
+  local counts, bucket, sum = u.counts, names[i], names[SUM]
+  counts[bucket] = (counts[bucket] or 0) + 1
+  if ms >= 1 then counts[sum] = (counts[sum] or 0) + ms - ms % 1 end
 end
 
 -- Counts a run of `exec_ms`; `cold` says that a model was loaded in it.

@@ -4,13 +4,19 @@
 
 Q.NAME_MAX = 64 -- longer values would take a record out of its compact form
 
+local CLEAN, cleaned, MANY = {}, 0, 512 -- names, most of which come again
+
 local function clean(text)
-  return (string.gsub(string.sub(text, 1, Q.NAME_MAX), '%c', ' '))
+  local name = string.gsub(string.sub(text, 1, Q.NAME_MAX), '%c', ' ')
+  if #text > Q.NAME_MAX then return name end
+  if cleaned == MANY then CLEAN, cleaned = {}, 0 end
+  CLEAN[text], cleaned = name, cleaned + 1
+  return name
 end
 
 -- The terms of a search for a worker, error code or model.
 function Q.term(kind, name)
-  return kind .. ':' .. clean(name)
+  return kind .. ':' .. (CLEAN[name] or clean(name))
 end
 
 local function member(term, r)
@@ -18,10 +24,12 @@ local function member(term, r)
 end
 
 local function end_terms(r)
-  local terms = {}
+  local terms = { nil, nil }
   if r.worker_id then terms[#terms + 1] = Q.term('w', r.worker_id) end
   if r.status == 'failed' and r.error_code then terms[#terms + 1] = Q.term('e', r.error_code) end
-  for _, name in ipairs(Q.lines(r.models)) do terms[#terms + 1] = Q.term('m', name) end
+  if r.models then
+    for _, name in ipairs(Q.lines(r.models)) do terms[#terms + 1] = Q.term('m', name) end
+  end
   if r.dead_letter then terms[#terms + 1] = 'd:' end
   return terms
 end

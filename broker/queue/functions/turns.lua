@@ -13,7 +13,7 @@ local function turns_of(argv)
       if value ~= 'finish' and value ~= 'executed' or #turns == MOST then return nil end
       a = {
         turn = nil, job = nil, token = nil, worker = nil, instance = nil, claim = nil, claim_token = nil, result = nil,
-        exec_ms = nil, cold = nil,
+        exec_ms = nil, cold = nil, following = nil,
       }
       turns[#turns + 1] = a
     elseif not a then
@@ -24,14 +24,15 @@ local function turns_of(argv)
   return turns
 end
 
--- How many claims of the same worker follow one without another's between.
-local function following(turns, at)
-  local worker, n = turns[at].worker, 0
-  for i = at + 1, #turns do
-    if turns[i].worker ~= worker then break end
-    if turns[i].claim == '1' then n = n + 1 end
+-- Notes how many claims of the same worker follow each turn without another's between.
+local function count_following(turns)
+  local n, worker = 0, nil
+  for i = #turns, 1, -1 do
+    local a = turns[i]
+    if a.worker ~= worker then n, worker = 0, a.worker end
+    a.following = n
+    if a.claim == '1' then n = n + 1 end
   end
-  return n
 end
 
 local function ends(keys, argv)
@@ -39,9 +40,10 @@ local function ends(keys, argv)
   if not turns then return { 'invalid', 'argument', 'turn' } end
   local u = Q.open(keys[1], 'ttl_completed_ms', 'max_finishing')
   Q.gather(u)
+  count_following(turns)
   for i, a in ipairs(turns) do answers[i] = a.turn == 'finish' and Q.finished(u, a) or Q.executed(u, a) end
   for i, a in ipairs(turns) do
-    if answers[i][1] == 'ok' then Q.claim_next(u, a, answers[i], following(turns, i)) end
+    if answers[i][1] == 'ok' then Q.claim_next(u, a, answers[i], a.following) end
   end
   Q.end_run(u)
   Q.remember_all(u)
