@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 from bench.simulation import Pool, Worker, job, profile
 from broker.jobs.estimates import Forecast
-from broker.queue.queue import Answer, NewJob
+from broker.queue.new_job import NewJob
+from broker.queue.queue import Answer
 
 MODELS = 8
 WORKERS = 4

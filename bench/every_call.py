@@ -7,7 +7,8 @@ from typing import Any
 
 from bench.simulation import Call, Pool, Worker, claiming, finishing, job, profile, submission
 from broker.queue.loader import library
-from broker.queue.queue import SUBMIT_CHUNK, Answer, parse
+from broker.queue.new_job import SUBMIT_CHUNK
+from broker.queue.queue import Answer, parse
 from broker.queue.turns import MOST
 
 SLOW_US = 5000

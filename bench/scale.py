@@ -14,7 +14,7 @@ from bench import affinity, every_call
 from bench.server import Server, server
 from bench.simulation import Pool, Worker, claiming, job, profile
 from bench.targets import Target, print_targets
-from broker.queue.queue import NewJob
+from broker.queue.new_job import NewJob
 
 CLASSES, TENANTS, WORKFLOW = 200, 100, 4_600
 MODELS = [f"model{number}.safetensors" for number in range(CLASSES)]

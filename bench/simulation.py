@@ -12,7 +12,8 @@ from typing import Any
 from redis import Redis
 
 from broker.queue.loader import library
-from broker.queue.queue import Answer, NewJob, parse
+from broker.queue.new_job import NewJob
+from broker.queue.queue import Answer, parse
 
 Call = tuple[str, list[bytes | str]]
 

@@ -18,7 +18,8 @@ from typing import Any
 from redis import Redis
 
 from bench.simulation import Call, Pool, Worker, claiming, finishing, job
-from broker.queue.queue import Answer, NewJob, parse
+from broker.queue.new_job import NewJob
+from broker.queue.queue import Answer, parse
 
 MOST_STEP = 999_999_999
 """The steps of the simulated sampler; its current one is the time in ms, without the leading digits."""

@@ -15,7 +15,8 @@ from redis.asyncio import Redis
 from bench.mux import Mux, connect
 from bench.peers import slots
 from broker.queue.loader import load
-from broker.queue.queue import Answer, NewJob, Queue, parse
+from broker.queue.new_job import NewJob
+from broker.queue.queue import Answer, Queue, parse
 from broker.queue.turns import Turns
 
 CLASS = "bench"

@@ -9,7 +9,7 @@ from broker.access.keys import Key
 from broker.access.limits import KeyLimits
 from broker.jobs.rules import Rules
 from broker.protocol.access import TenantPolicy
-from broker.queue.queue import Value
+from broker.queue.new_job import Value
 from broker.settings import Settings
 
 

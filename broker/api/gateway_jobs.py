@@ -17,7 +17,8 @@ from broker.files.outputs import checked_result
 from broker.files.store import FileStore
 from broker.jobs.strict import dumps
 from broker.protocol import gateway as g
-from broker.queue.queue import Answer, Queue, Value
+from broker.queue.new_job import Value
+from broker.queue.queue import Answer, Queue
 
 PROGRESS_GAP_S = 0.2
 """Progress of a job goes on at most five times a second; a newer one takes the place of one that waits."""

@@ -17,7 +17,8 @@ from broker.jobs import strict
 from broker.jobs.payloads import decode_payload
 from broker.protocol import gateway as g
 from broker.protocol.messages import Ack
-from broker.queue.queue import Answer, Value, require
+from broker.queue.new_job import Value
+from broker.queue.queue import Answer, require
 from broker.settings import Settings
 
 AGAIN = 20

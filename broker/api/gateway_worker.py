@@ -11,7 +11,8 @@ from broker.errors import Conflict, EmqError
 from broker.jobs import strict
 from broker.jobs.ranges import pack
 from broker.protocol import gateway as g
-from broker.queue.queue import Answer, Queue, Value, require
+from broker.queue.new_job import Value
+from broker.queue.queue import Answer, Queue, require
 from broker.queue.seal import TAG
 
 log = logging.getLogger(__name__)

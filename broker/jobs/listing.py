@@ -9,7 +9,7 @@ from typing import Any
 from broker.jobs import labels
 from broker.protocol.base import now_ms
 from broker.protocol.messages import ListJobs
-from broker.queue.queue import Value
+from broker.queue.new_job import Value
 
 _NUMBERS = ("limit", "since", "until")
 _TEXTS = ("status", "cursor", "worker", "error", "model", "group", "tenant")

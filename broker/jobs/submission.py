@@ -44,7 +44,8 @@ from broker.outbound import UrlRule
 from broker.protocol.base import JobStatus, now_ms
 from broker.protocol.messages import JobAccepted, Requirements, SubmitJob
 from broker.protocol.records import WaitingFor
-from broker.queue.queue import Answer, NewJob, Queue, require
+from broker.queue.new_job import NewJob
+from broker.queue.queue import Answer, Queue, require
 from broker.queue.seal import TAG
 from broker.settings import Settings
 

@@ -17,7 +17,8 @@ from pydantic import BaseModel, ValidationError
 
 from broker.errors import EmqError
 from broker.protocol.gateway import Step, Steps
-from broker.queue.queue import Answer, NewJob, Queue
+from broker.queue.new_job import NewJob
+from broker.queue.queue import Answer, Queue
 
 log = logging.getLogger(__name__)
 

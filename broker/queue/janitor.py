@@ -13,7 +13,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
 from broker.errors import Unavailable
-from broker.queue.queue import Queue, Value
+from broker.queue.new_job import Value
+from broker.queue.queue import Queue
 
 log = logging.getLogger(__name__)
 

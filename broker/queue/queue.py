@@ -13,10 +13,8 @@ from typing import Any, Protocol
 
 from broker.errors import Conflict, NotFound, QueueFull, RateLimited, Unavailable
 from broker.queue import turns
-from broker.queue.new_job import SUBMIT_CHUNK, NewJob, Value, flatten, parts_of, submission
+from broker.queue.new_job import NewJob, Value, flatten, parts_of, submission
 from broker.queue.seal import Seal, payload_of, result_of
-
-__all__ = ["SUBMIT_CHUNK", "Answer", "Caller", "NewJob", "Pairs", "Queue", "Value", "flatten", "parse", "require"]
 
 RECORDS, FORECASTS = 25, 5
 """Jobs that one ``emq_job`` and one ``emq_forecast`` read at most."""

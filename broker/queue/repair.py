@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from broker.queue import invariants as must
 from broker.queue.fsck import Check, Reader
 from broker.queue.invariants import Finding
-from broker.queue.queue import Queue, Value
+from broker.queue.new_job import Value
+from broker.queue.queue import Queue
 
 Call = dict[str, Value | None]
 ROUNDS = 3

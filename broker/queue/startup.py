@@ -12,7 +12,7 @@ from broker.errors import ConfigurationError
 from broker.jobs.rules import Rules
 from broker.queue.address import url_from
 from broker.queue.connection import Connection
-from broker.queue.queue import Value
+from broker.queue.new_job import Value
 from broker.queue.server import check_server, open_server
 from broker.settings import Settings
 

@@ -13,7 +13,8 @@ from broker.errors import ConfigurationError, Unavailable
 from broker.queue import replicated, startup
 from broker.queue.connection import Connection
 from broker.queue.fsck import Check
-from broker.queue.queue import Answer, NewJob, Queue
+from broker.queue.new_job import NewJob
+from broker.queue.queue import Answer, Queue
 from broker.settings import Settings
 from tests.queue.test_connection import connect, serve
 from tests.support.groups_of_servers import CLUSTER, joined, replicating

@@ -14,7 +14,8 @@ import redis
 
 from broker.jobs.estimates import Forecast
 from broker.queue.loader import library
-from broker.queue.queue import Answer, NewJob, Value, flatten, parse
+from broker.queue.new_job import NewJob, Value, flatten
+from broker.queue.queue import Answer, parse
 from tests.support.jobs import class_of, new_job, profile
 from tests.support.servers import RedisServer
 

@@ -6,7 +6,8 @@ import json
 
 import redis
 
-from broker.queue.queue import RECORDS, Answer, Queue, Value
+from broker.queue.new_job import Value
+from broker.queue.queue import RECORDS, Answer, Queue
 from broker.queue.seal import Seal
 from tests.support.jobs import new_job, profile
 from tests.support.simulated import SimulatedWorker

@@ -12,7 +12,8 @@ import pytest
 from broker.errors import Unavailable
 from broker.queue.connection import Connection
 from broker.queue.fsck import Check
-from broker.queue.queue import Answer, Value, flatten, parse
+from broker.queue.new_job import Value, flatten
+from broker.queue.queue import Answer, parse
 from broker.queue.turns import MOST, Turns
 from tests.support.desk import Desk, Worker
 from tests.support.jobs import new_job, profile

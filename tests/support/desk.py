@@ -8,7 +8,8 @@ from typing import Any
 
 import redis
 
-from broker.queue.queue import Answer, NewJob, Queue, Value
+from broker.queue.new_job import NewJob, Value
+from broker.queue.queue import Answer, Queue
 from broker.queue.subscription import first_message
 from tests.support.jobs import new_job, profile
 

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
-from broker.queue.queue import NewJob
+from broker.queue.new_job import NewJob
 
 PAYLOAD = b'{"workflow":{"1":{"class_type":"EmptyImage","inputs":{"width":64}}},"big":9007199254740993,"none":[]}'
 

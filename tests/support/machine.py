@@ -15,7 +15,8 @@ import redis
 from hypothesis import note
 from hypothesis.stateful import RuleBasedStateMachine
 
-from broker.queue.queue import Answer, Value, flatten, parse
+from broker.queue.new_job import Value, flatten
+from broker.queue.queue import Answer, parse
 from tests.support.audit import ACTIVE, TERMINAL, WAITING, Step, need
 from tests.support.choice import Fleet
 from tests.support.dump import Dump, dump

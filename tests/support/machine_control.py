@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from broker.queue.queue import Value, parse
+from broker.queue.new_job import Value
+from broker.queue.queue import parse
 from tests.support.audit import ACTIVE, TERMINAL, WAITING, need
 from tests.support.machine import PREFIX, TENANTS, WORKERS, Driven
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from broker.queue.queue import Answer, Value, parse
+from broker.queue.new_job import Value
+from broker.queue.queue import Answer, parse
 from tests.support.audit import ACTIVE, TERMINAL, WAITING, need
 from tests.support.machine import Driven
 

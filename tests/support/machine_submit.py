@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from broker.queue.queue import Answer, NewJob, Value, parse
+from broker.queue.new_job import NewJob, Value
+from broker.queue.queue import Answer, parse
 from tests.support.audit import WAITING, need
 from tests.support.dump import Dump
 from tests.support.jobs import new_job

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from broker.queue.queue import Value
+from broker.queue.new_job import Value
 from tests.support.audit import ACTIVE, need
 from tests.support.jobs import profile
 from tests.support.machine import CONFIG, LEASE_MS, SLOTS, VRAM_MB, WORKERS, Driven

@@ -13,7 +13,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from broker.queue.queue import Answer, Queue, Value
+from broker.queue.new_job import Value
+from broker.queue.queue import Answer, Queue
 from tests.support.jobs import profile as make_profile
 
 Run = Callable[["SimulatedWorker", "Held"], Awaitable[None]]
