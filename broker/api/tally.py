@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 CALL_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
@@ -33,5 +35,9 @@ class Tally:
             "emq_broker_tasks", "Tasks of this replica: they grow and shrink with its connections.",
             registry=self.registry,
         )  # fmt: skip
+        Gauge(
+            "emq_broker_allocated_blocks", "Blocks of memory that this replica's objects have (Python's own count).",
+            registry=self.registry,
+        ).set_function(sys.getallocatedblocks)  # fmt: skip
         for kind in ("client", "events", "worker"):
             self.sockets.labels(kind)

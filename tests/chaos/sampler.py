@@ -18,6 +18,8 @@ TICK = os.sysconf("SC_CLK_TCK")
 COURSE_S = 300
 FLAT = 5
 """Open files and tasks may be so many more at the end than at the beginning."""
+MORE_BLOCKS = 0.02
+"""So much more of a process' blocks of memory may be in use then: as many come and go with a page that is drawn."""
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float:
@@ -55,9 +57,11 @@ class Track:
     fds: array[float] = field(default_factory=_column)
     tasks: array[float] = field(default_factory=_column)
     """Tasks of its event loop, where it tells them."""
+    blocks: array[float] = field(default_factory=_column)
+    """Blocks of memory that its objects have, where it tells them: no mark of its busiest moment is in them."""
     cpu: array[float] = field(default_factory=_column)
 
-    def sample(self, at_s: float, tasks: float | None = None) -> None:
+    def sample(self, at_s: float, told: tuple[float, float] | None = None) -> None:
         """Look at it now. Raises ``OSError`` when it has ended."""
         if state(self.pid)[0] in ("", "Z"):
             raise ProcessLookupError(f"process {self.pid} has ended")
@@ -65,8 +69,9 @@ class Track:
         self.fds.append(open_files(self.pid))
         self.cpu.append(cpu_s(self.pid))
         self.at_s.append(at_s)
-        if tasks is not None:
-            self.tasks.append(tasks)
+        if told is not None:
+            for column, value in zip((self.tasks, self.blocks), told, strict=True):
+                column.append(value)
 
     def summary(self, warm_s: float) -> dict[str, Any]:
         """The figures after the warm-up."""
@@ -81,6 +86,7 @@ class Track:
             "course_mb": self.course(),
             "fds": ends(self.fds[first:]),
             **({"tasks": ends(self.tasks[-len(at) :])} if self.tasks else {}),
+            **({"blocks": ends(self.blocks[-len(at) :])} if self.blocks else {}),
             "cpu_share": round((self.cpu[-1] - self.cpu[first]) / (at[-1] - at[0]), 3),
         }
 
@@ -107,4 +113,7 @@ def broken(name: str, summary: dict[str, Any], most_mb_per_hour: float) -> list[
         first, last = summary.get(what, (0, 0))
         if last - first > FLAT:
             wrong.append(f"{name}: {what} went from {first:g} to {last:g}")
+    first, last = summary.get("blocks", (1, 1))
+    if last > first * (1 + MORE_BLOCKS):
+        wrong.append(f"{name}: its objects' blocks of memory went from {first:g} to {last:g}")
     return wrong

@@ -1,9 +1,11 @@
 """Hours of ordinary work, and whether anything grows: ``python -m tests.chaos.soak --minutes 60 --keep FILE``.
 
 NGINX, two brokers, a Valkey, simulated GPUs over Redis and over the gateway, and clients of every kind at a modest pace
-(:mod:`tests.chaos.traffic`), each a process of its own. Records live half a minute. After a warm-up the queue runs
-empty: that is the baseline. Then the measured time; then the queue runs empty again. The verdict is written every
-minute, so a run that is interrupted still tells what it saw.
+(:mod:`tests.chaos.traffic`), each a process of its own. Records live half a minute. In the warm-up there are twice the
+clients: a day has its busiest moment, whose mark resident memory keeps, and processes that still have a part of their
+way to it before them grow, though they leak nothing. Then the queue runs empty: that is the baseline. Then the measured
+time; then the queue runs empty again. The verdict is written every minute, so a run that is interrupted still tells
+what it saw.
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ SETTINGS = {
     "EMQ_TTL_COMPLETED_S": "30", "EMQ_TTL_FAILED_S": "30", "EMQ_TTL_CANCELLED_S": "30", "EMQ_IDEMPOTENCY_TTL_S": "30",
     "EMQ_BACKOFF_S": "0.2", "EMQ_LOG_FORMAT": "json", "EMQ_SECRET": "the secret of the soak",
 }  # fmt: skip
+CLIENTS = ("clients", "more-clients")
 STATES = ("scheduled", "blocked", "pending", "claimed", "processing", "completed", "failed", "cancelled")
 
 
@@ -82,7 +85,7 @@ class Soak:
     tracks: dict[str, Track] = field(default_factory=dict)
     brokers: list[BrokerProcess] = field(default_factory=list)
     gpus: list[Process] = field(default_factory=list)
-    clients: Process | None = None
+    clients: list[Process] = field(default_factory=list)
     baseline: Footprint | None = None
     after: Footprint | None = None
     waiting: array[float] = field(default_factory=lambda: array("d"))
@@ -106,11 +109,11 @@ class Soak:
             self.url = front.url
             await asyncio.to_thread(self._start, ports)
             self.http = await stack.enter_async_context(aiohttp.ClientSession())
-            self._traffic()
+            self._traffic(*CLIENTS)
             await asyncio.sleep(self.plan.warm_s)
             await asyncio.to_thread(self._fill_history)
             self.baseline = await self._empty()
-            self._traffic()
+            self._traffic(CLIENTS[0])
             await self._watch()
             self.after = await self._empty()
             await self._check()
@@ -147,8 +150,11 @@ class Soak:
         self.tracks[name] = Track(child.pid)
         return child
 
-    def _traffic(self) -> None:
-        self.clients = self._child("clients", "tests.chaos.traffic", "--url", self.url, "--rate", f"{self.plan.rate}")
+    def _traffic(self, *names: str) -> None:
+        for gone in CLIENTS:
+            self.tracks.pop(gone, None)
+        options = ["--url", self.url, "--rate", f"{self.plan.rate}"]
+        self.clients = [self._child(name, "tests.chaos.traffic", *options) for name in names]
 
     async def _watch(self) -> None:
         self._began = time.monotonic()
@@ -159,10 +165,10 @@ class Soak:
 
     async def _sample(self) -> None:
         at = time.monotonic() - self._began
-        tasks = {f"broker-{n}": await self._figures(broker) for n, broker in enumerate(self.brokers)}
+        told = {f"broker-{n}": await self._figures(broker) for n, broker in enumerate(self.brokers)}
         for name, track in self.tracks.items():
             try:
-                track.sample(at, tasks.get(name))
+                track.sample(at, told.get(name))
             except OSError:
                 self.findings.append(f"{name} has ended")
         if self.findings:
@@ -171,18 +177,19 @@ class Soak:
             self._written = at
             self.write()
 
-    async def _figures(self, broker: BrokerProcess) -> float:
-        """A broker's tasks; the first one tells of the queue too."""
+    async def _figures(self, broker: BrokerProcess) -> tuple[float, float]:
+        """A broker's tasks and blocks of memory; the first one tells of the queue too."""
         async with self.http.get(broker.url + "/metrics") as answer:
             lines = (await answer.text()).splitlines()
         if broker is self.brokers[0]:
             self.waiting.append(sum(float(line.split()[1]) for line in lines if line.startswith("emq_queue_depth{")))
-        return next(float(line.split()[1]) for line in lines if line.startswith("emq_broker_tasks "))
+        own = dict(line.split() for line in lines if line.startswith("emq_broker_") and "{" not in line)
+        return float(own["emq_broker_tasks"]), float(own["emq_broker_allocated_blocks"])
 
     async def _empty(self) -> Footprint:
         """End the clients, wait until every job has ended and its record is gone, and look at the memory."""
-        assert self.clients
-        await asyncio.to_thread(self.clients.end)
+        for process in self.clients:
+            await asyncio.to_thread(process.end)
         connection = Connection(self.server.url)
         queue = Queue(connection, "default")
 
@@ -215,9 +222,8 @@ class Soak:
         await connection.close()
 
     def _stop(self) -> None:
-        for process in (self.clients, *self.gpus, *self.brokers):
-            if process is not None:
-                process.end()
+        for process in (*self.clients, *self.gpus, *self.brokers):
+            process.end()
 
     # -- the verdict --------------------------------------------------------------------------------------------------
 
@@ -252,9 +258,9 @@ class Soak:
         return self.after.counted / self.baseline.counted - 1
 
     def _said(self) -> dict[str, Any]:
-        if self.clients is None:
+        if not self.clients:
             return {}
-        lines = [line for line in self.clients.said().splitlines() if line.startswith("{")]
+        lines = [line for line in self.clients[0].said().splitlines() if line.startswith("{")]
         found: dict[str, Any] = json.loads(lines[-1]) if lines else {}
         return found
 

@@ -68,6 +68,7 @@ async def test_the_figures_of_a_job_s_life(broker: Broker) -> None:
         assert of(found, "emq_workers", state="idle") == 1
         assert of(found, "emq_broker_sockets", kind="client") == 1
         assert of(found, "emq_broker_tasks") > 3
+        assert of(found, "emq_broker_allocated_blocks") > 100_000
         held = await worker.claim()
         assert held is not None
         await worker.report(held, 0)
