@@ -47,19 +47,19 @@ class NewJob:
     trace: str | None = None
     """The context of its submit's span (a ``traceparent``), where it has a trace."""
 
-    def arguments(self, same: bool = False) -> list[bytes | str]:
+    def arguments(self, before: NewJob | None = None, same: bool = False) -> list[bytes | str]:
         """The job's section of ``emq_submit``; what has its default is left out.
 
-        ``same``: an earlier job of the call has the same class, and said what that needs.
+        ``before``: the job before it in the call. ``same``: an earlier one has the same class, and said what that
+        needs.
         """
-        out: list[bytes | str] = ["job", self.job_id, "class", self.job_class]
-        if not same:
-            out += ("atoms", "\n".join(self.atoms))
-            if self.kind:
-                out += ("kind", "\n".join(self.kind))
-            if self.vram_mb:
-                out += ("vram_mb", str(self.vram_mb))
-        out += ("spec_len", str(len(self.spec)), "payload", self.spec + self.payload)
+        like = before if before is not None and before.job_class == self.job_class else None
+        out: list[bytes | str] = ["again", self.job_id]
+        if like is None:
+            out = ["job", self.job_id, "class", self.job_class, *(() if same else self._needs())]
+        if like is None or len(like.spec) != len(self.spec):
+            out += ("spec_len", str(len(self.spec)))
+        out += ("payload", self.spec + self.payload)
         if self.job_type != "comfyui":
             out += ("job_type", self.job_type)
         if self.priority:
@@ -77,6 +77,15 @@ class NewJob:
             for name, value in zip(_RARE, rare, strict=True):
                 if value is not None:
                     out += (name, str(value))
+        return out
+
+    def _needs(self) -> list[str]:
+        """What its class needs."""
+        out = ["atoms", "\n".join(self.atoms)]
+        if self.kind:
+            out += ("kind", "\n".join(self.kind))
+        if self.vram_mb:
+            out += ("vram_mb", str(self.vram_mb))
         return out
 
     def _rare(self) -> tuple[str | float | None, ...]:
@@ -120,9 +129,11 @@ def submission(
     """The arguments of a submit; payloads are sealed here."""
     args = flatten([("tenant", tenant), *(limits or {}).items()])
     said: set[str] = set()
+    before = None
     for job in jobs:
         if seal.active:
             job.payload = seal.close(job.payload, payload_of(job.job_id))
-        args += job.arguments(job.job_class in said)
+        args += job.arguments(before, job.job_class in said)
         said.add(job.job_class)
+        before = job
     return args

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from broker.errors import Unavailable
-from broker.queue.new_job import SUBMIT_BYTES, SUBMIT_CHUNK, parts_of
+from broker.queue.new_job import SUBMIT_BYTES, SUBMIT_CHUNK, parts_of, submission
 from broker.queue.queue import Caller, Queue, parse, require
+from broker.queue.seal import Seal
 from tests.support.desk import Desk
 from tests.support.jobs import new_job, profile
 
@@ -95,6 +97,24 @@ async def test_spec_and_payload_may_come_apart(desk: Desk) -> None:
     stored = await desk.queue.payload("j", "ann")
     assert (stored.pairs["payload"], stored.pairs["spec"]) == (b"{body}", b"{spec}")
     assert (await (await desk.worker()).claim()).text("job_type") == "comfyui"
+
+
+async def test_what_is_as_of_the_job_before_is_left_out(desk: Desk) -> None:
+    """The class and how long the spec is; each job gets its own back."""
+    models = (["a.safetensors"], ["a.safetensors"], ["b.safetensors"], ["a.safetensors"], ["a.safetensors"])
+    specs = (b'{"n":1}', b'{"n":2}', b'{"n":3}', b'{"n":10}', b'{"n":100}')
+    jobs = [
+        replace(new_job(f"j{n}", models=names, payload=b'{"body":%d}' % n), spec=spec)
+        for n, (names, spec) in enumerate(zip(models, specs, strict=True))
+    ]
+    args = submission("ann", None, jobs, Seal())
+    assert [args[n + 1] for n, name in enumerate(args) if name == "again"] == ["j1", "j4"]
+    assert args.count("spec_len") == 4
+    assert {answer.outcome for answer in await desk.queue.submit("ann", jobs)} == {"ok"}
+    for job in jobs:
+        stored = await desk.queue.payload(job.job_id, "ann")
+        assert (stored.pairs["spec"], stored.pairs["payload"]) == (job.spec, job.payload)
+        assert (await desk.queue.job(job.job_id)).text("class") == job.job_class
 
 
 async def test_a_class_is_known_by_what_a_refused_job_said(desk: Desk) -> None:

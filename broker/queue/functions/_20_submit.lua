@@ -7,15 +7,21 @@ local RARE = {
   est = 'more', hook = 'more', trace = 'more',
 }
 
--- Reads what holds for all jobs (`tenant …`) and the sections that `job <id>` begins.
+-- Reads what holds for all jobs (`tenant …`) and the sections that `job <id>` begins, or `again <id>` where the job is
+-- of the class of the one before it, and its spec as long unless it says how long.
 function Q.read_jobs(argv)
-  local shared, jobs = {}, {}
+  local shared, jobs, n = {}, {}, 0
   local into = shared
   for i = 1, #argv - 1, 2 do
     local name, value = argv[i], argv[i + 1]
-    if name == 'job' then
+    if name == 'again' then
+      into = { id = value, key = nil, class = into.class, payload = nil, spec_len = into.spec_len, more = nil }
+      n = n + 1
+      jobs[n] = into
+    elseif name == 'job' then
       into = { id = value, key = nil, class = nil, payload = nil, spec_len = nil, atoms = nil, kind = nil, more = nil }
-      jobs[#jobs + 1] = into
+      n = n + 1
+      jobs[n] = into
     else
       into[name] = value
       local rare = RARE[name]

@@ -1,7 +1,7 @@
 -- emq_submit: adds jobs.
 -- Guarantee: each job is added whole or refused whole, one answer a job; a repeated call answers as the first did.
 -- Refused cleanly when Redis has no memory left.
--- Arguments: `tenant` and its limits, then for each job `job <id>` and its own (see docs/queue.md).
+-- Arguments: `tenant` and its limits, then for each job `job <id>` (`again <id>`) and its own (see docs/queue.md).
 -- Answer: an array of `ok` | `duplicate` | `conflict` | `queue_full` | `rate_limited` |
 -- `not_found` with their pairs.
 
