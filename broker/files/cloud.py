@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, cast
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
@@ -17,7 +18,8 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import AzureStore, GCSStore, ObjectStore, S3Store, from_url
 
-from broker.errors import ConfigurationError, NotFound, StorageFull, Unavailable
+from broker.errors import ConfigurationError, EmqError, NotFound, StorageFull, Unavailable
+from broker.files import objects
 from broker.files.objects import CHUNK, SMALL, Decide, Head, Method
 
 PART = 5 << 20
@@ -30,6 +32,15 @@ _REFUSED = "status code: 4"
 _OPTIONS = frozenset({"endpoint", "region"})
 _CLIENT = {"connect_timeout": "5s", "read_timeout": "30s", "timeout": "12h"}
 _RETRY: Mapping[str, Any] = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}
+
+
+def _meaning(error: Exception) -> EmqError | None:
+    if any(sign in str(error) for sign in _FULL):
+        return StorageFull("The object store is full; its operator has to make room.", reason="storage_full")
+    return None
+
+
+translated = partial(objects.translated, (BaseError, OSError), _meaning)
 
 
 class CloudObjects:
@@ -208,23 +219,6 @@ class _Feed(AsyncIterator[bytes]):
         if not chunk:
             raise StopAsyncIteration
         return chunk
-
-
-@contextmanager
-def translated(*, writing: bool = False) -> Iterator[None]:
-    """Turns the library's errors into ours; what is not found while ``writing`` is the bucket."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        if writing:
-            raise Unavailable("The object store is not there; its operator has to look at it.") from error
-        raise NotFound("There is no such file.") from error
-    except (BaseError, OSError) as error:
-        if any(sign in str(error) for sign in _FULL):
-            raise StorageFull(
-                "The object store is full; its operator has to make room.", reason="storage_full"
-            ) from error
-        raise Unavailable("The object store does not answer; try again.") from error
 
 
 def open_cloud(url: str, area: str) -> CloudObjects:

@@ -9,16 +9,17 @@ from __future__ import annotations
 import asyncio
 import errno
 import heapq
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing
 from datetime import datetime
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from broker.errors import NotFound, StorageFull, Unavailable
-from broker.files import folder
+from broker.errors import EmqError, NotFound, StorageFull, Unavailable
+from broker.files import folder, objects
 from broker.files.objects import CHUNK, Decide, Head, Method
 
 P = ParamSpec("P")
@@ -27,6 +28,17 @@ PIECE = CHUNK // 4
 THREADS = 16
 """For calls that wait for the disk, which may be one of the network."""
 _BATCH = 1000
+
+
+def _meaning(error: Exception) -> EmqError | None:
+    if isinstance(error, folder.Swept):
+        return Unavailable("What had come of the file was cleaned away; send it again.", reason="swept")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageFull("The broker's disk is full; its operator has to make room.", reason="storage_full")
+    return None
+
+
+translated = partial(objects.translated, (OSError,), _meaning)
 
 
 class DiskObjects:
@@ -146,22 +158,3 @@ class DiskObjects:
             if not doing.cancelled():
                 doing.exception()
             raise
-
-
-@contextmanager
-def translated(*, writing: bool = False) -> Iterator[None]:
-    """Turns the disk's errors into ours; what is not found while ``writing`` is the store."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        if writing:
-            raise Unavailable("The object store is not there; its operator has to look at it.") from error
-        raise NotFound("There is no such file.") from error
-    except folder.Swept as error:
-        raise Unavailable("What had come of the file was cleaned away; send it again.", reason="swept") from error
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageFull(
-                "The broker's disk is full; its operator has to make room.", reason="storage_full"
-            ) from error
-        raise Unavailable("The object store does not answer; try again.") from error

@@ -5,10 +5,13 @@ Bytes stream both ways. An object appears when all of it has come, on a local di
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, Protocol
+
+from broker.errors import EmqError, NotFound, Unavailable
 
 CHUNK = 1 << 20
 SMALL = 256 << 10
@@ -89,3 +92,21 @@ class Objects(Protocol):
 
         ``None``: the store makes none for this method, as :attr:`signs` says.
         """
+
+
+@contextmanager
+def translated(
+    errors: tuple[type[Exception], ...], meaning: Callable[[Exception], EmqError | None], *, writing: bool = False
+) -> Iterator[None]:
+    """Turns a store's errors into ours; what is not found while ``writing`` is the store.
+
+    ``meaning`` knows those of ``errors`` that say more than that it does not answer (``None``: this one does not).
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        if writing:
+            raise Unavailable("The object store is not there; its operator has to look at it.") from error
+        raise NotFound("There is no such file.") from error
+    except errors as error:
+        raise meaning(error) or Unavailable("The object store does not answer; try again.") from error

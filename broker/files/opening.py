@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 from broker.errors import ConfigurationError
 from broker.files.disk import DiskObjects
 from broker.files.objects import Objects
-from broker.files.store import FileStore
+from broker.files.store import FileStore, checked
 from broker.settings import Settings
 
 
@@ -40,7 +40,7 @@ def open_store(
     data: Path, area: str, url: str | None = None, presign: Iterable[str] = (), keep_unused_s: float = 0
 ) -> FileStore:
     """The store for one ``area`` (see :func:`open_objects`)."""
-    return FileStore(open_objects(data, area, url), presign, keep_unused_s)
+    return FileStore(open_objects(data, checked(area), url), presign, keep_unused_s)
 
 
 def open_stores(settings: Settings) -> tuple[FileStore, FileStore]:

@@ -130,7 +130,7 @@ class FileStore:
         shown = display_name(label)
 
         def described() -> StoredFile:
-            key = _checked(f"{folder}/{name or meter.hash.removeprefix('blake3:')}")
+            key = checked(f"{folder}/{name or meter.hash.removeprefix('blake3:')}")
             direct = not self._objects.is_local
             return StoredFile(key, data, meter.size, meter.hash, types.sniff(meter.head), shown, direct=direct)
 
@@ -179,7 +179,7 @@ class FileStore:
         assert expected.hash is not None
         assert expected.size is not None
         data, shown = _new_data(folder), display_name(label)
-        key = _checked(f"{folder}/{name}")
+        key = checked(f"{folder}/{name}")
         old = await self._document(key)
         if old is not None and old.hash == expected.hash and not old.promised:
             return old, None
@@ -192,7 +192,7 @@ class FileStore:
 
     async def stat(self, key: str) -> StoredFile:
         """What is known of a file; raises ``NotFound``."""
-        file = await self._document(_checked(key)) if is_key(key) else None
+        file = await self._document(checked(key)) if is_key(key) else None
         if file is None:
             raise NotFound("There is no such file.")
         await self._note_use(key)
@@ -239,7 +239,7 @@ class FileStore:
 
     async def delete(self, key: str) -> None:
         """Remove a file; one that is not there is no error."""
-        file = await self._document(_checked(key))
+        file = await self._document(checked(key))
         if file is not None:
             await self._objects.delete([key, file.data])
 
@@ -250,7 +250,7 @@ class FileStore:
         """
         wanted: dict[str, datetime] = {}
         data: dict[str, datetime] = {}
-        async for batch in self._objects.below(_checked(folder)):
+        async for batch in self._objects.below(checked(folder)):
             for key, at in batch:
                 name = key.removesuffix(USED)
                 times = wanted if is_key(name) else data
@@ -269,7 +269,7 @@ class FileStore:
 
     async def delete_folder(self, folder: str) -> int:
         """Remove everything below ``folder``; answers how many objects there were."""
-        return await self._objects.remove(_checked(folder))
+        return await self._objects.remove(checked(folder))
 
     async def delete_everywhere(self, folder: str) -> None:
         """Remove a folder wherever its files lie."""
@@ -282,7 +282,7 @@ class FileStore:
     async def last_modified(self, folder: str) -> datetime | None:
         """When something below ``folder`` was last written; ``None`` when it is empty."""
         newest: datetime | None = None
-        async for batch in self._objects.below(_checked(folder)):
+        async for batch in self._objects.below(checked(folder)):
             newest = max([*(time for _, time in batch), *([newest] if newest else [])], default=None)
         return newest
 
@@ -323,11 +323,12 @@ def is_key(key: str) -> bool:
     return all(_SEGMENT.fullmatch(segment) for segment in key.split("/"))
 
 
-def _checked(key: str) -> str:
+def checked(key: str) -> str:
+    """The key itself; raises ``NotFound`` for one that is not plain."""
     if not is_key(key):
         raise NotFound("There is no such file.")
     return key
 
 
 def _new_data(folder: str) -> str:
-    return f"{_checked(folder)}/~{secrets.token_hex(12)}"
+    return f"{checked(folder)}/~{secrets.token_hex(12)}"

@@ -85,8 +85,7 @@ class Track:
             "rss_mb_per_hour": round(slope(hours, rss), 2),
             "course_mb": self.course(),
             "fds": ends(self.fds[first:]),
-            **({"tasks": ends(self.tasks[-len(at) :])} if self.tasks else {}),
-            **({"blocks": ends(self.blocks[-len(at) :])} if self.blocks else {}),
+            **({"tasks": ends(self.tasks[-len(at) :]), "blocks": ends(self.blocks[-len(at) :])} if self.tasks else {}),
             "cpu_share": round((self.cpu[-1] - self.cpu[first]) / (at[-1] - at[0]), 3),
         }
 

@@ -309,3 +309,10 @@ async def test_memory_stays_flat_while_a_big_file_passes(store):
         peak = max(peak, resident())
     assert size == file.size == 200 << 20
     assert peak - before < 64 << 20
+
+
+@pytest.mark.parametrize("area", ["../outside", "pool/.hidden", "", "/etc"])
+def test_an_area_is_a_plain_path(tmp_path, area):
+    with pytest.raises(NotFound):
+        open_store(tmp_path, area)
+    assert list(tmp_path.iterdir()) == []
