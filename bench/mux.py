@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import AsyncGenerator
 from typing import Any
 from urllib.parse import urlsplit
 
 import hiredis
+
+from broker.queue.in_order import UNDER_WAY
 
 
 class Mux(asyncio.Protocol):
@@ -60,6 +63,17 @@ class Mux(asyncio.Protocol):
     async def fcall(self, function: str, prefix: str, args: Any) -> Any:
         """Run a function with one key (``broker.queue.queue.Caller``)."""
         return await self.call("FCALL", function, 1, prefix, *args)
+
+    async def fcalls(self, function: str, prefix: str, calls: Any) -> AsyncGenerator[Any]:
+        """Run it for each of some arguments, two at once (``Caller``)."""
+        sent = deque[asyncio.Future[Any]]()
+        for args in calls:
+            sent.append(self.call("FCALL", function, 1, prefix, *args))
+            await asyncio.sleep(0)  # it is written
+            if len(sent) == UNDER_WAY:
+                yield await sent.popleft()
+        while sent:
+            yield await sent.popleft()
 
     def close(self) -> None:
         self._transport.close()

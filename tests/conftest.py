@@ -7,9 +7,9 @@ import secrets
 import shutil
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
@@ -145,6 +145,38 @@ async def connection(redis_url: str) -> AsyncIterator[Connection]:
     await connection.load("emq:{default}:")
     yield connection
     await connection.close()
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., RedisServer]]:
+    """Starts servers of this test's own."""
+    servers = []
+
+    def start(*options: str, binary: str = "", **where: Any) -> RedisServer:
+        folder = Path(tempfile.mkdtemp(prefix="emq-own-"))
+        servers.append(RedisServer("own", binary or valkey_binary(), folder, **where))
+        return servers[-1].start(*options)
+
+    yield start
+    for server in servers:
+        server.kill()
+        shutil.rmtree(server.folder, ignore_errors=True)
+
+
+@pytest.fixture
+async def connect() -> AsyncIterator[Callable[..., Connection]]:
+    """Makes connections and closes them."""
+    from broker.queue.connection import Connection
+
+    connections = []
+
+    def make(url: str, **options: bool) -> Connection:
+        connections.append(Connection(url, **options))
+        return connections[-1]
+
+    yield make
+    for connection in connections:
+        await connection.close()
 
 
 @pytest.fixture

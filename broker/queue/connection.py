@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis, RedisCluster
@@ -37,6 +38,7 @@ from redis.exceptions import TimeoutError as Silent
 from broker.errors import ConfigurationError, Unavailable
 from broker.queue.address import Address, parse
 from broker.queue.channels import Channels
+from broker.queue.in_order import Args, Stream, in_order
 from broker.queue.loader import load as load_library
 from broker.queue.packing import packing
 from broker.queue.refusals import LATER, translated
@@ -113,6 +115,14 @@ class Connection:
         answer = await self._guard(lambda: self._with_library(call, prefix))
         self.observe(time.monotonic() - started)
         return answer
+
+    def fcalls(self, function: str, prefix: str, calls: Iterable[Args]) -> AsyncGenerator[Any]:
+        """Run it for each of some arguments: see :func:`broker.queue.in_order.in_order`."""
+        client, stream = self.commands, None
+        # A cluster's connections are its nodes', and a promise takes a word after each call.
+        if isinstance(client, Redis) and function not in self._replicated and not self._away:
+            stream = Stream(client.connection_pool, ("FCALL", function, 1, prefix), self.observe)
+        return in_order(partial(self.fcall, function, prefix), calls, stream)
 
     async def _with_library(self, call: Callable[[], Awaitable[Any]], prefix: str) -> Any:
         try:

@@ -6,13 +6,14 @@ Redis is away. Nothing else in the broker calls a function.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from broker.errors import Conflict, NotFound, QueueFull, RateLimited, Unavailable
 from broker.queue import turns
+from broker.queue.in_order import Args, Refusal
 from broker.queue.new_job import NewJob, Value, flatten, parts_of, submission
 from broker.queue.seal import Seal, payload_of, result_of
 
@@ -23,10 +24,13 @@ Pairs = dict[str, bytes]
 
 
 class Caller(Protocol):
-    """Runs one function; ``broker.queue.connection.Connection`` is the real one."""
+    """Runs functions; ``broker.queue.connection.Connection`` is the real one."""
 
-    async def fcall(self, function: str, prefix: str, args: Sequence[bytes | str]) -> Any:
+    async def fcall(self, function: str, prefix: str, args: Args) -> Any:
         """Call ``function`` with one key and flat arguments; raises ``Unavailable`` when Redis is away."""
+
+    def fcalls(self, function: str, prefix: str, calls: Iterable[Args]) -> AsyncGenerator[Any]:
+        """Call it for each of some arguments, in their order: see :func:`broker.queue.in_order.in_order`."""
 
 
 @dataclass(slots=True)
@@ -142,28 +146,15 @@ class Queue:
         ``unavailable`` (or ``queue_full``); when it raises, nothing is known to be in. The same ids may be sent again.
         """
         parts = list(parts_of(jobs))
-        args = submission(tenant, limits, parts[0], self.seal) if parts else []
         if len(parts) == 1:
+            args = submission(tenant, limits, parts[0], self.seal)
             return [parse(row) for row in await self._caller.fcall("emq_submit", self.prefix, args)]
-        answers: list[Answer] = []
-        raw: list[Any] = []
-        for number in range(len(parts)):
-            call = asyncio.ensure_future(self._caller.fcall("emq_submit", self.prefix, args))
-            try:
-                # While Redis works on these (one turn to get a connection, one to write them), the last ones' answers
-                # are read and the next ones are prepared.
-                await asyncio.sleep(0)
-                await asyncio.sleep(0)
-                answers += [parse(row) for row in raw]
-                args = submission(tenant, limits, parts[number + 1], self.seal) if number + 1 < len(parts) else []
-                raw = await call
-            except (Unavailable, QueueFull) as error:
-                if not answers:
-                    raise
-                return answers + [Answer(error.code)] * (len(jobs) - len(answers))
-            finally:
-                call.cancel()  # nothing to do unless this submit was cancelled
-        return answers + [parse(row) for row in raw]
+        calls = (submission(tenant, limits, part, self.seal) for part in parts)
+        outcomes: list[list[Answer] | Refusal] = []
+        async with aclosing(self._caller.fcalls("emq_submit", self.prefix, calls)) as raws:
+            async for raw in raws:
+                outcomes.append(raw if isinstance(raw, Refusal) else [parse(row) for row in raw])
+        return _answers(parts, outcomes)
 
     async def cancel(self, job_id: str, tenant: str = "", reason: str = "", waiting: bool = False) -> Answer:
         """Cancel; a running job stays ``processing`` until its worker has stopped it.
@@ -369,6 +360,18 @@ _FULL = {
     "tenant": "Your tenant has as many jobs waiting as it may; try again when some have started.",
     "bytes": "Your tenant's waiting jobs have as many bytes as they may; try again when some have started.",
 }
+
+
+def _answers(parts: Sequence[Sequence[NewJob]], outcomes: Sequence[list[Answer] | Refusal]) -> list[Answer]:
+    """One answer a job of a submit in several calls, of which the last may not have been made."""
+    refusals = [outcome for outcome in outcomes if isinstance(outcome, Refusal)]
+    if refusals and len(refusals) == len(outcomes):
+        raise refusals[0]
+    answers: list[Answer] = []
+    for number, part in enumerate(parts):
+        outcome = outcomes[number] if number < len(outcomes) else refusals[-1]
+        answers += [Answer(outcome.code)] * len(part) if isinstance(outcome, Refusal) else outcome
+    return answers
 
 
 def require(answer: Answer, what: str) -> Answer:

@@ -29,27 +29,40 @@ LATER = ("LOADING", "BUSY", "READONLY", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN",
 
 
 @contextmanager
-def translated(starting: bool = False) -> Iterator[None]:
-    """Turn redis-py's errors into ours. A refused login is the configuration's fault when ``starting``.
+def cancellable() -> Iterator[None]:
+    """Raise a cancellation that redis-py has lost.
 
-    redis-py sends with ``asyncio.wait_for``, which in Python 3.11 loses a cancellation that comes as the sending ends,
-    well or with an error: the task would go on, and whoever waits for its end would wait for ever. It is raised here.
+    It sends with ``asyncio.wait_for``, which in Python 3.11 loses a cancellation that comes as the sending ends, well
+    or with an error: the task would go on, and whoever waits for its end would wait for ever.
     """
     task = asyncio.current_task()
     before = task.cancelling() if task else 0
     failure: Exception | None = None
     try:
         yield
+    except Exception as error:
+        failure = error
+    if task and task.cancelling() > before:
+        raise asyncio.CancelledError
+    if failure is not None:
+        raise failure
+
+
+@contextmanager
+def translated(starting: bool = False) -> Iterator[None]:
+    """Turn redis-py's errors into ours. A refused login is the configuration's fault when ``starting``."""
+    try:
+        with cancellable():
+            yield
     except RedisError as error:
         failure = _translation(error, starting)
     except RedisClusterException as error:
         failure = _away(str(error))
     except (TimeoutError, OSError) as error:
         failure = _away(str(error) or "no answer in time")
-    if task and task.cancelling() > before:
-        raise asyncio.CancelledError
-    if failure is not None:
-        raise failure
+    else:
+        return
+    raise failure
 
 
 def _translation(error: RedisError, starting: bool) -> Exception:

@@ -24,7 +24,6 @@ from broker.queue.queue import Answer, Queue
 from tests.api.conftest import GRAPH
 from tests.chaos.fleet import WorkerProcess
 from tests.chaos.judge import Promise, gaps
-from tests.queue.test_connection import connect, serve
 from tests.support.comfyui import BrokerProcess
 from tests.support.groups_of_servers import replicating, watching
 from tests.support.jobs import new_job
@@ -32,8 +31,6 @@ from tests.support.network import Host, Network, NoNetwork, network
 from tests.support.nginx import nginx
 from tests.support.servers import RedisServer
 from tests.support.waiting import wait_until
-
-__all__ = ["connect", "serve"]
 
 POOL = "default"
 LEASE_MS = 2000

@@ -11,13 +11,11 @@ import redis
 from broker.queue.queue import Queue
 from comfyui_emq_node.queue import Claim, Claimed, QueueAway, Registration, Report, Unregistered
 from comfyui_emq_node.redis_queue import RedisQueue
-from tests.queue.test_connection import connect, serve
 from tests.support.groups_of_servers import CLUSTER, joined, watching
 from tests.support.jobs import new_job, profile
 from tests.support.servers import RedisServer
 from tests.support.waiting import wait_until
 
-__all__ = ["connect", "serve"]
 HELLO = Registration("m", json.loads(profile()), {})
 
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
-import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -27,36 +24,6 @@ from tests.support.servers import RedisServer, redis7_binary, valkey_binary
 from tests.support.waiting import wait_until
 
 PREFIX = "emq:{default}:"
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[..., RedisServer]]:
-    """Starts servers of this test's own."""
-    servers = []
-
-    def start(*options: str, binary: str = "", **where: Any) -> RedisServer:
-        folder = Path(tempfile.mkdtemp(prefix="emq-own-"))
-        servers.append(RedisServer("own", binary or valkey_binary(), folder, **where))
-        return servers[-1].start(*options)
-
-    yield start
-    for server in servers:
-        server.kill()
-        shutil.rmtree(server.folder, ignore_errors=True)
-
-
-@pytest.fixture
-async def connect() -> AsyncIterator[Callable[..., Connection]]:
-    """Makes connections and closes them."""
-    connections = []
-
-    def make(url: str, **options: bool) -> Connection:
-        connections.append(Connection(url, **options))
-        return connections[-1]
-
-    yield make
-    for connection in connections:
-        await connection.close()
 
 
 class Info:

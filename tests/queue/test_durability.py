@@ -16,13 +16,11 @@ from broker.queue.fsck import Check
 from broker.queue.new_job import NewJob
 from broker.queue.queue import Answer, Queue
 from broker.settings import Settings
-from tests.queue.test_connection import connect, serve
 from tests.support.groups_of_servers import CLUSTER, joined, replicating
 from tests.support.jobs import new_job
 from tests.support.servers import RedisServer, redis7_binary, valkey_binary
 from tests.support.waiting import wait_until
 
-__all__ = ["connect", "serve"]
 SOON = ("--repl-diskless-sync-delay", "0")
 INSIST = (*SOON, "--min-replicas-to-write", "1")
 

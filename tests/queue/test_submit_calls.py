@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 
 from broker.errors import Unavailable
+from broker.queue.in_order import Args, in_order
 from broker.queue.new_job import SUBMIT_BYTES, SUBMIT_CHUNK, parts_of, submission
 from broker.queue.queue import Caller, Queue, parse, require
 from broker.queue.seal import Seal
@@ -143,11 +145,14 @@ class LostAfter:
     def __init__(self, caller: Caller, calls: int) -> None:
         self.caller, self.calls = caller, calls
 
-    async def fcall(self, function: str, prefix: str, args: Sequence[bytes | str]) -> Any:
+    async def fcall(self, function: str, prefix: str, args: Args) -> Any:
         self.calls -= 1
         if self.calls < 0:
             raise Unavailable("Redis is away.")
         return await self.caller.fcall(function, prefix, args)
+
+    def fcalls(self, function: str, prefix: str, calls: Iterable[Args]) -> AsyncGenerator[Any]:
+        return in_order(partial(self.fcall, function, prefix), calls)
 
 
 async def test_a_bulk_that_is_cut_says_which_jobs_are_in(desk: Desk) -> None:
