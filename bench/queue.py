@@ -29,6 +29,7 @@ Results = dict[str, list[Figures]]
 COLUMNS = {
     "enqueue single /s": "single/s",
     "enqueue bulk /s": "bulk/s",
+    "enqueue bulk100 /s": "bulk100/s",
     "drain 1 /s": "drain1/s",
     "drain 32 /s": "drain32/s",
     "latency p50 ms": "p50 ms",
@@ -97,6 +98,8 @@ def targets(results: Results) -> list[Target]:
     for what, figure, peers, wanted in (
         ("bulk enqueue / BullMQ Node", "enqueue bulk /s", nodes, 1.3),
         ("bulk enqueue / best Python peer", "enqueue bulk /s", pythons, 2.0),
+        ("bulk enqueue, 100 a call / BullMQ Node", "enqueue bulk100 /s", nodes, 1.3),
+        ("bulk enqueue, 100 a call / best Python peer", "enqueue bulk100 /s", pythons, 2.0),
         ("drain 32 / BullMQ Node", "drain 32 /s", nodes, 1.0),
         ("drain 32 / best Python peer that recovers jobs", "drain 32 /s", safe, 2.0),
         ("drain 1 / best Python peer", "drain 1 /s", pythons, 1.0),
@@ -164,7 +167,7 @@ def main(argv: list[str] | None = None) -> int:
     results = run(peers, Plan(scale=args.scale, fsync=args.fsync), args.rounds)
     if args.json:
         args.json.write_text(json.dumps(results, indent=1))
-    print(f"Redis appendfsync {args.fsync}, payload 2 KiB, {args.rounds} rounds; bulk: 100 jobs a call")
+    print(f"Redis appendfsync {args.fsync}, payload 2 KiB, {args.rounds} rounds; bulk: 1,000 jobs a call")
     print(
         "EMQ and floors: calls pipelined over one connection of bench/mux.py, since one that waits for each answer "
         "measures the loopback; peers: their own clients"

@@ -127,10 +127,14 @@ def enqueueing(bench: Bench, plan: Plan, out: Figures) -> int:
     if not bench.peer.bulk:
         return 20 + count
     more = plan.count(plan.bulk)
-    with bench.up.spent() as spent:
-        out["enqueue bulk /s"] = bench.produce("bulk", more)
-    out["bulk cpu us"] = spent[0].cpu_us / more
+    out["enqueue bulk /s"] = bench.produce("bulk", more)
     return 20 + count + more
+
+
+def small_bulks(bench: Bench, plan: Plan, out: Figures) -> None:
+    """Bulk enqueue of fewer jobs a call."""
+    bench.produce("single", 20)
+    out["enqueue bulk100 /s"] = bench.produce("bulk100", plan.count(plan.bulk))
 
 
 def draining(bench: Bench, in_flight: int, jobs: int, waiting: int) -> Figures:
@@ -172,6 +176,9 @@ def measure(peer: Peer, plan: Plan) -> Figures:
             waiting = enqueueing(bench, plan, out)
             if peer.parallel:
                 out |= draining(bench, 32, plan.count(peer.jobs), waiting)
+        if peer.bulk:
+            with server(plan.fsync) as up:
+                small_bulks(Bench(peer, up, folder), plan, out)
         with server(plan.fsync) as up:
             out |= draining(Bench(peer, up, folder), 1, plan.count(peer.jobs_one), 0)
         with server(plan.fsync) as up:

@@ -6,7 +6,7 @@ const { createRequire } = require("node:module");
 const [home, role, ...args] = process.argv.slice(2);
 const { Queue, Worker } = createRequire(`${home}/node_modules/`)("bullmq");
 const connection = { url: process.env.BENCH_REDIS_URL, maxRetriesPerRequest: null };
-const HEAD = 20, SIZE = 2048, CHUNK = 100;
+const HEAD = 20, SIZE = 2048, CHUNKS = { bulk: 1000, bulk100: 100 };
 
 function payloads(count) {
   const letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
@@ -29,9 +29,10 @@ async function produce(way, count) {
   const queue = new Queue("bench", { connection });
   await queue.waitUntilReady();
   const begin = performance.now();
-  if (way === "bulk") {
-    for (let at = 0; at < count; at += CHUNK) {
-      await queue.addBulk(work.slice(at, at + CHUNK).map((p) => ({ name: "handle", data: stamped(p) })));
+  const size = CHUNKS[way];
+  if (size) {
+    for (let at = 0; at < count; at += size) {
+      await queue.addBulk(work.slice(at, at + size).map((p) => ({ name: "handle", data: stamped(p) })));
     }
   } else {
     for (let number = 0; number < count; number += 1) {

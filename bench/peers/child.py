@@ -20,8 +20,8 @@ from collections.abc import Callable
 from typing import Any
 
 PAYLOAD = 2048
-CHUNK = 100
-"""Jobs of one bulk call, the same for everybody."""
+CHUNKS = {"bulk": 1000, "bulk100": 100}
+"""Jobs of one bulk call, by the way to enqueue: the same for everybody."""
 HEAD = 20
 STAMP = struct.Struct("dd")
 
@@ -70,10 +70,10 @@ async def singles(enqueue: Callable[[str], Any], work: list[str]) -> None:
             enqueue(stamped(payload))
 
 
-async def bulks(enqueue_many: Callable[[list[str]], Any], work: list[str]) -> None:
-    """Calls of 100 jobs, one after another."""
-    for start in range(0, len(work), CHUNK):
-        await call(enqueue_many, [stamped(payload) for payload in work[start : start + CHUNK]])
+async def bulks(enqueue_many: Callable[[list[str]], Any], work: list[str], size: int) -> None:
+    """Calls of so many jobs, one after another."""
+    for start in range(0, len(work), size):
+        await call(enqueue_many, [stamped(payload) for payload in work[start : start + size]])
 
 
 async def paced(enqueue: Callable[[str], Any], work: list[str]) -> None:
@@ -90,8 +90,8 @@ async def produce(adapter: Any, way: str, count: int) -> None:
     producer = await call(adapter.producer, url())
     gc.collect()
     begin = time.perf_counter()
-    if way == "bulk":
-        await bulks(producer.enqueue_many, work)
+    if way in CHUNKS:
+        await bulks(producer.enqueue_many, work, CHUNKS[way])
     elif way == "paced":
         await paced(producer.enqueue, work)
     else:
