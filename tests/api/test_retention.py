@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -19,14 +18,12 @@ from broker.files.retention import KeepRules, parse_rules
 from broker.files.store import FileStore
 from tests.api.conftest import Broker, Start
 from tests.api.test_outputs import held_job, put, stored_files
-from tests.files.conftest import stream
+from tests.files.conftest import Stream, stream
 from tests.support.s3 import Bucket
 from tests.support.servers import free_port
 from tests.support.waiting import wait_until
 
 __all__ = ["stream"]
-
-Stream = Callable[..., AsyncIterator[bytes]]
 
 
 async def completed(broker: Broker) -> str:

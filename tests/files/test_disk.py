@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
 
@@ -16,9 +16,8 @@ from broker.files.disk import PIECE
 from broker.files.meter import Expected
 from broker.files.store import FileStore
 from broker.queue.queue import Answer
+from tests.files.conftest import Stream
 from tests.files.test_store import ANY, files_below
-
-Stream = Callable[..., AsyncIterator[bytes]]
 
 
 class NoRecords:

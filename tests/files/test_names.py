@@ -23,12 +23,12 @@ HOSTILE = [
 ]  # fmt: skip
 
 
-def test_the_list_is_long_enough():
+def test_the_list_is_long_enough() -> None:
     assert len(set(HOSTILE)) >= 60
 
 
 @pytest.mark.parametrize("raw", HOSTILE)
-def test_a_label_is_safe_to_save_under_and_to_send(raw):
+def test_a_label_is_safe_to_save_under_and_to_send(raw: str) -> None:
     label = display_name(raw)
     assert 1 <= len(label) <= 200
     assert not set(label) & set('/\\:*?"<>|')
@@ -45,33 +45,33 @@ def test_a_label_is_safe_to_save_under_and_to_send(raw):
 
 
 @pytest.mark.parametrize("raw", [name for name in HOSTILE if re.search(r"[/\\\0-\x1f:%]|\.\.|^\.|^ ?$", name)])
-def test_a_hostile_name_is_never_a_strict_one(raw):
+def test_a_hostile_name_is_never_a_strict_one(raw: str) -> None:
     assert not is_strict(raw)
 
 
 @pytest.mark.parametrize("name", ["CON", "nul.txt", "a" * 201, "x.", "x ", "..", "é", "😀.png", ".x", ""])
-def test_what_is_not_strict(name):
+def test_what_is_not_strict(name: str) -> None:
     assert not is_strict(name)
 
 
-def test_ordinary_names_stay_as_they_are():
+def test_ordinary_names_stay_as_they_are() -> None:
     for name in ("ComfyUI_00001_.png", "my file (2).webm", "Ünïcode.flac", "日本.png", "a.tar.gz"):
         assert display_name(name) == name
     assert is_strict("ComfyUI_00001_.png")
 
 
-def test_a_long_name_keeps_its_extension():
+def test_a_long_name_keeps_its_extension() -> None:
     label = display_name("a" * 300 + ".PNG")
     assert len(label) == 200
     assert label.endswith("a.PNG")
 
 
-def test_the_extension_is_plain_or_none():
+def test_the_extension_is_plain_or_none() -> None:
     assert extension("a.PNG") == ".png"
     assert [extension(n) for n in ("a", "a.", "a.p/g", "a.toolongext", "a.p\n")] == [""] * 5
 
 
-def test_both_forms_of_a_name_in_content_disposition():
+def test_both_forms_of_a_name_in_content_disposition() -> None:
     assert content_disposition("inline", "cat.png") == 'inline; filename="cat.png"'
     assert content_disposition("attachment", "Ünï 😀.png") == (
         "attachment; filename=\"_n_ _.png\"; filename*=UTF-8''%C3%9Cn%C3%AF%20%F0%9F%98%80.png"

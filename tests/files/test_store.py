@@ -18,6 +18,7 @@ from broker.errors import Conflict, NotFound, PayloadTooLarge, StorageFull
 from broker.files.meter import Expected
 from broker.files.opening import open_store
 from broker.files.store import FileStore
+from tests.files.conftest import Announce, Stream
 
 ANY = Expected(limit=1 << 30)
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
@@ -31,7 +32,9 @@ async def content(store: FileStore, key: str, *span: int) -> bytes:
     return b"".join([chunk async for chunk in store.read(await store.stat(key), *span)])
 
 
-async def test_a_file_comes_back_with_its_size_hash_type_and_label(store, stream, announce):
+async def test_a_file_comes_back_with_its_size_hash_type_and_label(
+    store: FileStore, stream: Stream, announce: Announce
+) -> None:
     file, new = await store.put("t/j/1", "0", stream(PNG[:5], PNG[5:]), label="cat.png", expected=announce(PNG))
     assert new
     assert (file.key, file.size, file.content_type, file.label) == ("t/j/1/0", len(PNG), "image/png", "cat.png")
@@ -42,13 +45,15 @@ async def test_a_file_comes_back_with_its_size_hash_type_and_label(store, stream
     assert await content(store, "t/j/1/0", 100, 10_000) == PNG[100:]
 
 
-async def test_an_empty_file_is_a_file(store, stream, announce):
+async def test_an_empty_file_is_a_file(store: FileStore, stream: Stream, announce: Announce) -> None:
     file, _ = await store.put("t/j/1", "0", stream(), label="x", expected=announce(b""))
     assert file.size == 0
     assert await content(store, file.key) == b""
 
 
-async def test_storing_again_replaces_in_one_step_and_leaves_nothing_behind(store, stream, tmp_path, announce):
+async def test_storing_again_replaces_in_one_step_and_leaves_nothing_behind(
+    store: FileStore, stream: Stream, tmp_path: Path, announce: Announce
+) -> None:
     await store.put("t/j/1", "0", stream(b"one"), label="x", expected=announce(b"one"))
     _, new = await store.put("t/j/1", "0", stream(b"two!"), label="x", expected=announce(b"two!"))
     assert new
@@ -56,14 +61,18 @@ async def test_storing_again_replaces_in_one_step_and_leaves_nothing_behind(stor
     assert len(files_below(tmp_path)) == 2
 
 
-async def test_the_same_content_again_changes_nothing(store, stream, tmp_path, announce):
+async def test_the_same_content_again_changes_nothing(
+    store: FileStore, stream: Stream, tmp_path: Path, announce: Announce
+) -> None:
     first, _ = await store.put("t/j/1", "0", stream(b"one"), label="x", expected=announce(b"one"))
     second, new = await store.put("t/j/1", "0", stream(b"one"), label="x", expected=announce(b"one"))
     assert (second, new) == (first, False)
     assert len(files_below(tmp_path)) == 2
 
 
-async def test_a_small_file_replaces_what_a_link_leads_to_by_a_file(store, stream, tmp_path, announce):
+async def test_a_small_file_replaces_what_a_link_leads_to_by_a_file(
+    store: FileStore, stream: Stream, tmp_path: Path, announce: Announce
+) -> None:
     await store.put("t/j/1", "0", stream(b"old"), label="x", expected=announce(b"old"))
     document = next(path for path in files_below(tmp_path) if path.name == "0")
     elsewhere = tmp_path / "elsewhere"
@@ -75,7 +84,7 @@ async def test_a_small_file_replaces_what_a_link_leads_to_by_a_file(store, strea
     assert await content(store, "t/j/1/0") == b"old"
 
 
-async def test_small_files_are_stored_while_their_folder_is_swept(store, stream):
+async def test_small_files_are_stored_while_their_folder_is_swept(store: FileStore, stream: Stream) -> None:
     async def sweep() -> None:
         for _ in range(50):
             await store.delete_folder("t/other")
@@ -87,7 +96,9 @@ async def test_small_files_are_stored_while_their_folder_is_swept(store, stream)
     await sweeping
 
 
-async def test_a_small_file_whose_half_is_swept_is_written_again(store, stream, tmp_path, monkeypatch):
+async def test_a_small_file_whose_half_is_swept_is_written_again(
+    store: FileStore, stream: Stream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     replaced = os.replace
 
     def after_a_sweep(half: str, named: str) -> None:
@@ -102,7 +113,7 @@ async def test_a_small_file_whose_half_is_swept_is_written_again(store, stream, 
     assert len(files_below(tmp_path)) == 2
 
 
-async def test_a_reader_of_a_replaced_file_keeps_what_it_reads(store, stream):
+async def test_a_reader_of_a_replaced_file_keeps_what_it_reads(store: FileStore, stream: Stream) -> None:
     await store.put("t/j/1", "0", stream(b"a" * 3_000_000), label="x", expected=ANY)
     reading = store.read(await store.stat("t/j/1/0"))
     got = await anext(reading)
@@ -119,14 +130,18 @@ async def test_a_reader_of_a_replaced_file_keeps_what_it_reads(store, stream):
         (Expected(limit=99, hash="blake3:" + "0" * 64), "hash_mismatch"),
     ],
 )
-async def test_what_is_not_as_announced_leaves_nothing(store, stream, tmp_path, expected, reason):
+async def test_what_is_not_as_announced_leaves_nothing(
+    store: FileStore, stream: Stream, tmp_path: Path, expected: Expected, reason: str | None
+) -> None:
     with pytest.raises(Conflict if reason else PayloadTooLarge) as caught:
         await store.put("t/j/1", "0", stream(b"four"), label="x", expected=expected)
     assert caught.value.details.get("reason") == reason
     assert files_below(tmp_path) == []
 
 
-async def test_a_refusal_at_the_end_keeps_the_old_file(store, stream, tmp_path, announce):
+async def test_a_refusal_at_the_end_keeps_the_old_file(
+    store: FileStore, stream: Stream, tmp_path: Path, announce: Announce
+) -> None:
     await store.put("t/j/1", "0", stream(b"old"), label="x", expected=ANY)
 
     async def refuse() -> None:
@@ -138,7 +153,7 @@ async def test_a_refusal_at_the_end_keeps_the_old_file(store, stream, tmp_path, 
     assert len(files_below(tmp_path)) == 2
 
 
-async def test_a_cancelled_upload_leaves_nothing(store, tmp_path):
+async def test_a_cancelled_upload_leaves_nothing(store: FileStore, tmp_path: Path) -> None:
     arrived = asyncio.Event()
 
     async def hanging() -> AsyncIterator[bytes]:
@@ -159,8 +174,8 @@ async def test_a_cancelled_upload_leaves_nothing(store, tmp_path):
 
 
 async def test_an_upload_that_is_cancelled_at_its_last_step_leaves_a_whole_file_or_none(
-    store, stream, tmp_path, announce, monkeypatch
-):
+    store: FileStore, stream: Stream, tmp_path: Path, announce: Announce, monkeypatch: pytest.MonkeyPatch
+) -> None:
     replaced, began, go_on = os.replace, asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
 
@@ -181,13 +196,13 @@ async def test_an_upload_that_is_cancelled_at_its_last_step_leaves_a_whole_file_
     assert len(files_below(tmp_path)) == 2
 
 
-async def test_a_file_named_by_its_content(store, stream):
+async def test_a_file_named_by_its_content(store: FileStore, stream: Stream) -> None:
     digest = blake3(b"abc").hexdigest()
     file, _ = await store.put("t", None, stream(b"abc"), label="x", expected=ANY)
     assert file.key == f"t/{digest}"
 
 
-async def test_deleting_a_folder_takes_only_its_files(store, stream, tmp_path):
+async def test_deleting_a_folder_takes_only_its_files(store: FileStore, stream: Stream, tmp_path: Path) -> None:
     for job in ("j1", "j12"):
         await store.put(f"t/{job}/1", "0", stream(b"x"), label="x", expected=ANY)
     assert await store.folders("t") == ["t/j1", "t/j12"]
@@ -225,7 +240,9 @@ async def half_written(folder: Path) -> list[Path]:
     return files_below(folder)
 
 
-async def test_what_a_killed_broker_left_half_written_goes_with_its_job(store, stream, tmp_path):
+async def test_what_a_killed_broker_left_half_written_goes_with_its_job(
+    store: FileStore, stream: Stream, tmp_path: Path
+) -> None:
     await store.put("t/j/1", "1", stream(b"x"), label="x", expected=ANY)
     assert len(await half_written(tmp_path)) == 3
     assert await store.delete_folder("t/j") == 2
@@ -233,7 +250,7 @@ async def test_what_a_killed_broker_left_half_written_goes_with_its_job(store, s
     assert await store.folders("t") == []
 
 
-async def test_what_a_killed_broker_left_half_written_goes_with_what_is_unused(stream, tmp_path):
+async def test_what_a_killed_broker_left_half_written_goes_with_what_is_unused(stream: Stream, tmp_path: Path) -> None:
     """Also bytes whose document was never written. What is in use, or has just come, stays."""
     store = open_store(tmp_path, "outputs", keep_unused_s=100)
     used, _ = await store.put("t/j/1", None, stream(b"used"), label="x", expected=ANY)
@@ -253,14 +270,14 @@ async def test_what_a_killed_broker_left_half_written_goes_with_what_is_unused(s
 @pytest.mark.parametrize(
     "key", ["../x", "a/../b", "/etc/passwd", "a//b", "a/.hidden", "", "a/b\0", "a/\\b", "C:/x", "~a"]
 )
-async def test_a_key_that_is_not_plain_is_no_file(store, stream, key):
+async def test_a_key_that_is_not_plain_is_no_file(store: FileStore, stream: Stream, key: str) -> None:
     with pytest.raises(NotFound):
         await store.stat(key)
     with pytest.raises(NotFound):
         await store.put(key, "0", stream(b"x"), label="x", expected=ANY)
 
 
-async def test_links_in_the_store_are_no_files(store, stream, tmp_path):
+async def test_links_in_the_store_are_no_files(store: FileStore, stream: Stream, tmp_path: Path) -> None:
     await store.put("t/j/1", "0", stream(b"x"), label="x", expected=ANY)
     root = tmp_path / "objects" / "outputs"
     secret = tmp_path / "secret.json"
@@ -278,7 +295,7 @@ async def test_links_in_the_store_are_no_files(store, stream, tmp_path):
         await anext(store.read(file))
 
 
-async def test_a_full_disk_is_said_clearly_and_leaves_nothing(small_disk, stream):
+async def test_a_full_disk_is_said_clearly_and_leaves_nothing(small_disk: Path, stream: Stream) -> None:
     store = open_store(small_disk, "outputs")
     with pytest.raises(StorageFull) as caught:
         await store.put("t/j/1", "0", stream(*[b"x" * 1_000_000] * 12), label="x", expected=ANY)
@@ -287,7 +304,7 @@ async def test_a_full_disk_is_said_clearly_and_leaves_nothing(small_disk, stream
     await store.put("t/j/1", "0", stream(b"small"), label="x", expected=ANY)
 
 
-async def test_memory_stays_flat_while_a_big_file_passes(store):
+async def test_memory_stays_flat_while_a_big_file_passes(store: FileStore) -> None:
     def resident() -> int:
         with open("/proc/self/statm") as statm:
             return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -312,7 +329,7 @@ async def test_memory_stays_flat_while_a_big_file_passes(store):
 
 
 @pytest.mark.parametrize("area", ["../outside", "pool/.hidden", "", "/etc"])
-def test_an_area_is_a_plain_path(tmp_path, area):
+def test_an_area_is_a_plain_path(tmp_path: Path, area: str) -> None:
     with pytest.raises(NotFound):
         open_store(tmp_path, area)
     assert list(tmp_path.iterdir()) == []

@@ -45,7 +45,7 @@ DOWNLOADS = [
 
 
 @pytest.mark.parametrize(("head", "content_type"), INLINE)
-def test_what_a_browser_may_show(head, content_type):
+def test_what_a_browser_may_show(head: bytes, content_type: str) -> None:
     assert types.sniff(head) == content_type
     assert types.served_type(content_type) == content_type
     assert types.disposition(content_type) == "inline"
@@ -53,17 +53,17 @@ def test_what_a_browser_may_show(head, content_type):
 
 
 @pytest.mark.parametrize("head", DOWNLOADS)
-def test_everything_else_is_a_download(head):
+def test_everything_else_is_a_download(head: bytes) -> None:
     content_type = types.sniff(head)
     assert types.served_type(content_type) == "application/octet-stream"
     assert types.disposition(content_type) == "attachment"
 
 
-def test_every_inline_type_is_tested():
+def test_every_inline_type_is_tested() -> None:
     assert {content_type for _, content_type in INLINE} == types.INLINE
 
 
-def test_text_is_recognised_also_when_a_character_is_cut():
+def test_text_is_recognised_also_when_a_character_is_cut() -> None:
     assert types.sniff("prompt: ein schöner Tag\n".encode()) == "text/plain"
     assert types.sniff(("x" * 4095 + "ü").encode()[:4096]) == "text/plain"
     assert types.sniff(b"\xfc\xfc") == "application/octet-stream"
