@@ -87,6 +87,6 @@ def test_redis_host_port_db_and_password(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("REDIS_PASSWORD", "p@ss/w:rd")
     assert url_from(Settings()) == "redis://:p%40ss%2Fw%3Ard@db.example:7001/5"
     monkeypatch.setenv("REDIS_HOST", "::1")
-    assert url_from(Settings()).startswith("redis://:p%40ss%2Fw%3Ard@[::1]:7001/")
+    assert str(url_from(Settings())).startswith("redis://:p%40ss%2Fw%3Ard@[::1]:7001/")
     monkeypatch.setenv("EMQ_REDIS_URL", "redis://wins")
     assert url_from(Settings()) == "redis://wins"

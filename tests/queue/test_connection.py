@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 import redis
+from redis.crc import key_slot
 
 from broker.errors import ConfigurationError, EmqError, QueueFull, Unavailable
 from broker.queue.connection import Connection
 from broker.queue.events import EventHub
 from broker.queue.queue import Queue
 from broker.queue.server import check_server
+from tests.queue.test_events import an_event
 from tests.support.groups_of_servers import joined, replicating, watching
 from tests.support.jobs import new_job
 from tests.support.proxy import proxy
@@ -200,7 +202,7 @@ async def test_lost_reply_is_asked_for_again(
     async with proxy(server.port) as between:
         queue = Queue(connect(between.url), pool)
         await queue.configure()
-        lost = []
+        lost: list[bytes] = []
 
         def lose(reply: bytes) -> bytes:
             if b"job_id" in reply and not lost:
@@ -354,17 +356,17 @@ async def test_cluster(serve: Callable[..., RedisServer], connect: Callable[[str
     hub = EventHub(connection, Queue(connection, "a"))
     await hub.start()
     async with hub.subscribe("x") as listener:
-        assert (await anext(listener)).data["status"] == "pending"
+        assert an_event(await anext(listener)).data["status"] == "pending"
         await hub.queue.cancel("x")
         async with asyncio.timeout(10):
-            assert (await anext(listener)).data["status"] == "cancelled"
+            assert an_event(await anext(listener)).data["status"] == "cancelled"
     await hub.stop()
     # A primary that lost its functions (or came later and never had any) gets them.
     with redis.Redis(port=nodes[1].port) as admin:
         admin.function_flush()
     for pool in ("a", "b", "c", "d"):
         assert await Queue(connection, pool).library()
-    slot = redis.cluster.key_slot(b"emq:{a}:")
+    slot = key_slot(b"emq:{a}:")
     victim = nodes[slot // 5462]
     victim.kill()
     assert not (await connection.health("emq:{a}:")).redis
@@ -382,7 +384,7 @@ async def test_calls_that_wait_too_long_for_a_connection_do_not_say_that_redis_i
     connection = Connection(valkey_url)
     try:
         assert isinstance(connection.commands, redis.asyncio.Redis)
-        taken = await connection.commands.connection_pool.get_connection()
+        taken = await connection.commands.connection_pool.get_connection()  # type: ignore[no-untyped-call]
         with pytest.raises(Unavailable):
             await connection.ping()
         await connection.commands.connection_pool.release(taken)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import redis
 
@@ -11,7 +12,7 @@ from tests.support.jobs import new_job
 from tests.support.simulated import SimulatedWorker
 
 
-async def crash(queue: Queue, name: str, job: str, node: dict[str, object] | None, **more: object) -> None:
+async def crash(queue: Queue, name: str, job: str, node: dict[str, object] | None, **more: Any) -> None:
     """A worker claims the job, says which node it runs, and is lost."""
     worker = SimulatedWorker(queue, name)
     await worker.register()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 import redis
+from redis.crc import key_slot
 
 from broker.errors import ConfigurationError, Unavailable
 from broker.queue import replicated, startup
@@ -163,7 +164,7 @@ async def test_a_cluster_confirms_by_the_owner_s_replica(
     impatient()
     with pytest.raises(Unavailable, match="No replica"):
         await queue.submit("t", [new_job("a")])
-    owner = nodes[redis.cluster.key_slot(queue.prefix.encode()) // 5462]
+    owner = nodes[key_slot(queue.prefix.encode()) // 5462]
     replica = serve(*CLUSTER)
     with redis.Redis(port=replica.port) as admin, redis.Redis(port=owner.port) as at_owner:
         admin.execute_command("CLUSTER MEET", "127.0.0.1", owner.port)

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -85,8 +86,10 @@ def share(data: Path) -> Iterator[Callable[..., Share]]:
         one.close()
 
 
-def record(data: Path) -> dict[str, object]:
-    return json.loads((data / "valkey.json").read_text())
+def record(data: Path) -> dict[str, Any]:
+    """What the broker keeps of its server."""
+    kept: dict[str, Any] = json.loads((data / "valkey.json").read_text())
+    return kept
 
 
 def server_lives(data: Path) -> bool:
@@ -205,13 +208,13 @@ async def test_server_survives_its_broker_and_is_adopted(data: Path, share: Call
 async def test_killed_server_is_back_within_two_seconds(data: Path, share: Callable[..., Share]) -> None:
     share().ready()
     port = record(data)["port"]
-    times = []
+    times: list[float] = []
     with client(data) as server:
         server.set("kept", "yes")
 
         def is_new(old: int) -> bool:
             try:
-                return server.info("server")["process_id"] != old
+                return bool(server.info("server")["process_id"] != old)
             except redis.RedisError:
                 return False
 

@@ -19,11 +19,11 @@ from broker.queue.fsck import Check
 from broker.queue.invariants import Finding
 from broker.queue.queue import Queue
 from broker.queue.repair import repair
-from tests.support.desk import Desk
+from tests.support.desk import Desk, text
 from tests.support.jobs import new_job, profile
 from tests.support.simulated import SimulatedWorker
 
-Damage = Callable[[Desk], None]
+Damage = Callable[[Desk], object]
 
 
 async def furnish(desk: Desk) -> None:
@@ -67,8 +67,8 @@ def ok(desk: Desk, name: str) -> str:
     return desk.key(f"ok:{worker(desk, name, 'profile')}")
 
 
-def change(desk: Desk, job: str, **fields: str) -> None:
-    desk.client.hset(desk.key(f"j:{job}"), mapping=fields)
+def change(desk: Desk, job: str, **fields: str) -> int:
+    return desk.client.hset(desk.key(f"j:{job}"), mapping=dict(fields.items()))
 
 
 REPAIRED: dict[str, tuple[str, Damage]] = {
@@ -143,7 +143,7 @@ TOLD: dict[str, tuple[str, Damage]] = {
 
 
 def worker(desk: Desk, name: str, field: str) -> str:
-    return (desk.client.hget(desk.key(f"wk:{name}"), field) or b"").decode()
+    return text(desk.client.hget(desk.key(f"wk:{name}"), field) or b"")
 
 
 async def test_a_pool_in_order_has_no_findings(desk: Desk, connection: Connection) -> None:

@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from tests.support.desk import LEASE_MS, Desk
+from tests.support.desk import LEASE_MS, Desk, text
 from tests.support.jobs import profile
 
 
@@ -29,7 +29,7 @@ async def test_registering_answers_what_a_worker_needs(desk: Desk) -> None:
     answer = await worker.call("register", profile=profile(), slots=1)
     assert (answer.text("input_urls"), answer.number("hang_ms"), answer.number("max_finishing")) == ("off", 5, 7)
     assert (answer.number("lease_ms"), answer.lines("brokers")) == (LEASE_MS, ["http://b"])
-    assert answer.text("deployment") == desk.client.hget(desk.key("meta"), "deployment").decode()
+    assert answer.text("deployment") == text(desk.client.hget(desk.key("meta"), "deployment"))
     desk.tick(16_000)
     assert (await worker.heartbeat()).lines("brokers") == []
 

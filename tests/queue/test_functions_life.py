@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from broker.errors import QueueFull
-from tests.support.desk import Desk
+from tests.support.desk import Desk, text
 from tests.support.jobs import new_job
 
 
@@ -211,7 +211,7 @@ async def test_classes_and_tags_are_forgotten_in_the_end(desk: Desk) -> None:
     desk.tick(31 * 86_400_000)
     for _ in range(3):
         await desk.queue.sweep()
-    classes = {name.decode() for name in desk.client.zrange(desk.key("classes"), 0, -1)}
+    classes = set(map(text, desk.client.zrange(desk.key("classes"), 0, -1)))
     assert classes == {new_job(models=["kept"]).job_class}
     assert desk.client.exists(desk.key(f"c:{new_job(models=['rare']).job_class}")) == 0
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from tests.support.desk import Desk
+from broker.queue.new_job import Value
+from tests.support.desk import Desk, heard
 from tests.support.jobs import PAYLOAD, profile
 
 
@@ -101,7 +102,7 @@ async def test_finishing_claims_the_next_in_the_same_call(desk: Desk) -> None:
     await desk.submit("j1", "j2", "j3")
     worker = await desk.worker()
     await worker.start()
-    fused = {"claim": 1, "claim_token": "b" * 32}
+    fused: dict[str, Value | None] = {"claim": 1, "claim_token": "b" * 32}
     answer = await worker.finish("j1", **fused)
     assert answer.next is not None
     assert answer.next.text("job_id") == "j2"
@@ -211,14 +212,11 @@ async def test_progress_is_published_and_the_latest_kept(desk: Desk) -> None:
     await desk.add("j")
     worker = await desk.worker()
     await worker.take()
-    deployment = desk.client.hget(desk.key("meta"), "deployment").decode()
-    pubsub = desk.client.pubsub()
-    pubsub.ssubscribe(desk.key(f"ev:{deployment}:j"))
-    assert pubsub.get_sharded_message(timeout=5)["type"] == "ssubscribe"
+    events = desk.listening("ev", "j")
     await worker.report("j", p=1, data='{"progress":10}', store=1)
     await worker.report("j", p=2, data='{"progress":20}')
-    got = [pubsub.get_sharded_message(timeout=5)["data"].decode() for _ in range(3)]
-    pubsub.close()
+    got = [heard(events)["data"].decode() for _ in range(3)]
+    events.close()
     assert got[0].startswith("3-0\njob_update\n")
     assert got[1:] == ['3-1\nupdate_job_progress\n{"progress":10}', '3-2\nupdate_job_progress\n{"progress":20}']
     record = await desk.queue.job("j")
@@ -235,18 +233,15 @@ async def test_a_preview_is_published_in_parts_only_while_somebody_watches(desk:
     assert await worker.inbox() == ["watch j"]
     assert (await worker.heartbeat("j", status="busy")).lines("watch") == ["j"]
     assert (await worker.report("j", p=2)).flag("watch")
-    deployment = desk.client.hget(desk.key("meta"), "deployment").decode()
-    pubsub = desk.client.pubsub()
-    pubsub.ssubscribe(desk.key(f"pv:{deployment}:j"))
-    pubsub.get_sharded_message(timeout=5)
+    previews = desk.listening("pv", "j")
     assert (await worker.held("preview", "j", frame=7, data=frame)).flag("watch")
     heads, joined = [], b""
     for _ in range(3):
-        head, _, data = pubsub.get_sharded_message(timeout=5)["data"].partition(b"\n")
+        head, _, data = heard(previews)["data"].partition(b"\n")
         assert len(data) < 16 * 1024
         heads.append(head)
         joined += data
-    pubsub.close()
+    previews.close()
     assert (heads, joined) == ([b"7-1-3", b"7-2-3", b"7-3-3"], frame)
 
 

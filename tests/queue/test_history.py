@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -44,7 +45,7 @@ async def ran(clock: Clock, worker: SimulatedWorker, job_id: str, start: int, en
     await (worker.finish(held) if ok else worker.fail(held, retry="no"))
 
 
-async def ended(queue: Queue, limit: int = 100, **filters: str) -> list[str]:
+async def ended(queue: Queue, limit: int = 100, **filters: Any) -> list[str]:
     ids: list[str] = []
     until = None
     for _ in range(50):
@@ -156,7 +157,7 @@ async def test_the_next_sample_is_looked_for_when_it_is_due(
     queue: Queue, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     series, history, clock = Series(connection, queue.prefix), History(queue, Series(connection, queue.prefix)), [0.0]
-    monkeypatch.setattr(history_of.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(history_of, "now_ms", lambda: NOW + round(clock[0] * 1000))
 
     async def newest(at: float) -> int:

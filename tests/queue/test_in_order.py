@@ -84,7 +84,7 @@ async def test_a_connection_that_breaks_loses_and_doubles_nothing(
     async with proxy(server.port) as between:
         queue = Queue(connect(between.url), pool)
         await queue.configure()
-        lost = []
+        lost: list[bytes] = []
 
         def lose(reply: bytes) -> bytes:
             if not lost and b"job-%03d" % (cut_at * SUBMIT_CHUNK) in reply:

@@ -9,7 +9,7 @@ import pytest
 
 from broker.queue.queue import Answer, parse
 from comfyui_emq_node.resp import parse as parse_reply
-from tests.support.desk import LEASE_MS, Desk, Worker
+from tests.support.desk import LEASE_MS, Desk, Worker, heard
 from tests.support.jobs import profile
 
 GIVEN = b"job\n"
@@ -25,7 +25,9 @@ async def wait_for_a_job(worker: Worker, **pairs: Any) -> str:
 
 def hint(worker: Worker) -> bytes:
     """Take the newest hint; empty: there is none."""
-    return worker.desk.client.lpop(worker.desk.key(f"in:{worker.instance}")) or b""
+    taken = worker.desk.client.lpop(worker.desk.key(f"in:{worker.instance}")) or b""
+    assert isinstance(taken, bytes)
+    return taken
 
 
 def given(worker: Worker) -> Answer:
@@ -66,12 +68,9 @@ async def test_its_answer_is_what_a_claim_would_have_got(desk: Desk, worker: Wor
 
 async def test_who_listens_hears_of_the_claim(desk: Desk, worker: Worker) -> None:
     await wait_for_a_job(worker)
-    with desk.client.pubsub() as heard:
-        deployment = desk.client.hget(desk.key("meta"), "deployment").decode()
-        heard.ssubscribe(desk.key(f"ev:{deployment}:a"))
-        assert heard.get_sharded_message(timeout=5)
+    with desk.listening("ev", "a") as events:
         await desk.add("a")
-        told = heard.get_sharded_message(timeout=5)["data"].split(b"\n")
+        told = heard(events)["data"].split(b"\n")
     assert told[0] == b"2-0"
     assert json.loads(told[2])["status"] == "claimed"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -48,14 +48,14 @@ def kept(desk: Desk) -> dict[str, Any]:
     """All that the pool's keys have."""
     client, out = desk.client, dict[str, Any]()
     for key in client.scan_iter(match=f"{desk.queue.prefix}*", count=1000):
-        read = {
+        reads: dict[object, Callable[[bytes], object]] = {
             b"hash": client.hgetall,
             b"string": client.get,
             b"set": client.smembers,
             b"list": lambda name: client.lrange(name, 0, -1),
             b"zset": lambda name: client.zrange(name, 0, -1, withscores=True),
-        }[client.type(key)]
-        out[key.decode().removeprefix(desk.queue.prefix)] = read(key)
+        }
+        out[key.decode().removeprefix(desk.queue.prefix)] = reads[client.type(key)](key)
     return out
 
 
@@ -71,7 +71,8 @@ async def test_a_bulk_leaves_what_its_jobs_leave_one_by_one(desk: Desk, seed: in
             await desk.add(f"first{number}-{priority}", models=models, priority=priority)
     rare: list[dict[str, Any]] = [{}, {}, {}, {}, {"estimate": "100 200"}, {"labels": ["0badcafe"]}, {"delay_ms": 5000}]
     rare += [{"timeout_s": 60}, {"group": "g"}, {"depends_on": ["first0-0"]}]
-    more, jobs = {"models": classes[0], "priority": 0}, []
+    more: dict[str, Any] = {"models": classes[0], "priority": 0}
+    jobs = []
     for number in range(60):
         if draw.random() < 0.3:
             more = {"models": draw.choice(classes), "priority": draw.choice(levels)}
@@ -84,7 +85,7 @@ async def test_a_bulk_leaves_what_its_jobs_leave_one_by_one(desk: Desk, seed: in
     bulk = kept(desk)
     desk.client.delete(*desk.client.scan_iter(match=f"{desk.queue.prefix}*"))
     for key, value in before.items():
-        desk.client.restore(key, 0, value)
+        desk.client.restore(key, 0, value or b"")
     assert [(await desk.queue.submit("ann", [job]))[0] for job in jobs] == together
     assert kept(desk) == bulk
 

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import redis
+from redis.client import PubSub
 
 from broker.queue.new_job import NewJob, Value
 from broker.queue.queue import Answer, Queue
@@ -21,6 +22,13 @@ def text(raw: object) -> str:
     """What Redis answers, as text; the tests' clients decode nothing."""
     assert isinstance(raw, bytes)
     return raw.decode()
+
+
+def heard(channel: PubSub) -> dict[str, Any]:
+    """The next message of a channel."""
+    message: dict[str, Any] | None = channel.get_sharded_message(timeout=5)
+    assert message is not None, "nothing was published"
+    return message
 
 
 class Worker:
@@ -166,6 +174,14 @@ class Desk:
     def story(self, job: str) -> list[str]:
         """A job's log in short words: the status of updates, else the type."""
         return [data["status"] if kind == "job_update" else kind for kind, data in self.log(job)]
+
+    def listening(self, kind: str, job: str) -> PubSub:
+        """To what is published of a job: its events (``ev``), its previews (``pv``)."""
+        deployment = text(self.client.hget(self.key("meta"), "deployment"))
+        channel: PubSub = self.client.pubsub()  # type: ignore[no-untyped-call]
+        channel.ssubscribe(self.key(f"{kind}:{deployment}:{job}"))
+        assert heard(channel)["type"] == "ssubscribe"
+        return channel
 
     def life_ms(self, name: str) -> int:
         """What is left of a key's life; -1: for ever, -2: there is none."""
