@@ -15,7 +15,7 @@ import pytest
 
 from broker.version import emq_version
 from comfyui_emq_node.version import VERSION
-from tests.api.test_serve import serving
+from tests.api.test_serve import serving_in
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -63,7 +63,7 @@ async def test_a_broker_runs_from_the_wheel(wheel: zipfile.ZipFile, tmp_path: Pa
         style.write("/* of the wheel */")
     options = ("--data", str(tmp_path / "data"))
     async with (
-        serving(*options, cwd=tmp_path, PYTHONPATH=str(tmp_path)) as broker,
+        serving_in(tmp_path, *options, PYTHONPATH=str(tmp_path)) as broker,
         aiohttp.ClientSession(broker.url) as http,
     ):
         async with http.get("/health") as answer:

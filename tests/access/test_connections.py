@@ -24,9 +24,8 @@ Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 @contextlib.asynccontextmanager
 async def door(broker: Broker, header_s: float) -> AsyncIterator[int]:
     """The port of a listener as ``serve`` has it, before a broker of this process."""
-    server = await asyncio.get_running_loop().create_server(
-        Hall(broker.server.runner.server, header_s), "127.0.0.1", 0, backlog=1024  # type: ignore[arg-type]
-    )  # fmt: skip
+    hall = Hall(broker.serving, header_s)
+    server = await asyncio.get_running_loop().create_server(hall, "127.0.0.1", 0, backlog=1024)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from redis import Redis
 
 from broker.access.credentials import CREDENTIALS
 from broker.errors import Unauthorized
@@ -22,10 +23,6 @@ from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 HTML = {"Accept": "text/html"}
-
-
-def protocols(*names: str) -> dict[str, tuple[str, ...]]:
-    return {"protocols": names}
 
 
 async def log_in(broker: Broker, key: str, **headers: str) -> tuple[int, str | None]:
@@ -69,20 +66,20 @@ async def test_a_subprotocol_is_a_credential_and_only_emq_v1_is_answered(guarded
     key = await guarded.key("submit")
     offered = ("emq.v1", f"emq.bearer.{key}")
     for path in ("/ws", "/ws/client/c"):
-        async with guarded.broker.client(path, **protocols(*offered)) as client:
+        async with guarded.broker.client(path, protocols=offered) as client:
             assert client.ws.protocol == "emq.v1"
             assert (await client.ask(submit()))["type"] == "job_accepted"
     # a browser closes a socket whose answer names none of what it offered
-    async with guarded.broker.client("/ws", **protocols(offered[1])) as client:
+    async with guarded.broker.client("/ws", protocols=offered[1:]) as client:
         assert client.ws.protocol == offered[1]
         assert (await client.ask(submit()))["type"] == "job_accepted"
-    assert await handshake(guarded.broker, **protocols(*offered[::-1])) == 101
-    assert await handshake(guarded.broker, **protocols("emq.v1")) == 401
-    assert await handshake(guarded.broker, **protocols("emq.v1", f"emq.bearer.{key}x")) == 401
-    assert await handshake(guarded.broker, "/ws/worker", **protocols(*offered)) == 403
+    assert await handshake(guarded.broker, protocols=offered[::-1]) == 101
+    assert await handshake(guarded.broker, protocols=["emq.v1"]) == 401
+    assert await handshake(guarded.broker, protocols=["emq.v1", f"emq.bearer.{key}x"]) == 401
+    assert await handshake(guarded.broker, "/ws/worker", protocols=offered) == 403
     worker = await guarded.key("worker")
-    assert await handshake(guarded.broker, "/ws/worker", **protocols("emq.v1", f"emq.bearer.{worker}")) == 101
-    assert await handshake(guarded.broker, headers=bearer(key[:-1]), **protocols(*offered)) == 401, "the header counts"
+    assert await handshake(guarded.broker, "/ws/worker", protocols=["emq.v1", f"emq.bearer.{worker}"]) == 101
+    assert await handshake(guarded.broker, headers=bearer(key[:-1]), protocols=offered) == 401, "the header counts"
 
 
 async def test_a_ticket_opens_one_connection_with_the_rights_of_its_maker(
@@ -109,10 +106,8 @@ async def test_a_ticket_opens_one_connection_with_the_rights_of_its_maker(
     assert await handshake(other, f"/ws?ticket={made['ticket']}") == 401, "a ticket ends with its key"
 
 
-def own_valkey_client(server: RedisServer):
-    import redis
-
-    return redis.Redis.from_url(server.url)
+def own_valkey_client(server: RedisServer) -> Redis:
+    return Redis.from_url(server.url)
 
 
 async def test_an_event_stream_takes_a_ticket_too(guarded: Guarded) -> None:
@@ -262,7 +257,7 @@ async def test_an_unknown_id_takes_the_work_of_a_wrong_secret(
     guarded: Guarded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = await guarded.key("read")
-    ring = guarded.broker.server.app[CREDENTIALS].ring  # type: ignore[attr-defined]
+    ring = guarded.broker.server.app[CREDENTIALS].ring
     work: list[tuple[str, str]] = []
     monkeypatch.setattr(hmac, "compare_digest", lambda *two: work.append(two) or two[0] == two[1])  # type: ignore[func-returns-value]
     told, done = set(), set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tests.support.servers import RedisServer
 from tests.support.waiting import wait_until
 
 
-async def limited(guarded: Guarded, tenant: str = "own", **limits: float) -> list[Broker]:
+async def limited(guarded: Guarded, tenant: str = "own", **limits: Any) -> list[Broker]:
     """Two brokers that know the limits."""
     brokers = [guarded.broker, await guarded.another()] if len(guarded.brokers) == 1 else guarded.brokers
     await guarded.store.set_tenant(tenant, TenantPolicy.model_validate(limits))
@@ -144,7 +145,8 @@ async def test_subscriptions_of_a_tenant_over_two_replicas(guarded: Guarded) -> 
         await here.ask({"type": "unsubscribe_job", "job_id": jobs[0]})
 
         async def free() -> bool:
-            return (await there.ask({"type": "subscribe_job", "job_id": jobs[1]}))["type"] == "subscription_confirmed"
+            reply = await there.ask({"type": "subscribe_job", "job_id": jobs[1]})
+            return bool(reply["type"] == "subscription_confirmed")
 
         await wait_until(free, 5, "what was unsubscribed makes room")
         assert (await here.ask(submit()))["code"] == "rate_limited"
@@ -163,7 +165,7 @@ async def test_bytes_uploaded_an_hour(guarded: Guarded, announced: bool) -> None
     assert statuses == [201, 429, 429]
 
 
-async def pieces(data: bytes):
+async def pieces(data: bytes) -> AsyncIterator[bytes]:
     yield data
 
 

@@ -122,9 +122,7 @@ async def test_a_message_without_end_is_cut(start_broker: Start) -> None:
 
 
 def open_connections(broker: Broker) -> int:
-    server = broker.server.runner.server
-    assert server is not None
-    return len(server.connections)
+    return len(broker.serving.connections)
 
 
 FLOODS = {
@@ -159,9 +157,7 @@ async def test_answers_that_are_not_taken_are_not_kept_for_ever(guarded: Guarded
     listener = serve._listen(Settings().model_copy(update={"port": 0}))
     assert listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == kernel.UNTAKEN_S * 1000
     kernel.end_untaken(listener, 1)
-    serving = guarded.broker.server.runner.server
-    assert serving is not None
-    server = await asyncio.get_running_loop().create_server(serving, sock=listener)
+    server = await asyncio.get_running_loop().create_server(guarded.broker.serving, sock=listener)
     before = open_connections(guarded.broker)
     try:
         asking = b"GET /static/htmx.min.js HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"

@@ -151,8 +151,8 @@ async def test_a_worker_s_user_is_enough_to_check_it(guarded_server: RedisServer
 
 
 def test_nobody_else_gets_in(guarded_server: RedisServer) -> None:
-    for login in ({}, {"username": "emq-broker", "password": "wrong"}, {"username": "default", "password": ""}):
-        stranger = redis.Redis(port=guarded_server.port, driver_info=None, protocol=2, **login)
+    for name, password in ((None, None), ("emq-broker", "wrong"), ("default", "")):
+        stranger = redis.Redis(port=guarded_server.port, driver_info=None, protocol=2, username=name, password=password)
         with stranger, pytest.raises((AuthenticationError, NoPermissionError)):
             stranger.ping()
     worker = guarded_server.client("emq-worker", "change-me-worker")  # type: ignore[attr-defined]

@@ -196,7 +196,7 @@ async def status_of(guarded: Guarded, method: str, path: str, key: str | None, *
     headers = {**(bearer(key) if key else {}), **options.pop("headers", {})}
     if path.startswith("/ws"):
         return await handshake(guarded.broker, path, headers=headers)
-    body = {} if method == "GET" or "data" in options else {"json": {"front": True, "scope": "tenant"}}
+    body: dict[str, Any] = {} if method == "GET" or "data" in options else {"json": {"front": True, "scope": "tenant"}}
     url = guarded.broker.url + path
     async with guarded.broker.http.request(
         method, url, headers=headers, allow_redirects=False, **body, **options
@@ -205,7 +205,7 @@ async def status_of(guarded: Guarded, method: str, path: str, key: str | None, *
 
 
 def test_every_route_says_who_may_use_it(guarded: Guarded) -> None:
-    found = {(m, p) for m, p in routes(guarded.broker.server.app) if p not in PUBLIC | {LEASE_ONLY, BETWEEN_REPLICAS}}  # type: ignore[attr-defined]
+    found = {(m, p) for m, p in routes(guarded.broker.server.app) if p not in PUBLIC | {LEASE_ONLY, BETWEEN_REPLICAS}}
     assert found == set(NEEDS)
 
 
@@ -220,7 +220,7 @@ async def test_without_a_valid_credential_nothing_answers(guarded: Guarded) -> N
         "no key at all": "x",
         "empty": " ",
     }
-    app: web.Application = guarded.broker.server.app  # type: ignore[attr-defined]
+    app = guarded.broker.server.app
     for method, path in sorted(routes(app)):
         if path in PUBLIC or path == LEASE_ONLY:
             continue

@@ -89,7 +89,7 @@ async def test_a_tenants_rules_hold_at_every_broker_and_reach_the_worker(guarded
     assert (await send(brokers[1], own))[0] == 201
     worker = brokers[0].worker("sim-1")
     await worker.register()
-    rules = {}
+    rules: dict[str, str] = {}
     for _ in range(2):
         answer = await brokers[0].queue.worker_call(
             "claim", {"worker": "sim-1", "instance": worker.instance, "token": f"{len(rules):032d}"}

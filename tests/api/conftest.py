@@ -14,6 +14,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from broker.app import QUEUE, create_app
@@ -23,7 +24,7 @@ from tests.support.jobs import profile
 from tests.support.servers import RedisServer, valkey_binary
 from tests.support.simulated import SimulatedWorker
 
-GRAPH = {
+GRAPH: dict[str, Any] = {
     "1": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 255}},
     "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "x"}},
 }
@@ -93,6 +94,13 @@ class Broker:
     http: aiohttp.ClientSession
     queue: Queue
     server: TestServer
+
+    @property
+    def serving(self) -> web.Server:
+        """What serves each of its connections."""
+        assert self.server.runner is not None
+        assert self.server.runner.server is not None
+        return self.server.runner.server
 
     @contextlib.asynccontextmanager
     async def client(self, path: str = "/ws", **options: Any) -> AsyncIterator[Client]:

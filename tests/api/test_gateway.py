@@ -26,12 +26,12 @@ async def worker_of(broker: Broker, worker_id: str = "gw-1", path: str = "/ws/wo
 async def job_of(broker: Broker, **fields: Any) -> str:
     status, body = await broker.json("POST", "/api/jobs", json={"payload": submit()["payload"], **fields})
     assert status == 201, body
-    return body["job_id"]
+    return str(body["job_id"])
 
 
 async def status_of(broker: Broker, job_id: str) -> str:
     _, record = await broker.json("GET", f"/api/jobs/{job_id}")
-    return record["status"]
+    return str(record["status"])
 
 
 async def becomes(broker: Broker, job_id: str, status: str, within: float = 10.0) -> None:
@@ -472,7 +472,7 @@ async def test_who_comes_later_starts_with_the_latest_progress(broker: Broker, w
 
         async def known() -> bool:
             _, record = await broker.json("GET", f"/api/jobs/{job_id}")
-            return record["progress"] == 59
+            return bool(record["progress"] == 59)
 
         if watched:
             while (await first.until("update_job_progress"))["progress"] < 59:
@@ -510,7 +510,7 @@ async def test_an_output_is_told_by_its_content_or_name(broker: Broker, by: str)
         await worker.register()
         job = await worker.claim()
         headers = {"Authorization": job["uploads"]["authorization"]}
-        outputs = []
+        outputs: list[dict[str, Any]] = []
         for number, (name, data) in enumerate(files.items()):
             url = f"{job['uploads']['url_prefix']}{number}/{name}"
             async with broker.http.put(url, data=data, headers=headers) as response:
@@ -561,7 +561,12 @@ async def test_worker_status_changes_what_it_can_run(broker: Broker) -> None:
 
 async def test_what_a_worker_says_of_itself_is_shown(broker: Broker) -> None:
     """Its figures and labels have no effect; who looks at the fleet sees them, there and on its page."""
-    told = {"gpu_count": 4, "labels": {"comfyui_host": "gpu-box <7>"}, "torch_version": "2.13.0", "tags": ["eu"]}
+    told: dict[str, Any] = {
+        "gpu_count": 4,
+        "labels": {"comfyui_host": "gpu-box <7>"},
+        "torch_version": "2.13.0",
+        "tags": ["eu"],
+    }
     async with worker_of(broker) as worker:
         await worker.register(capabilities=capabilities(**told))
         _, shown = await broker.json("GET", f"/api/workers/{worker.worker_id}")
@@ -625,10 +630,12 @@ async def test_a_result_must_name_what_was_uploaded_and_be_small(broker: Broker)
         await worker.register()
         job = await worker.claim()
         mine = f"default/{job['job_id']}"
-        for key in (f"{mine}/1/0", f"{mine}/2/0", "default/other/1/0", f"{mine}/1/../1/0", "../../etc/passwd", 7, {}):
+        keys: list[Any] = [f"{mine}/1/0", f"{mine}/2/0", "default/other/1/0", f"{mine}/1/../1/0", "../../etc/passwd"]
+        for key in [*keys, 7, {}]:
             reply = await worker.about("complete_job", job, result={"outputs": [{"key": key}]})
             assert reply["code"] == "bad_message", reply
-        for outputs in ("x", [1], {}, [{}] * 10_001):
+        broken: list[Any] = ["x", [1], {}, [{}] * 10_001]
+        for outputs in broken:
             reply = await worker.about("complete_job", job, result={"outputs": outputs})
             assert reply["code"] == "bad_message", reply
         reply = await worker.about("complete_job", job, result={"text": "x" * 300_000})

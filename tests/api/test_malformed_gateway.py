@@ -19,7 +19,7 @@ from tests.support.depth import bounded
 from tests.support.gateway import GatewayWorker, capabilities
 
 LONG = "x" * 600
-HELD = {"job_id": "J", "lease": "L"}
+HELD: dict[str, Any] = {"job_id": "J", "lease": "L"}
 """Stand for the job that the worker holds."""
 
 
@@ -31,6 +31,25 @@ def about(kind: str, **fields: Any) -> dict[str, Any]:
     return {"type": kind, **HELD, **fields}
 
 
+ABOUT: dict[str, dict[str, Any]] = {
+    "update_job_progress": {"progress": 1},
+    "job_executed": {},
+    "complete_job": {},
+    "fail_job": {"error": {"message": "x"}},
+    "release_job": {},
+}
+"""What a worker says of a job."""
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "without job": ({"lease": "L"}, "bad_message"),
+    "job number": ({**HELD, "job_id": 5}, "bad_message"),
+    "job line break": ({**HELD, "job_id": "a\nb"}, "bad_message"),
+    "without lease": ({"job_id": "J"}, "bad_message"),
+    "lease empty": ({**HELD, "lease": ""}, "bad_message"),
+    "lease wrong": ({**HELD, "lease": "wrong"}, "conflict"),
+    "job unknown": ({**HELD, "job_id": "nothing"}, "conflict"),
+    "of another": ({**HELD, "worker_id": "gw-2"}, "bad_message"),
+}
+"""How it can name the job wrongly."""
 MESSAGES: dict[str, tuple[Any, str]] = {
     "no type": ({}, "bad_message"),
     "type null": ({"type": None}, "bad_message"),
@@ -98,23 +117,8 @@ MESSAGES: dict[str, tuple[Any, str]] = {
     # about jobs
     **{
         f"{kind} {name}": ({"type": kind, **fields, **more}, code)
-        for kind, more in {
-            "update_job_progress": {"progress": 1},
-            "job_executed": {},
-            "complete_job": {},
-            "fail_job": {"error": {"message": "x"}},
-            "release_job": {},
-        }.items()
-        for name, fields, code in [
-            ("without job", {"lease": "L"}, "bad_message"),
-            ("job number", {**HELD, "job_id": 5}, "bad_message"),
-            ("job line break", {**HELD, "job_id": "a\nb"}, "bad_message"),
-            ("without lease", {"job_id": "J"}, "bad_message"),
-            ("lease empty", {**HELD, "lease": ""}, "bad_message"),
-            ("lease wrong", {**HELD, "lease": "wrong"}, "conflict"),
-            ("job unknown", {**HELD, "job_id": "nothing"}, "conflict"),
-            ("of another", {**HELD, "worker_id": "gw-2"}, "bad_message"),
-        ]
+        for kind, more in ABOUT.items()
+        for name, (fields, code) in WRONG.items()
     },
     "no progress": (about("update_job_progress"), "bad_message"),
     "progress over": (about("update_job_progress", progress=101), "bad_message"),

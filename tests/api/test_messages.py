@@ -104,7 +104,7 @@ async def test_strict_refuses_instead_of_waiting(broker: Broker) -> None:
         await broker.worker().register()
 
         async def accepted() -> bool:
-            return (await client.ask(submit(strict=True)))["type"] == "job_accepted"
+            return bool((await client.ask(submit(strict=True)))["type"] == "job_accepted")
 
         from tests.support.waiting import wait_until
 

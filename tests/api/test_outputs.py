@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 import aiohttp
 import pytest
 from blake3 import blake3
+from yarl import URL
 
 from broker.app import SIGNER, STORE
 from broker.files.cleanup import Cleaner
@@ -44,10 +45,16 @@ def ticket(held: Held) -> dict[str, str]:
 
 
 async def put(
-    broker: Broker, held: Held, number: int = 0, data: Any = PNG, name: str = "cat.png", **headers: str
+    broker: Broker,
+    held: Held,
+    number: int = 0,
+    data: Any = PNG,
+    *,
+    name: str = "cat.png",
+    headers: dict[str, str] | None = None,
 ) -> tuple[int, dict[str, Any]]:
     path = f"/api/jobs/{held.job_id}/outputs/{held.attempt}/{number}/{quote(name, safe='')}"
-    return await broker.json("PUT", path, data=data, headers={**ticket(held), **headers})
+    return await broker.json("PUT", path, data=data, headers={**ticket(held), **(headers or {})})
 
 
 async def fetch(broker: Broker, path: str, method: str = "GET", **headers: str) -> tuple[aiohttp.ClientResponse, bytes]:
@@ -166,9 +173,7 @@ async def test_hostile_names_are_labels_and_nothing_else(broker: Broker, tmp_pat
         for number, name in enumerate(HOSTILE):
             raw = name.encode("utf-8", "surrogatepass")
             path = f"/api/jobs/{held.job_id}/outputs/1/{number}/{quote(raw, safe='')}"
-            async with broker.http.put(
-                aiohttp.client.URL(broker.url + path, encoded=True), data=PNG, headers=ticket(held)
-            ) as answer:
+            async with broker.http.put(URL(broker.url + path, encoded=True), data=PNG, headers=ticket(held)) as answer:
                 if answer.status in (400, 404):  # not a path that a server can read
                     continue
                 assert answer.status == 201, name
@@ -188,7 +193,7 @@ async def test_hostile_names_are_labels_and_nothing_else(broker: Broker, tmp_pat
 async def test_hostile_names_find_nothing(broker: Broker, name: str) -> None:
     async with held_job(broker) as (_, held):
         await put(broker, held)
-        url = aiohttp.client.URL(f"{broker.url}/api/jobs/{held.job_id}/outputs/{name}", encoded=True)
+        url = URL(f"{broker.url}/api/jobs/{held.job_id}/outputs/{name}", encoded=True)
         async with broker.http.get(url) as response:
             assert response.status in (400, 404)
 
@@ -241,11 +246,11 @@ async def test_what_arrives_must_be_what_was_announced(start_broker: Start, tmp_
     broker = await start_broker(max_output_mb=1)
     async with held_job(broker) as (_, held):
         digest = blake3(PNG).hexdigest()
-        status, body = await put(broker, held, **{"X-Content-Blake3": "0" * 64})
+        status, body = await put(broker, held, headers={"X-Content-Blake3": "0" * 64})
         assert (status, body["details"]["reason"]) == (409, "hash_mismatch")
-        status, _ = await put(broker, held, **{"X-Content-Blake3": "zz"})
+        status, _ = await put(broker, held, headers={"X-Content-Blake3": "zz"})
         assert status == 400
-        status, _ = await put(broker, held, **{"Content-Encoding": "gzip"})
+        status, _ = await put(broker, held, headers={"Content-Encoding": "gzip"})
         assert status == 400
 
         async def endless() -> AsyncIterator[bytes]:
@@ -257,7 +262,7 @@ async def test_what_arrives_must_be_what_was_announced(start_broker: Start, tmp_
         status, body = await put(broker, held, data=endless())
         assert (status, body["code"]) == (413, "payload_too_large")
         assert stored_files(tmp_path) == []
-        status, _ = await put(broker, held, **{"X-Content-Blake3": f"blake3:{digest}"})
+        status, _ = await put(broker, held, headers={"X-Content-Blake3": f"blake3:{digest}"})
         assert status == 201
 
 

@@ -172,7 +172,7 @@ async def test_openapi_names_every_route_and_its_schemas_fit(broker: Broker) -> 
     assert (status, document["openapi"]) == (200, "3.1.0")
     routes = {
         (route.method.lower(), route.resource.canonical)
-        for route in broker.server.app.router.routes()  # type: ignore[attr-defined]
+        for route in broker.server.app.router.routes()
         if route.resource is not None and route.method != "HEAD"
     }
     own = {(m, p) for m, p in routes if p == "/metrics" or p.startswith(("/api/", "/stats", "/health"))}

@@ -10,6 +10,7 @@ import jsonschema
 import pytest
 
 from broker.protocol import messages, schema
+from broker.protocol.base import Message
 from tests.api.conftest import Broker, submit
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -58,5 +59,5 @@ async def test_what_a_client_hears_fits_the_schema(broker: Broker, valkey_url: s
 
 
 @pytest.mark.parametrize("model", messages.CLIENT_MESSAGES, ids=lambda m: m.__name__)
-def test_every_message_says_what_it_is(model: type[messages.Message]) -> None:
+def test_every_message_says_what_it_is(model: type[Message]) -> None:
     assert model.__doc__

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,13 @@ def environment(**more: str) -> dict[str, str]:
     return {**kept, **more}
 
 
-async def emq(*args: str, stdin: bytes | None = None, **env: str) -> tuple[int, str, str]:
+async def emq(*args: str, **env: str) -> tuple[int, str, str]:
     """Run a command to its end: exit code, stdout, stderr."""
+    return await emq_reading(None, *args, **env)
+
+
+async def emq_reading(stdin: bytes | None, *args: str, **env: str) -> tuple[int, str, str]:
+    """The same of a command that is given an input."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "broker", *args, cwd=ROOT, env=environment(**env), stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
@@ -61,8 +67,14 @@ class Served:
         return self.process.returncode or 0, out.decode(), err.decode(), time.monotonic() - started
 
 
+def serving(*args: str, **env: str) -> AbstractAsyncContextManager[Served]:
+    """A broker of the checkout."""
+    return serving_in(ROOT, *args, **env)
+
+
 @contextlib.asynccontextmanager
-async def serving(*args: str, cwd: Path = ROOT, **env: str) -> AsyncIterator[Served]:
+async def serving_in(cwd: Path, *args: str, **env: str) -> AsyncIterator[Served]:
+    """A broker that is started in this folder."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "broker", "serve", "--port", "0", *args, cwd=cwd, env=environment(**env),
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
@@ -209,7 +221,7 @@ async def test_submit_watch_and_the_other_commands(valkey_url: str, pool: str, t
             assert "\x1b" not in out, "plain lines where there is no terminal"
             code, out, _ = await emq("watch", lines[0].split()[2], *at)
             assert (code, out.splitlines()[-1]) == (0, "completed with 0 outputs")
-            code, out, _ = await emq("submit", "-", "--dry-run", *at, stdin=json.dumps(GRAPH).encode())
+            code, out, _ = await emq_reading(json.dumps(GRAPH).encode(), "submit", "-", "--dry-run", *at)
             assert json.loads(out)["dry_run"] is True
         code, out, _ = await emq("submit", str(workflow), "--priority", "5", *at)
         job = out.split()[2]

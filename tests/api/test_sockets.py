@@ -116,7 +116,7 @@ async def test_messages_are_limited_and_the_socket_stays(broker: Broker) -> None
         assert limited[0]["retry_after_s"] > 0
 
         async def served() -> bool:
-            return (await client.ask({"type": "request_stats"}))["type"] == "response_stats"
+            return bool((await client.ask({"type": "request_stats"}))["type"] == "response_stats")
 
         await wait_until(served, 5, "served again")
 

@@ -161,7 +161,8 @@ async def test_bad_parameters_are_told_all_at_once(broker: Broker) -> None:
     assert {each["field"] for each in answer["details"]["errors"]} == {
         f"payload.params.{name}" for name in ("size", "color", "sise", "start")
     }
-    for params in ([], "x", 5):
+    broken: list[Any] = [[], "x", 5]
+    for params in broken:
         assert (await submit(broker, "square", params, status=400))["code"] == "bad_message"
     assert (await submit(broker, "square@9", {"start": START}, status=404))["code"] == "not_found"
     assert (await submit(broker, "circle", {}, status=404))["code"] == "not_found"

@@ -11,7 +11,7 @@ from tests.support.jobs import profile
 from tests.support.simulated import SimulatedWorker
 from tests.support.waiting import wait_until
 
-DOCUMENT = {
+DOCUMENT: dict[str, Any] = {
     "lists": [["euler", "heun"]],
     "classes": {
         "EmptyImage": {"r": ["width", "height"], "n": {"width": ["INT", 1, 4096], "height": ["INT", 1, 4096]}},
@@ -59,7 +59,7 @@ async def test_a_value_out_of_range_is_told_and_refused_when_strict(broker: Brok
 
         async def explained() -> bool:
             record = await client.ask({"type": "request_job_status", "job_id": told["job_id"]})
-            return record["waiting_for"] == []
+            return bool(record["waiting_for"] == [])
 
         await wait_until(explained, what="the reason is gone")
 

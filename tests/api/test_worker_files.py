@@ -199,7 +199,7 @@ async def test_a_download_from_the_bucket_goes_on_where_it_broke_off(
         async with held_job(broker) as (_, held):
             way.requests, way.replies = keep, cut
             inputs = Inputs(lambda _: [broker.url], InputCache(lambda: str(folder), 10**9), lambda *_: None)
-            graph = {"1": {"class_type": "Any", "inputs": {"file": ""}}}
+            graph: dict[str, Any] = {"1": {"class_type": "Any", "inputs": {"file": ""}}}
             await inputs.place(claimed(held), graph, {"1.file": {"asset": f"blake3:{digest}", "filename": "x.bin"}})
             assert (folder / str(graph["1"]["inputs"]["file"])).read_bytes() == content
             inputs.release(held.job_id)
@@ -270,7 +270,7 @@ async def test_500_mb_pass_with_flat_memory_on_both_sides(broker: Broker, own: B
     await side.close()
     async with held_job(broker, "sim-2") as (_, next_held):
         inputs = Inputs(lambda _: [own.url], InputCache(lambda: str(large.parent), 10**10), lambda *_: None)
-        graph = {"1": {"class_type": "Any", "inputs": {"file": ""}}}
+        graph: dict[str, Any] = {"1": {"class_type": "Any", "inputs": {"file": ""}}}
         source = {"output": {"job_id": held.job_id, "node_id": "2", "index": 0}}
         with flat_memory(own.pid, os.getpid()):
             await inputs.place(claimed(next_held), graph, {"1.file": source})

@@ -110,7 +110,9 @@ class Drill:
         return self
 
     async def stop(self) -> None:
-        for process in (*self.workers, *self.brokers, *self.comfyuis):
+        processes: tuple[WorkerProcess | BrokerProcess | ComfyProcess, ...]
+        processes = (*self.workers, *self.brokers, *self.comfyuis)
+        for process in processes:
             process.send(signal.SIGCONT)
             process.kill()
         await self._stack.aclose()

@@ -95,9 +95,9 @@ class Power:
                 size, _, path = line.partition(" ")
                 synced[path] = int(size)
         lost = 0
-        for path in (path for path in folder.rglob("*.incr.aof") if path.is_file()):
-            kept = synced.get(str(path.resolve()))
-            if kept is not None and path.stat().st_size > kept:
-                lost += path.stat().st_size - kept
-                os.truncate(path, kept)
+        for file in (path for path in folder.rglob("*.incr.aof") if path.is_file()):
+            kept = synced.get(str(file.resolve()))
+            if kept is not None and file.stat().st_size > kept:
+                lost += file.stat().st_size - kept
+                os.truncate(file, kept)
         return lost

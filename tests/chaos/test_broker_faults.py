@@ -68,10 +68,11 @@ async def scene(server: RedisServer, folder: Path) -> AsyncIterator[Scene]:
             stack.callback(broker.kill)
             brokers.append(broker)
         await asyncio.gather(*(asyncio.to_thread(broker.start) for broker in brokers))
-        front = await stack.enter_async_context(proxy(brokers[0].port, resp=False))
+        first, second = brokers
+        front = await stack.enter_async_context(proxy(first.port, resp=False))
         connection = Connection(server.url)
         stack.push_async_callback(connection.close)
-        yield Scene(to_redis, front, *brokers, Queue(connection, pool), connection)
+        yield Scene(to_redis, front, first, second, Queue(connection, pool), connection)
 
 
 @contextmanager
@@ -187,6 +188,7 @@ async def test_clocks_that_are_an_hour_wrong_disturb_nothing(own_valkey: RedisSe
             records = [await job.record() for job in jobs]
     for record in records:
         assert record.crashes == 0
+        assert record.created_at is not None
         assert record.finished_at is not None
         assert began - 1 < record.created_at / 1000 <= record.finished_at / 1000 < time.time() + 1
 

@@ -59,7 +59,7 @@ def counting(client: redis.Redis) -> str:
     """The library, its writes counted: what the server calls so, and what tells others."""
     head, line, rest = library().text.partition("local Q = {}\n")
     assert line
-    writes = ["spublish", *client.acl_cat("write")]
+    writes = ["spublish", *map(str, client.acl_cat("write"))]
     return head + line + COUNTING.replace("WRITES", ", ".join(f"['{name}'] = true" for name in writes)) + rest
 
 

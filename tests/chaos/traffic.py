@@ -16,6 +16,7 @@ import statistics
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -46,7 +47,7 @@ class Traffic:
         """Go on until cancelled."""
         loops: list[Coroutine[Any, Any, None]] = [self._submit(), self._scrape(), self._say()]
         loops += [self._again("bulk", self._bulk, 20.0)]
-        loops += [self._again("tab", lambda name=name: self._tab(name), 1.0) for name in PAGES]
+        loops += [self._again("tab", partial(self._tab, name), 1.0) for name in PAGES]
         loops += [self._again("monitor", self._monitor, 2.0) for _ in range(3)]
         try:
             await asyncio.gather(*loops)

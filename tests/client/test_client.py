@@ -98,7 +98,7 @@ async def test_two_listeners_of_one_job_hear_the_same(broker: Broker, valkey_url
         async with aclosing(job.events()) as events:
             assert words([await anext(events)]) == ["pending"]
             async with broker.worker().running(valkey_url):
-                rest = [event async for event in events]
+                rest: list[Any] = [event async for event in events]
         late = await heard(job)
         first = [event.event_id for event in await early if not isinstance(event, JobProgress)]
         assert first[1:] == [event.event_id for event in rest if not isinstance(event, JobProgress)]

@@ -9,7 +9,8 @@ from urllib.parse import quote
 import pytest
 from yarl import URL
 
-from broker.dashboard.timeline import COLOURS, LABEL, coarse, coloured
+from broker.dashboard.gantt import LABEL
+from broker.dashboard.timeline import COLOURS, coarse, coloured
 from broker.jobs.failures import grouped, shape
 from broker.protocol.base import now_ms
 from tests.api.conftest import Broker, Start, submit
@@ -173,10 +174,8 @@ async def test_models_tell_who_has_them_who_waits_and_what_a_load_costs(broker: 
     needs = {"requirements": {"models": ["a.safetensors"]}}
     for cold, exec_ms in ((1, 9000), (0, 2000)):
         held = await job_of(broker, worker, **needs)
-        result = {"outputs": [], "timings": {}}
-        await worker.call(
-            "finish", job=held.job_id, token=held.token, result=json.dumps(result), exec_ms=exec_ms, cold=cold
-        )
+        result = json.dumps({"outputs": [], "timings": {}})
+        await worker.call("finish", job=held.job_id, token=held.token, result=result, exec_ms=exec_ms, cold=cold)
     await broker.json("POST", "/api/jobs", json=submit(**needs))
     first, second = (await page(broker, "/models")).one(id="models").one("tbody").all("tr")
     cells = [cell.text for cell in first.all("td")]

@@ -217,7 +217,7 @@ async def test_whoever_may_only_look_has_no_buttons_and_another_tenants_jobs_do_
     for verb in ("cancel", "front", "retry", "elsewhere", "priority", "duplicate"):
         assert (await post(broker, f"/ui/jobs/{job}/{verb}", {"by": "1"}, **bearer(viewer)))[0] == 403
         assert (await post(broker, f"/ui/jobs/{job}/{verb}", {"by": "1"}, **bearer(other)))[0] == 404
-    assert (await post(broker, f"/ui/jobs/{job}/duplicate", **bearer(admin)))[0] == 303
+    assert (await post(broker, f"/ui/jobs/{job}/duplicate", {}, **bearer(admin)))[0] == 303
     tenants = [each["tenant"] for each in (await guarded.ask(owner, "GET", "/api/jobs"))[1]["jobs"]]
     assert tenants == ["own", "own"], "a copy is its owner's"
 

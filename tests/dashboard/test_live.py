@@ -351,7 +351,7 @@ def test_pages_are_read_at_the_same_moments(monkeypatch: pytest.MonkeyPatch) -> 
         (10.1, 0.75, 0, 10.5),
         (10.6, 0.25, 0.3, 11),
     ):
-        monkeypatch.setattr(live.time, "monotonic", lambda now=now: now)
+        monkeypatch.setattr(time, "monotonic", lambda now=now: now)
         assert live.beat(every_s, rest_s) == then
 
 

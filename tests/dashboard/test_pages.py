@@ -119,7 +119,7 @@ async def test_read_only_mode_has_no_buttons_and_refuses_all_actions(start_broke
     shown = await page(broker)
     assert [form.attrs["action"] for form in shown.all("form")] == ["/ui/theme"]
     assert "read-only" in shown.text
-    app = broker.server.app  # type: ignore[attr-defined]
+    app = broker.server.app
     posts = {r.resource.canonical for r in app.router.routes() if r.method == "POST" and r.resource}
     actions = [path for path in posts if not path.startswith("/api/")]
     assert len(actions) > 5
@@ -193,9 +193,9 @@ def test_own_files_are_small() -> None:
 async def test_a_form_of_our_own_page_may_come_without_an_origin(broker: Broker) -> None:
     """Browsers post it with ``Origin: null``, because pages send no referrer; what another site sends says so."""
     own = {"Origin": "null", "Sec-Fetch-Site": "same-origin"}
-    assert (await post(broker, "/ui/pause", **own))[0] == 303
+    assert (await post(broker, "/ui/pause", {}, **own))[0] == 303
     for site in ("cross-site", "same-site", "none"):
-        assert (await post(broker, "/ui/pause", **{**own, "Sec-Fetch-Site": site}))[0] == 403
+        assert (await post(broker, "/ui/pause", {}, **{**own, "Sec-Fetch-Site": site}))[0] == 403
     assert (await post(broker, "/ui/pause", Origin="null"))[0] == 403
 
 

@@ -268,8 +268,8 @@ async def test_addresses_under_the_prefix_lead_back_to_it(site: Site, tmp_path: 
     assert said.get("status") == 201, said
     stored = said["answer"]
     output = {"node_id": "2", "kind": "file", "filename": "x.bin", "content_type": "application/octet-stream"}
-    output |= {"size": len(big), "hash": stored["hash"], "key": stored["key"], "name": stored["name"]}
-    await worker.finish(held, {"outputs": [output], "timings": {}})
+    output |= {"hash": stored["hash"], "key": stored["key"], "name": stored["name"]}
+    await worker.finish(held, {"outputs": [{**output, "size": len(big)}], "timings": {}})
     _, record = await site.json("GET", f"{site.url}/queue/api/jobs/{job}")
     (link,) = [one["url"] for one in record["result"]["outputs"]]
     assert link.startswith(f"{site.url}/queue/api/jobs/{job}/outputs/")

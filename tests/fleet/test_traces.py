@@ -160,8 +160,10 @@ async def test_a_lost_worker_and_steps_without_sense(traced: Broker, collector: 
         assert held is not None
         await worker.report(held, 10)
         before = len(collector.of(TRACE))
-        pairs = {"job": held.job_id, "token": held.token, "code": "node_error", "spans": spans_text, "hand_back": 1}
-        assert (await worker.call("fail", **pairs)).outcome == "ok"
+        answer = await worker.call(
+            "fail", job=held.job_id, token=held.token, code="node_error", spans=spans_text, hand_back=1
+        )
+        assert answer.outcome == "ok"
         await wait_until(lambda n=before: len(collector.of(TRACE)) == n + 2, 20, "attempt and execution")  # type: ignore[misc]
         assert valkey.llen(f"{traced.queue.prefix}traces") == 0
 

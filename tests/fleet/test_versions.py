@@ -254,8 +254,8 @@ async def test_an_upgrade_and_the_way_back_under_load(
 ) -> None:
     """Brokers first, then workers, and back in another order: in each mix every job of before and now is done."""
     parts, urls = site
-    for names in (("broker-1", "broker-2"), ("on-redis", "at-gateway")):
-        await asyncio.gather(*(parts[name].run(trees["old"]) for name in names))
+    for pair in (("broker-1", "broker-2"), ("on-redis", "at-gateway")):
+        await asyncio.gather(*(parts[name].run(trees["old"]) for name in pair))
     async with aiohttp.ClientSession() as http, Load(urls, http) as load:
         for release, order in (("new", UP), ("old", DOWN)):
             for names in order:

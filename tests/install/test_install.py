@@ -50,7 +50,7 @@ def test_it_links_the_pack(comfyui: Path, install: Install) -> None:
 def test_it_installs_the_packages_with_comfyuis_own_python(comfyui: Path, bare_venv: Path, install: Install) -> None:
     (comfyui / "venv").unlink()
     (comfyui / ".venv").symlink_to(bare_venv)
-    import_both = [bare_venv / "bin/python", "-c", "import redis, blake3; print(redis.__file__)"]
+    import_both = [str(bare_venv / "bin/python"), "-c", "import redis, blake3; print(redis.__file__)"]
     assert subprocess.run(import_both, capture_output=True, check=False).returncode != 0
     done = install(comfyui)
     assert done.returncode == 0, done.stderr

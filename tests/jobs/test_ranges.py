@@ -69,7 +69,7 @@ class Everything(Sampler):
         return True
 
 
-CLASSES = {"Sampler": Sampler, "Save": Save, "Itself": Itself, "Everything": Everything}
+CLASSES: dict[str, Any] = {"Sampler": Sampler, "Save": Save, "Itself": Itself, "Everything": Everything}
 GOOD = {
     "model": ["9", 0], "steps": 20, "seed": 2**64 - 1, "cfg": 7, "sampler": "euler", "file": "b.safetensors",
     "many": "x", "upload": "dog.png", "combo": "z",
@@ -86,7 +86,7 @@ def packed(module: ModuleType, *names: str, combos: bool = False) -> tuple[str, 
 
 def view(*documents: bytes | None, names: tuple[str, ...] = tuple(CLASSES)) -> FleetView:
     text = json.dumps({"node_classes": list(names)})
-    return FleetView([parse_profile(str(n), text, ranges=d and parse(d)) for n, d in enumerate(documents)])
+    return FleetView([parse_profile(str(n), text, ranges=parse(d) if d else None) for n, d in enumerate(documents)])
 
 
 def problems(fleet: FleetView, kind: str = "Sampler", filled: tuple[str, ...] = (), **inputs: Any) -> list[Problem]:

@@ -35,7 +35,7 @@ def test_other_values_stay_values(value: Any) -> None:
 
 
 def test_sources_go_to_the_inputs_and_leave_the_given_graph_as_it_is() -> None:
-    graph = {
+    graph: dict[str, Any] = {
         "1": {"class_type": "LoadImage", "inputs": {"image": ASSET, "x": 1}},
         "2": {"class_type": "A", "inputs": {}},
     }

@@ -275,7 +275,8 @@ def test_every_bad_parameter_is_told_with_its_path() -> None:
     assert "missing" in errors["payload.params.prompt"]
     assert "'large'" in errors["payload.params.size"]
     assert "steps" in errors["payload.params.stesp"]
-    for wrong in ([], "x", 5):
+    broken: list[Any] = [[], "x", 5]
+    for wrong in broken:
         with pytest.raises(BadMessage):
             values(params, wrong)
 

@@ -22,10 +22,10 @@ from comfyui_emq_node.redis_client import open_client
         ("redis+cluster://:secret@a:7000,b:7001", RedisCluster),
     ],
 )
-async def test_a_url_builds_aopen_client(url: str, kind: type) -> None:
+async def test_a_url_builds_aopen_client(url: str, kind: type[Redis | RedisCluster]) -> None:
     client = open_client(url, 5.0, 2)
     assert isinstance(client, kind)
-    if kind is Redis:
+    if isinstance(client, Redis):
         options = client.connection_pool.connection_kwargs
         assert options.get("password") in (None, "secret", "x")
     with warnings.catch_warnings():

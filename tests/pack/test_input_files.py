@@ -110,7 +110,7 @@ async def made(site: Site, folder: Path, budget: int = 10**9) -> AsyncIterator[I
 
 async def get(inputs: Inputs, source: Any, class_type: str = "LoadImage", job_id: str = "job1") -> str:
     """What a node's input is set to."""
-    graph = {"1": {"class_type": class_type, "inputs": {"image": "?"}}}
+    graph: dict[str, Any] = {"1": {"class_type": class_type, "inputs": {"image": "?"}}}
     job = Claimed("default", job_id, 1, "lease", b"{}", uploads=JOB.uploads)
     await inputs.place(job, graph, {"1.image": source})
     return str(graph["1"]["inputs"]["image"])
@@ -292,7 +292,7 @@ async def test_the_rule_comes_with_the_job(site: Site, inputs: Inputs) -> None:
 # -- checking ---------------------------------------------------------------------------------------------------------
 
 
-def latent(**changes: Any) -> bytes:
+def latent(**changes: bytes) -> bytes:
     header = changes.get("header", b'{"latent_tensor":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}')
     return len(header).to_bytes(8, "little") + header + changes.get("data", b"\0" * 4)
 

@@ -65,7 +65,8 @@ def test_what_nodes_show() -> None:
 
     assert shown_by({"text": ("a", "b")}, file_of) == "a\nb"
     assert shown_by({"audio": [{"filename": "a.flac", "type": "temp"}]}, file_of) == Sound("/temp/a.flac")
-    for nothing in (None, {}, {"text": []}, {"text": [5]}, {"audio": [{"filename": "a.exe"}]}, {"images": []}, "x"):
+    silent: list[Any] = [None, {}, {"text": []}, {"text": [5]}, {"audio": [{"filename": "a.exe"}]}, {"images": []}, "x"]
+    for nothing in silent:
         assert shown_by(nothing, file_of) is None
 
 

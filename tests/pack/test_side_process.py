@@ -70,7 +70,8 @@ async def taken() -> AsyncIterator[tuple[TestServer, list[tuple[str, str | None,
 
     app = web.Application(client_max_size=1 << 30)
     app.router.add_put("/{rest:.*}", put)
-    async with TestServer(app) as server:
+    server = TestServer(app)
+    async with server:
         yield server, got
 
 

@@ -61,6 +61,7 @@ async def test_a_hint_that_is_lost_is_made_good_by_the_next_claim(
     await queue.submit("ann", [new_job("x")])
     key = f"{queue.prefix}in:{worker._who['instance']}"
     lost = redis_client.lpop(key)
+    assert isinstance(lost, bytes)
     assert (await worker.heartbeat("idle", [], [], [])).work
     job = await worker.claim(a_claim())
     assert job is not None

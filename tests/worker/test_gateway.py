@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -169,7 +170,7 @@ async def test_a_worker_moves_to_another_replica_in_mid_job(
                 )
                 await client.until(job, "processing")
                 end(holder)
-                await wait_until(lambda other=other: sockets(other), 30, "the worker is at the other replica")
+                await wait_until(partial(sockets, other), 30, "the worker is at the other replica")
                 record = await client.until(job, timeout=40)
                 assert (record["status"], record["attempt"], record["crashes"]) == ("completed", 1, 0)
                 assert (await client.fetch(record["result"]["outputs"][0])).startswith(b"\x89PNG")

@@ -154,7 +154,7 @@ async def test_audio_and_video(client: Client, comfy: ComfyProcess) -> None:
         "6": node("SaveAudio", audio=["5", 0], filename_prefix="again"),
     }
     job = made["job_id"]
-    sources = {
+    sources: dict[str, Any] = {
         "1.file": {"output": {"job_id": job, "node_id": "4", "index": 0}},
         "5.audio": {"output": {"job_id": job, "node_id": "5", "index": 0}},
     }

@@ -129,7 +129,8 @@ async def test_forms_and_bad_bodies_are_refused(http: aiohttp.ClientSession) -> 
         for path in ("/emq/queue", "/emq/pause"):
             async with http.post(path, data=b'{"prompt": {}}', headers={"Content-Type": kind}) as answer:
                 assert answer.status == 415
-    for body in ({}, [], {"prompt": {}}, {"prompt": "x"}, {"prompt": {"1": 5}}):
+    broken: list[Any] = [{}, [], {"prompt": {}}, {"prompt": "x"}, {"prompt": {"1": 5}}]
+    for body in broken:
         assert (await ask(http, "/emq/queue", body))[0] == 400
     for path in ("/emq/jobs/..%2f..%2fstats", "/emq/jobs/x%3fy", f"/emq/jobs/{'0' * 32}", "/emq/jobs/a/outputs/x"):
         async with http.get(path) as answer:

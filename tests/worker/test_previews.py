@@ -71,7 +71,7 @@ async def until_step(client: Client, job: str, step: int) -> None:
     """Wait until the running node has come so far."""
 
     async def there() -> bool:
-        return ((await client.job(job))["node"] or {}).get("value", 0) >= step
+        return bool(((await client.job(job))["node"] or {}).get("value", 0) >= step)
 
     await wait_until(there, 60, f"step {step}")
 

@@ -255,7 +255,7 @@ async def something_of_everything(desk: Broker) -> tuple[dict[str, str], list[Si
     await other.finish(taken, {"outputs": [words], "timings": {}})
     await new(desk)
     now = round(time.time() * 1000)
-    series = Series(desk.server.app[CONNECTION], desk.queue.prefix)  # type: ignore[attr-defined]
+    series = Series(desk.server.app[CONNECTION], desk.queue.prefix)
     sample = await Recorder(desk.queue, series).sample(now)
     for minutes in (3, 2, 1):
         await series.add({**sample, "t": now - minutes * 60_000})
@@ -273,7 +273,7 @@ async def something_of_everything(desk: Broker) -> tuple[dict[str, str], list[Si
 async def test_pages_are_accessible_fit_a_phone_and_are_kept_as_pictures(desk: Broker, browser: Browser) -> None:
     paths, workers = await something_of_everything(desk)
     SHOTS.mkdir(parents=True, exist_ok=True)
-    wrong = {}
+    wrong: dict[str, Any] = {}
     for theme, width in (("light", 1280), ("dark", 1280), ("light", 375)):
         context = await browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme)  # type: ignore[arg-type]
         await context.add_init_script(WATCH)
