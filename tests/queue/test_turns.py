@@ -21,9 +21,10 @@ from tests.support.jobs import new_job, profile
 
 def ending(worker: Worker, job: str, token: str | None = None, **pairs: Value | None) -> dict[str, Value | None]:
     """The arguments of a finish."""
-    claim = {"claim": 1, "claim_token": worker.desk.token(), "loaded": ""}
-    mine = {"turn": "finish", "job": job, "token": token or worker.tokens[job], "result": "{}", "exec_ms": 1}
-    return {**mine, **worker.me, **claim, **pairs}
+    return {
+        "turn": "finish", "job": job, "token": token or worker.tokens[job], "result": "{}", "exec_ms": 1, **worker.me,
+        "claim": 1, "claim_token": worker.desk.token(), "loaded": "", **pairs,
+    }  # fmt: skip
 
 
 async def turns(desk: Desk, *ends: dict[str, Value | None]) -> list[Answer]:
