@@ -9,7 +9,7 @@ from bench.simulation import Call, Pool, Worker, claiming, finishing, job, profi
 from broker.queue.loader import library
 from broker.queue.new_job import SUBMIT_CHUNK
 from broker.queue.queue import Answer, parse
-from broker.queue.turns import MOST
+from broker.queue.turns import MOST, sections
 
 SLOW_US = 5000
 TRIES = 3
@@ -90,10 +90,8 @@ def of_workers(on: Caller, worker: Worker) -> None:
 def together(on: Caller, worker: Worker) -> None:
     """Ends of as many jobs as a broker puts into one call."""
     on.register(worker, profile(on.models), MOST)
-    ends: list[bytes | str] = []
-    for _ in range(MOST):
-        ends += ["turn", "finish", *finishing(worker, on.start(worker)[0], 1000, cold=False)]
-    on.raw(("turns", ends))
+    ends = [("finish", finishing(worker, on.start(worker)[0], 1000, cold=False)) for _ in range(MOST)]
+    on.raw(("turns", sections(ends)))
     on.call("bye", *worker.who)
 
 

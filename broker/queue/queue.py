@@ -76,7 +76,9 @@ _word = _Words().__getitem__
 
 
 def parse(raw: Any) -> Answer:
-    """Read ``[outcome, name, value, …]``; a value that is an array is a nested answer."""
+    """Read ``[outcome, name, value, …]`` or ``[outcome, pairs]``; a value that is an array is a nested answer."""
+    if len(raw) == 2 and type(raw[1]) is dict:
+        return Answer(_word(raw[0]), raw[1])
     parts = iter(raw)
     answer = Answer(_word(next(parts)))
     pairs = answer.pairs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import chain, groupby
 from typing import Any
 
 FUNCTIONS = frozenset({"finish", "executed"})
@@ -11,6 +12,42 @@ MOST = 16
 """Ends of one call: half of what the function takes, so that while Redis works on some, others are read and sent."""
 
 Args = Sequence[bytes | str]
+
+
+def sections(turns: Sequence[tuple[str, Args]]) -> list[bytes | str]:
+    """The arguments of ``emq_turns``: of ends with the same names these are said once, and so is what they share."""
+    out: list[bytes | str] = []
+    rows = [("turn", function, *args) for function, args in turns]
+    for names, like in groupby(rows, key=lambda row: row[::2]):
+        columns = list(zip(*(row[1::2] for row in like), strict=True))
+        shared: list[bytes | str] = []
+        own: list[bytes | str] = []
+        values: list[tuple[bytes | str, ...]] = []
+        for name, column in zip(names, columns, strict=True):
+            if column.count(column[0]) == len(column):
+                shared += (name, column[0])
+            else:
+                own.append(name)
+                values.append(column)
+        out += ("ends", str(len(columns[0])), str(len(shared) // 2), str(len(own)), *shared, *own)
+        out += chain.from_iterable(zip(*values, strict=True))
+    return out
+
+
+def answers_of(raw: list[Any]) -> list[Any]:
+    """The answer of ``emq_turns``, each of its answers as ``broker.queue.queue.parse`` takes it."""
+    shared, names, *answers = raw
+    words = [name.decode() for name in names]
+    pairs = dict(zip([name.decode() for name in shared[::2]], shared[1::2], strict=True))
+    return [_whole(answer, words, pairs) if answer[0] == b"job" else answer for answer in answers]
+
+
+def _whole(row: list[Any], names: list[str], shared: dict[str, Any]) -> list[Any]:
+    """What a row says: an end that is ``ok``, and the job that was claimed with it."""
+    job = {**shared, **dict(zip(names, row[1:], strict=False))}
+    status = job.pop("status", b"")  # of a finish
+    said = [b"status", status] if status else []
+    return [b"ok", *said, b"repeated", job.pop("repeated"), b"next", [b"job", job]]
 
 
 class Turns:
@@ -59,9 +96,10 @@ class Turns:
                 future.set_result(answer)
 
     async def _ask(self, turns: list[tuple[str, Args, asyncio.Future[Any]]]) -> list[Any]:
-        if len(turns) == 1:
-            [(function, args, _)] = turns
-            return [await self._fcall(f"emq_{function}", self._prefix, args)]
-        all_args = [part for function, args, _ in turns for part in ("turn", function, *args)]
-        answers: list[Any] = await self._fcall("emq_turns", self._prefix, all_args)
-        return answers
+        ends = [(function, args) for function, args, _ in turns]
+        if len(ends) > 1:
+            raw = await self._fcall("emq_turns", self._prefix, sections(ends))
+            if raw[0] != b"invalid":
+                return answers_of(raw)
+            # A library of before version 5, loaded by another broker after Redis had lost ours.
+        return [await self._fcall(f"emq_{function}", self._prefix, args) for function, args in ends]

@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine
 
 from broker.queue.new_job import Value, flatten
 from broker.queue.queue import Answer, parse
+from broker.queue.turns import answers_of, sections
 from tests.support.audit import ACTIVE, TERMINAL, WAITING, Step, need
 from tests.support.choice import Fleet
 from tests.support.dump import Dump, dump
@@ -108,14 +109,16 @@ class Driven(RuleBasedStateMachine):
                 need(same, "repeat", f"{function} said {mine}, then {other}")
 
     def together(self, turns: list[tuple[str, dict[str, Value | None]]], twice: bool) -> list[Answer]:
-        """Several ends of jobs in one call, audited."""
+        """Several ends of jobs in one call, audited; ``twice``: a broker of a release before version 5 repeats it."""
         note(f"turns {turns}")
-        pairs = [pair for function, given in turns for pair in [("turn", function), *given.items()]]
-        answers = [parse(raw) for raw in self._fcall("turns", pairs)]
+        self.called.add("turns")
+        args = sections([(function, flatten(given.items())) for function, given in turns])
+        answers = [parse(raw) for raw in answers_of(self.client.fcall("emq_turns", 1, PREFIX, *args))]
         allowed = {str(given["job"]) for _, given in turns}
         self.settle("turns", allowed.union(*(self._allow(None, answer) for answer in answers)))
         self.past.extend(turns)
         if twice:
+            pairs = [pair for function, given in turns for pair in [("turn", function), *given.items()]]
             before, again = self.state, [parse(raw) for raw in self._fcall("turns", pairs)]
             self.settle("turns", set())
             self._unchanged("turns", before, answers)

@@ -3,7 +3,7 @@
 -- A call gathers its changes of records, counters, logs, virtual time and some sets in a unit of work `u` and writes
 -- them once, in `Q.commit`; other sets are written as it goes. All checks of a function come before its first write.
 
-Q.VERSION = 4
+Q.VERSION = 5
 Q.LEVEL = 2 ^ 45       -- width of a priority level in a score
 Q.FIRST_TAG = 2 ^ 30   -- room below it for "to the front"
 Q.UNIT_MS = 10         -- one unit of a tag is 10 ms of expected GPU time

@@ -15,8 +15,38 @@ local function payload_of(u, r)
   return payload
 end
 
+-- The names of a row's values. Those from `job_type` on are left out of a row where they are what most jobs have.
+local ROW = {
+  'job_id', 'attempt', 'lease', 'priority', 'tenant', 'queued_ms', 'payload', 'repeated', 'status',
+  'job_type', 'round', 'timeout_s', 'rules', 'watch', 'trace',
+}
+
+-- The pairs of all rows of a call that say nothing else, and the names of a row's values; nothing where there is none.
+function Q.row_head(u)
+  if not u.rows then return {}, {} end
+  return {
+    'lease_ms', Q.int(u.lease), 'input_urls', u.input_urls, 'job_type', 'comfyui', 'round', '1', 'timeout_s', '',
+    'rules', u.rules, 'watch', '0', 'trace', '',
+  }, ROW
+end
+
+-- A claimed job and the end that it is fused with (`ok`) as values alone: each text of an answer costs Redis.
+local function row(u, r, payload, ended)
+  u.rows = true
+  local queued_ms, repeated, status = Q.int(r.claimed_at - r.created_at), ended[5] or ended[3], ended[5] and ended[3]
+  local rules, watch = Q.tenant(u, r.tenant).rules, Q.watched(u.P, r._id, u.watched, u.now)
+  if not (r.job_type or r.round or r.timeout_s or rules or r.trace) and watch == '0' then
+    return { 'job', r._id, r.attempt, r.token, r.priority, r.tenant, queued_ms, payload, repeated, status }
+  end
+  return {
+    'job', r._id, r.attempt, r.token, r.priority, r.tenant, queued_ms, payload, repeated, status or '',
+    r.job_type or 'comfyui', r.round or '1', r.timeout_s or '', rules or u.rules, watch, r.trace or '',
+  }
+end
+
 local function assigned(u, r, payload)
   local P, id = u.P, r._id
+  if u.ended then return row(u, r, payload, u.ended) end
   return {
     'job', 'job_id', id, 'attempt', r.attempt, 'lease', r.token, 'lease_ms', Q.int(u.lease), 'job_type',
     r.job_type or 'comfyui',
@@ -94,13 +124,18 @@ function Q.assign(u, r, w, token)
   return assigned(u, r, payload)
 end
 
--- The claim that is fused with a job's end; adds `next` to the answer. `more`: as many follow for this worker.
-function Q.claim_next(u, a, answer, more)
+-- The claim that is fused with a job's end; answers that end's answer with `next`, or the row that is both. `more`: as
+-- many follow for this worker. `rows`: a claimed job is answered as a row.
+function Q.claim_next(u, a, answer, more, rows)
   if a.claim ~= '1' then return answer end
   local w, refused = Q.caller(u, a.worker, a.instance)
-  a.job = nil
+  a.job = false -- it names the one that has ended
   Q.cascade_now(u)
+  u.ended = rows and answer
+  local claimed = w and Q.claim_for(u, w, a, a.claim_token, more) or { refused }
+  u.ended = nil
+  if rows and claimed[1] == 'job' then return claimed end
   answer[#answer + 1] = 'next'
-  answer[#answer + 1] = w and Q.claim_for(u, w, a, a.claim_token, more) or { refused }
+  answer[#answer + 1] = claimed
   return answer
 end
