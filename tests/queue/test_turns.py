@@ -153,6 +153,26 @@ async def test_what_a_full_worker_leaves_is_for_the_next_one(desk: Desk, turns: 
     await is_sound(desk, connection)
 
 
+async def test_a_job_with_the_score_of_the_one_before_it_stays(desk: Desk, turns: Call, connection: Connection) -> None:
+    worker = await desk.worker(slots=2)
+    await desk.submit(*"abcdef")
+    held = await start(worker, 2)
+    lanes = desk.client.keys(f"{desk.queue.prefix}n:*")
+    assert len(lanes) == 1
+    members: Any = desk.client.zrange(lanes[0], 0, -1, withscores=True)
+    desk.client.zadd(lanes[0], {members[2][0]: members[1][1]})
+    desk.client.hset(f"{desk.queue.prefix}j:e", "score", desk.field("d", "score"))
+    answers = await turns(desk, *(ending(worker, job) for job in held))
+    assert [answer.next and answer.next.text("job_id") for answer in answers] == ["c", "d"]
+    assert [job for job in "cdef" if await desk.status(job) == "pending"] == ["e", "f"]
+    await is_sound(desk, connection)
+    for answer in answers:
+        worker.took(answer.next or Answer("none"))
+    answers = await turns(desk, *(ending(worker, job) for job in "cd"))
+    assert [answer.next and answer.next.text("job_id") for answer in answers] == ["e", "f"]
+    await is_sound(desk, connection)
+
+
 async def test_an_expired_job_is_passed_over(desk: Desk, turns: Call, connection: Connection) -> None:
     worker = await desk.worker(slots=4)
     await desk.submit(*"abcd")

@@ -16,7 +16,7 @@ function Q.remember(u, w, token, job)
   end
   local kept = line .. (w.tokens or '')
   if #kept > 8 * #line then kept = string.match(string.sub(kept, 1, 5 * #line), '^(.*\n)') end
-  w._lines = nil
+  w._newest = nil
   Q.put(u, w, 'tokens', kept)
 end
 
@@ -40,8 +40,7 @@ function Q.claimed_before(w, token)
   if claims and claims[token] then return claims[token] end
   if not tokens or #tokens < MANY and not string.find(tokens, token, 1, true) then return nil end
   -- In a long text a line's first byte is found much sooner than a token's, which are everywhere.
-  local lines = w._lines or '\n' .. tokens
-  w._lines = lines
-  local at = string.find(lines, '\n' .. token .. ' ', 1, true)
-  return at and string.match(lines, '^[^\n]+', at + #token + 2)
+  w._newest = w._newest or string.match(tokens, '^%S*')
+  local at = w._newest == token and 0 or string.find(tokens, '\n' .. token .. ' ', 1, true)
+  return at and string.match(tokens, '^[^\n]+', at + #token + 2)
 end

@@ -35,6 +35,12 @@ local function bound_of(u, class, second)
   return math.min(tonumber(top[4] or math.huge), tonumber(second or math.huge))
 end
 
+-- Takes n jobs that are known away from the head of a lane: up to the last one's score, which answers none of them once
+-- more, or where the next one has the same score, by their number.
+local function take_away(lane, n, score, next_score)
+  if score ~= next_score then call('ZREMRANGEBYSCORE', lane, '-inf', score) else call('ZPOPMIN', lane, n) end
+end
+
 -- Takes the head of a lane and up to `more` jobs that come next in any case; answers the first, nil when there is no
 -- run. `second` is the score of the class's next best lane.
 function Q.run(u, w, class, tenant, second, more)
@@ -44,7 +50,7 @@ function Q.run(u, w, class, tenant, second, more)
   local jobs = call('ZRANGE', lane, '0', more + 1, 'WITHSCORES')
   local n = 1
   while n <= more and jobs[2 * n + 1] and tonumber(jobs[2 * n + 2]) < bound do n = n + 1 end
-  call('ZPOPMIN', lane, n)
+  take_away(lane, n, jobs[2 * n], jobs[2 * n + 2])
   Q.led_by(u, class, tenant, jobs[2 * n + 2], second)
   u.run = { worker = w._id, class = class, tenant = tenant, jobs = jobs, at = 1, last = 2 * n }
   return Q.run_on(u, w)
