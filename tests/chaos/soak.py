@@ -67,7 +67,7 @@ class Plan:
     @property
     def warm_s(self) -> float:
         """Before the baseline."""
-        return min(300.0, self.minutes * 6)
+        return min(900.0, self.minutes * 15)
 
     @property
     def settle_s(self) -> float:
