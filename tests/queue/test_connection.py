@@ -202,16 +202,7 @@ async def test_lost_reply_is_asked_for_again(
     async with proxy(server.port) as between:
         queue = Queue(connect(between.url), pool)
         await queue.configure()
-        lost: list[bytes] = []
-
-        def lose(reply: bytes) -> bytes:
-            if b"job_id" in reply and not lost:
-                lost.append(reply)
-                between.cut()
-                return b""
-            return reply
-
-        between.replies = lose
+        lost = between.lose(b"job_id")
         (answer,) = await queue.submit("t", [new_job("a")])
         assert lost
         assert answer.text("job_id") == "a"

@@ -6,7 +6,8 @@ import asyncio
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from broker.errors import QueueFull, Unavailable
 from broker.queue import in_order
 from broker.queue.connection import Connection
 from broker.queue.new_job import SUBMIT_CHUNK, NewJob, submission
-from broker.queue.queue import Queue, parse
+from broker.queue.queue import Answer, Queue, parse
 from broker.queue.seal import Seal
 from tests.support.jobs import new_job
 from tests.support.proxy import Proxy, proxy
@@ -46,6 +47,19 @@ def marks(between: Proxy) -> set[int]:
     return seen
 
 
+@asynccontextmanager
+async def standing(server: RedisServer, queue: Queue, sent: set[int]) -> AsyncIterator[asyncio.Task[list[Answer]]]:
+    """A bulk of which two calls are sent and none can be answered, as the server stands still for so long."""
+    assert server.process is not None
+    os.kill(server.process.pid, signal.SIGSTOP)
+    try:
+        submit = asyncio.create_task(queue.submit("t", bulk()))
+        await wait_until(lambda: len(sent) >= 2, 10, "two calls are sent")
+        yield submit
+    finally:
+        os.kill(server.process.pid, signal.SIGCONT)
+
+
 async def waiting(queue: Queue) -> list[str]:
     """The jobs of the pool in the order of their submit."""
     found, before = list[str](), ""
@@ -58,17 +72,11 @@ async def waiting(queue: Queue) -> list[str]:
 
 async def test_calls_are_sent_before_others_are_answered(serve: Serve, connect: Connect, pool: str) -> None:
     server = serve()
-    assert server.process is not None
     async with proxy(server.port) as between:
         queue = Queue(connect(between.url), pool)
         await queue.configure()
-        sent = marks(between)
-        os.kill(server.process.pid, signal.SIGSTOP)
-        submit = asyncio.ensure_future(queue.submit("t", bulk()))
-        try:
-            await wait_until(lambda: len(sent) >= 2, 10, "two calls are sent")
-        finally:
-            os.kill(server.process.pid, signal.SIGCONT)
+        async with standing(server, queue, sent := marks(between)) as submit:
+            assert not submit.done()
         answers = await submit
         assert sent == set(range(CALLS))
         assert [answer.text("job_id") for answer in answers] == [job.job_id for job in bulk()]
@@ -84,16 +92,7 @@ async def test_a_connection_that_breaks_loses_and_doubles_nothing(
     async with proxy(server.port) as between:
         queue = Queue(connect(between.url), pool)
         await queue.configure()
-        lost: list[bytes] = []
-
-        def lose(reply: bytes) -> bytes:
-            if not lost and b"job-%03d" % (cut_at * SUBMIT_CHUNK) in reply:
-                lost.append(reply)
-                between.cut()
-                return b""
-            return reply
-
-        between.replies = lose
+        lost = between.lose(b"job-%03d" % (cut_at * SUBMIT_CHUNK))
         answers = await queue.submit("t", bulk())
         assert lost
         assert {answer.outcome for answer in answers} == {"ok"}
@@ -134,20 +133,13 @@ async def test_a_bulk_fills_the_memory(serve: Serve, connect: Connect, pool: str
 
 async def test_answers_of_a_cancelled_bulk_are_nobody_s(serve: Serve, connect: Connect, pool: str) -> None:
     server = serve()
-    assert server.process is not None
     async with proxy(server.port) as between:
         queue = Queue(connect(between.url), pool)
         await queue.configure()
-        sent = marks(between)
-        os.kill(server.process.pid, signal.SIGSTOP)
-        submit = asyncio.ensure_future(queue.submit("t", bulk()))
-        try:
-            await wait_until(lambda: len(sent) >= 2, 10, "two calls are sent")
+        async with standing(server, queue, marks(between)) as submit:
             submit.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await submit
-        finally:
-            os.kill(server.process.pid, signal.SIGCONT)
         others = await asyncio.gather(*(queue.submit("t", [new_job(f"own-{number}")]) for number in range(5)))
         assert [answer.text("job_id") for [answer] in others] == [f"own-{number}" for number in range(5)]
         assert (len(await waiting(queue)) - 5) % SUBMIT_CHUNK == 0

@@ -12,8 +12,8 @@ class Proxy:
 
     ``replies`` sees every whole reply (a pub/sub message too; of another protocol, ``resp`` false, whatever comes) and
     gives back what the client gets; ``requests`` sees what clients send, in pieces. :attr:`target` is where new
-    connections go; :meth:`cut` breaks every connection; :meth:`stall` lets the present ones hang for ever, as a network
-    that swallows packets does.
+    connections go; :meth:`cut` breaks every connection, :meth:`lose` at a reply; :meth:`stall` lets the present ones
+    hang for ever, as a network that swallows packets does.
     """
 
     def __init__(self, port: int, resp: bool = True) -> None:
@@ -37,6 +37,20 @@ class Proxy:
     def cut(self) -> None:
         for writer in list(self._writers):
             writer.transport.abort()
+
+    def lose(self, mark: bytes) -> list[bytes]:
+        """Swallow the first reply that has ``mark``, and break every connection; the list has it from then on."""
+        lost: list[bytes] = []
+
+        def look(reply: bytes) -> bytes:
+            if lost or mark not in reply:
+                return reply
+            lost.append(reply)
+            self.cut()
+            return b""
+
+        self.replies = look
+        return lost
 
     async def serve(self) -> asyncio.Server:
         server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
