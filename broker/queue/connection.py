@@ -99,7 +99,7 @@ class Connection:
 
     # -- calls --------------------------------------------------------------------------------------------------------
 
-    async def fcall(self, function: str, prefix: str, args: Sequence[bytes | str]) -> Any:
+    async def fcall(self, function: str, prefix: str, args: Args) -> Any:
         """Run a function of the queue, loading the library first when the server does not have it.
 
         Raises ``Unavailable`` while Redis is away (or no replica confirms what needs it), ``QueueFull`` when its memory

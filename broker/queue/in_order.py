@@ -46,32 +46,21 @@ async def in_order(ask: Ask, calls: Iterable[Args], stream: Stream | None = None
         else:
             return
     refused = False
-    while sent:  # each may be in, so each is asked, whatever the one before it was told
-        answer = await _asked(ask, sent.popleft())
-        refused = refused or isinstance(answer, Refusal)
+    while sent or not refused:  # what was sent may be in, so it is asked whatever the one before it was told
+        args = sent.popleft() if sent else next(left, None)
+        if args is None:
+            return
+        try:
+            answer = await ask(args)
+        except (Unavailable, QueueFull) as refusal:
+            answer, refused = refusal, True
         yield answer
-    while not refused and (args := next(left, None)) is not None:
-        answer = await _asked(ask, args)
-        refused = isinstance(answer, Refusal)
-        yield answer
-
-
-async def _asked(ask: Ask, args: Args) -> Any:
-    try:
-        return await ask(args)
-    except (Unavailable, QueueFull) as refusal:
-        return refusal
 
 
 class Stream:
     """Sends calls over one connection of a pool."""
 
-    def __init__(
-        self,
-        pool: ConnectionPool,
-        command: Sequence[str | int],
-        observe: Callable[[float], None] = lambda seconds: None,
-    ) -> None:
+    def __init__(self, pool: ConnectionPool, command: Sequence[str | int], observe: Callable[[float], None]) -> None:
         """``command``: what comes before each call's arguments. ``observe`` is told how long each call took."""
         self._pool, self._command, self._observe = pool, command, observe
 

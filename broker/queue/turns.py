@@ -7,11 +7,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from itertools import chain, groupby
 from typing import Any
 
+from broker.queue.in_order import Args
+
 FUNCTIONS = frozenset({"finish", "executed"})
 MOST = 16
 """Ends of one call: half of what the function takes, so that while Redis works on some, others are read and sent."""
-
-Args = Sequence[bytes | str]
 
 
 def sections(turns: Sequence[tuple[str, Args]]) -> list[bytes | str]:
