@@ -18,7 +18,7 @@ from broker.queue.connection import Connection
 from broker.queue.events import EventHub
 from broker.queue.queue import Queue
 from broker.queue.server import check_server
-from tests.queue.test_events import an_event
+from tests.support.desk import an_event
 from tests.support.groups_of_servers import joined, replicating, watching
 from tests.support.jobs import new_job
 from tests.support.proxy import proxy

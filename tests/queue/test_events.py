@@ -20,7 +20,7 @@ from broker.queue.channels import Channels
 from broker.queue.connection import Connection
 from broker.queue.events import Event, EventHub, Preview, Reset, Subscription
 from broker.queue.queue import Queue
-from tests.support.desk import text
+from tests.support.desk import an_event, text
 from tests.support.jobs import new_job
 from tests.support.proxy import proxy
 from tests.support.servers import RedisServer, valkey_binary
@@ -137,12 +137,6 @@ async def take(listener: Subscription, last: str, timeout_s: float = 20) -> list
             if isinstance(item, Event) and item.type == last:
                 break
     return got
-
-
-def an_event(item: object) -> Event:
-    """What a listener got, which is neither a preview nor a gap."""
-    assert isinstance(item, Event), item
-    return item
 
 
 def names(items: list[Any]) -> list[str]:

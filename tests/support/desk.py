@@ -9,6 +9,7 @@ from typing import Any
 import redis
 from redis.client import PubSub
 
+from broker.queue.events import Event
 from broker.queue.new_job import NewJob, Value
 from broker.queue.queue import Answer, Queue
 from broker.queue.subscription import first_message
@@ -29,6 +30,12 @@ def heard(channel: PubSub) -> dict[str, Any]:
     message: dict[str, Any] | None = channel.get_sharded_message(timeout=5)
     assert message is not None, "nothing was published"
     return message
+
+
+def an_event(item: object) -> Event:
+    """What a listener got, which is neither a preview nor a gap."""
+    assert isinstance(item, Event), item
+    return item
 
 
 class Worker:
