@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from broker.jobs.figures import Doing, working
-from broker.jobs.recent import Recent
+from broker.jobs.shared_reading import SharedReading
 from broker.queue.queue import Answer, Queue
 from broker.queue.rows import Rows
 
@@ -25,7 +25,7 @@ class Crew:
         self._queue = queue
         self._rows = Rows()
         self._known: dict[bytes, _Known] = {}
-        self._reading = Recent(self._read)
+        self._reading = SharedReading(self._read)
 
     async def read(self, max_age_s: float) -> list[dict[str, Any]]:
         """All workers by name, as they were ``max_age_s`` ago at most; what has not changed is the same object."""

@@ -13,9 +13,9 @@ from broker.jobs.crew import Crew
 from broker.jobs.figures import group_figures, public_stats, public_worker, waiting_job, working
 from broker.jobs.fleet import Fleet
 from broker.jobs.payloads import decode_payload
-from broker.jobs.recent import Recent
 from broker.jobs.requirements import Requirement
 from broker.jobs.search import Fits
+from broker.jobs.shared_reading import SharedReading
 from broker.jobs.submission import Submitter
 from broker.jobs.waiting import from_atoms, held_back, values
 from broker.protocol.base import WAITING, JobStatus
@@ -41,7 +41,7 @@ class Operations:
         self.deliver = deliver
         self.remove_files = remove_files
         self._crew = Crew(queue)
-        self._stats: dict[str, Recent[dict[str, Any]]] = {}
+        self._stats: dict[str, SharedReading[dict[str, Any]]] = {}
 
     # -- jobs ---------------------------------------------------------------------------------------------------------
 
@@ -190,7 +190,7 @@ class Operations:
         if tenant not in self._stats:
             if len(self._stats) >= _MOST_TENANTS:
                 self._stats.clear()
-            self._stats[tenant] = Recent(partial(self.stats, tenant))
+            self._stats[tenant] = SharedReading(partial(self.stats, tenant))
         return await self._stats[tenant].read(max_age_s)
 
     async def workers(self, sees: str = "", has: str = "") -> list[dict[str, Any]]:

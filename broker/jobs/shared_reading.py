@@ -12,7 +12,7 @@ from broker.errors import EmqError
 T = TypeVar("T")
 
 
-class Recent(Generic[T]):
+class SharedReading(Generic[T]):
     """Something that is read when somebody wants it newer than it is known; nobody may change what is read."""
 
     def __init__(self, read: Callable[[], Awaitable[T]]) -> None:
