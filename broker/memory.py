@@ -76,8 +76,9 @@ async def _give_back(every_s: float, caches: Collection[Cache]) -> None:
 async def tidied(every_s: float = EVERY_S, caches: Collection[Cache] = ()) -> AsyncIterator[None]:
     """Give memory back every ten seconds.
 
-    ``caches`` are emptied every minute: those whose keys name jobs and moments, of which there are always others. With a bound
-    on their number alone they are what a broker grows by until they are full, after a quarter of an hour or more.
+    ``caches`` are emptied every minute: those whose keys name jobs and moments, of which there are always others.
+    With a bound on their number alone they are what a broker grows by until they are full, after a quarter of an hour
+    or more.
     """
     task = asyncio.create_task(_give_back(every_s, caches), name="memory")
     yield
