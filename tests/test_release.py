@@ -15,7 +15,7 @@ import pytest
 
 from broker.version import emq_version
 from comfyui_emq_node.version import VERSION
-from tests.api.test_serve import serving_in
+from tests.support.commands import serving_in
 
 ROOT = Path(__file__).resolve().parents[1]
 

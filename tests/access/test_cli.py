@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 
 from tests.access.conftest import bearer
-from tests.api.test_serve import emq, serving
+from tests.support.commands import emq, serving
 from tests.support.servers import RedisServer
 from tests.support.waiting import wait_until
 

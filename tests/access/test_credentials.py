@@ -97,17 +97,13 @@ async def test_a_ticket_opens_one_connection_with_the_rights_of_its_maker(
     assert await handshake(other, "/ws?ticket=") == 401
     made = (await guarded.ask(key, "POST", "/api/tickets"))[1]
     assert (await guarded.ask(None, "GET", f"/stats?ticket={made['ticket']}"))[0] == 401, "for connections only"
-    with own_valkey_client(own_valkey) as redis:
+    with Redis.from_url(own_valkey.url) as redis:
         (name,) = redis.scan_iter("emq:access:*ticket:*")
         assert 0 < redis.ttl(name) <= 30
         assert made["ticket"].encode() not in name
     await guarded.store.revoke(guarded.keys[0].key_id)
     await guarded.honoured(other, key, 401)
     assert await handshake(other, f"/ws?ticket={made['ticket']}") == 401, "a ticket ends with its key"
-
-
-def own_valkey_client(server: RedisServer) -> Redis:
-    return Redis.from_url(server.url)
 
 
 async def test_an_event_stream_takes_a_ticket_too(guarded: Guarded) -> None:
@@ -201,7 +197,7 @@ async def test_the_secret_rests_nowhere(guarded: Guarded, own_valkey: RedisServe
     assert (await guarded.ask(key, "GET", "/stats"))[0] == 200
     session = (await cookie(guarded.broker, key))["Cookie"].partition("=")[2]
     ticket = (await guarded.ask(key, "POST", "/api/tickets"))[1]["ticket"]
-    with own_valkey_client(own_valkey) as redis:
+    with Redis.from_url(own_valkey.url) as redis:
         dumped = b"".join(name + (redis.dump(name) or b"") for name in redis.scan_iter("*", count=1000))
         assert hashlib.sha256(key.split("_", 2)[2].encode()).hexdigest().encode() in dumped, "the hash is there"
     filed = b"".join(file.read_bytes() for file in own_valkey.folder.rglob("*") if file.is_file())

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from aiohttp import web
 from blake3 import blake3
+from redis import Redis
 
 from tests.access.conftest import Guarded, bearer, handshake
-from tests.access.test_credentials import own_valkey_client
 from tests.api.conftest import GRAPH as WORKFLOW
 from tests.api.conftest import submit
 from tests.support.dump import dump
@@ -275,7 +275,7 @@ async def test_looking_changes_nothing(guarded: Guarded, own_valkey: RedisServer
     own = await things(guarded, "own")
     key = await guarded.key("admin")
     looked = [path for method, path in NEEDS if method == "GET" and not path.startswith("/ws")]
-    with own_valkey_client(own_valkey) as redis:
+    with Redis.from_url(own_valkey.url) as redis:
         before = dump(redis, "emq:")
         for path in looked * 2:
             status = await status_of(guarded, "GET", own.fill(WITH_QUERY.get(path, path)), key)

@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from redis import Redis
 
 from broker.errors import ConfigurationError, Unavailable
 from broker.queue.seal import Seal, payload_of
 from tests.access.conftest import Guarded
-from tests.access.test_credentials import own_valkey_client
 from tests.api.conftest import Broker, submit
 from tests.support.gateway import GatewayWorker
 from tests.support.servers import RedisServer
@@ -41,7 +41,7 @@ async def behind_the_gateway(broker: Broker) -> AsyncIterator[GatewayWorker]:
 
 def at_rest(server: RedisServer) -> bytes:
     """All that Redis has, in memory and on the disk."""
-    with own_valkey_client(server) as redis:
+    with Redis.from_url(server.url) as redis:
         dumped = b"".join(name + (redis.dump(name) or b"") for name in redis.scan_iter("*", count=1000))
         dumped += b"".join(str(redis.hgetall(name)).encode() for name in redis.scan_iter("*", _type="hash"))
         dumped += b"".join(redis.get(name) or b"" for name in redis.scan_iter("*", _type="string"))
@@ -155,7 +155,7 @@ async def test_partner_keys_reach_the_worker_and_rest_nowhere(
         accepted = await client.ask(with_partner_keys(metadata={"order": 1}))
         assert await direct.claim() is None
         assert CANARY.encode() not in at_rest(own_valkey), "while it waits"
-        with own_valkey_client(own_valkey) as redis:
+        with Redis.from_url(own_valkey.url) as redis:
             (side,) = redis.scan_iter("emq:access:*side:*")
             assert 0 < redis.ttl(side) <= 600
         token = "t" * 32
@@ -163,7 +163,7 @@ async def test_partner_keys_reach_the_worker_and_rest_nowhere(
         assert job["payload"]["extra_data"] == {**PARTNER, "client": "kept"}
         again = await worker.claim(claim_token=token)
         assert again["payload"] == job["payload"], "a repeated claim of the same worker"
-        with own_valkey_client(own_valkey) as redis:
+        with Redis.from_url(own_valkey.url) as redis:
             assert list(redis.scan_iter("emq:access:*side:*")) == [], "gone at the claim"
         error = {"code": "node_error", "message": "no"}
         await worker.about("fail_job", job, error=error, retry="no")
@@ -190,7 +190,7 @@ async def test_a_job_whose_partner_keys_are_gone_fails_and_says_so(guarded: Guar
         assert again["job_id"] == first["job_id"]
 
         async def one_left() -> bool:
-            with own_valkey_client(own_valkey) as redis:
+            with Redis.from_url(own_valkey.url) as redis:
                 return len(list(redis.scan_iter("emq:access:*side:*"))) == 1
 
         await wait_until(one_left, 5, "a duplicate leaves no keys behind")

@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from redis import Redis
 
 from broker.access.identity import Role, Scope, role_of
 from broker.access.users import hashed, matches
 from broker.errors import BadMessage, Conflict, NotFound
 from tests.access.conftest import Guarded, bearer
-from tests.access.test_credentials import own_valkey_client
 from tests.api.conftest import Broker, submit
 from tests.support.servers import RedisServer
 from tests.support.waiting import wait_until
@@ -77,7 +77,7 @@ async def test_a_new_password_and_a_removal_end_what_was_opened(guarded: Guarded
 
 async def test_only_a_slow_hash_of_a_password_is_stored(guarded: Guarded, own_valkey: RedisServer) -> None:
     await guarded.store.create_user("ada", "own", "viewer", PASSWORD)
-    with own_valkey_client(own_valkey) as redis:
+    with Redis.from_url(own_valkey.url) as redis:
         stored = redis.hget("emq:access:{keys}:user:ada", "password")
     assert stored is not None
     assert stored.startswith(b"scrypt$32768$8$3$")

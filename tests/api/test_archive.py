@@ -10,8 +10,8 @@ from typing import Any
 
 from broker.app import SIGNER
 from tests.api.conftest import Broker, Start
-from tests.api.test_outputs import fetch, held_job, put
 from tests.files.test_names import HOSTILE
+from tests.support.outputs import fetch, held_job, put
 from tests.support.s3 import Bucket
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 4000

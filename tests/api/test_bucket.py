@@ -18,7 +18,7 @@ from comfyui_emq_node.files import Courier, Gathered, Output
 from comfyui_emq_node.queue import Claimed
 from comfyui_emq_node.side import SideProcess
 from tests.api.conftest import Broker, Start
-from tests.api.test_outputs import PNG, fetch, held_job, put
+from tests.support.outputs import PNG, fetch, held_job, put
 from tests.support.s3 import Bucket
 from tests.support.simulated import Held
 

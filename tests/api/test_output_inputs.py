@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from tests.api.conftest import NODES, Broker, submit
-from tests.api.test_outputs import fetch, put, ticket
+from tests.support.outputs import fetch, put, ticket
 from tests.support.simulated import Held
 
 CHILD = {

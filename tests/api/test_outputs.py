@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import io
 import os
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 import aiohttp
@@ -19,52 +17,11 @@ from yarl import URL
 
 from broker.app import SIGNER, STORE
 from broker.files.cleanup import Cleaner
-from tests.api.conftest import Broker, Start, submit
+from tests.api.conftest import Broker, Start
 from tests.files.test_names import HOSTILE
 from tests.files.test_types import DOWNLOADS, INLINE
-from tests.support.simulated import Held, SimulatedWorker
+from tests.support.outputs import PNG, fetch, held_job, put, stored_files, ticket
 from tests.support.waiting import wait_until
-
-PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 40
-
-
-@contextlib.asynccontextmanager
-async def held_job(broker: Broker, worker_id: str = "sim-1") -> AsyncIterator[tuple[SimulatedWorker, Held]]:
-    """A job that a simulated worker has claimed and started."""
-    await broker.json("POST", "/api/jobs", json={"payload": submit()["payload"]})
-    worker = broker.worker(worker_id)
-    await worker.register()
-    held = await worker.claim()
-    assert held is not None
-    await worker.report(held, 1)
-    yield worker, held
-
-
-def ticket(held: Held) -> dict[str, str]:
-    return {"Authorization": f"Lease {held.job_id}.{held.attempt}.{held.token}"}
-
-
-async def put(
-    broker: Broker,
-    held: Held,
-    number: int = 0,
-    data: Any = PNG,
-    *,
-    name: str = "cat.png",
-    headers: dict[str, str] | None = None,
-) -> tuple[int, dict[str, Any]]:
-    path = f"/api/jobs/{held.job_id}/outputs/{held.attempt}/{number}/{quote(name, safe='')}"
-    return await broker.json("PUT", path, data=data, headers={**ticket(held), **(headers or {})})
-
-
-async def fetch(broker: Broker, path: str, method: str = "GET", **headers: str) -> tuple[aiohttp.ClientResponse, bytes]:
-    url = path if path.startswith("http") else broker.url + path
-    async with broker.http.request(method, url, headers=headers) as response:
-        return response, await response.read()
-
-
-def stored_files(tmp_path: Path) -> list[Path]:
-    return [path for path in (tmp_path / "objects").rglob("*") if path.is_file()]
 
 
 async def test_an_uploaded_output_comes_back(broker: Broker) -> None:

@@ -20,7 +20,7 @@ from broker.files.replicas import ReplicatedStore
 from broker.files.secret import Secrets
 from broker.files.urls import REPLICAS, UrlSigner
 from tests.api.conftest import Broker, Start
-from tests.api.test_outputs import PNG, fetch, held_job, put
+from tests.support.outputs import PNG, fetch, held_job, put
 from tests.support.proxy import proxy
 from tests.support.servers import free_port
 

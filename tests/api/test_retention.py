@@ -17,8 +17,8 @@ from broker.files.opening import open_store
 from broker.files.retention import KeepRules, parse_rules
 from broker.files.store import FileStore
 from tests.api.conftest import Broker, Start
-from tests.api.test_outputs import held_job, put, stored_files
 from tests.files.conftest import Stream, stream
+from tests.support.outputs import held_job, put, stored_files
 from tests.support.s3 import Bucket
 from tests.support.servers import free_port
 from tests.support.waiting import wait_until

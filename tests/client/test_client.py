@@ -18,7 +18,7 @@ from broker.client.client import absolute
 from broker.errors import BadMessage, Conflict, EmqError, InvalidWorkflow, NotFound
 from broker.protocol.events import JobProgress, JobUpdate
 from tests.api.conftest import GRAPH, Broker, Start
-from tests.api.test_outputs import held_job, put
+from tests.support.outputs import held_job, put
 from tests.support.proxy import Proxy, proxy
 from tests.support.waiting import wait_until
 

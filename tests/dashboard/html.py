@@ -9,6 +9,9 @@ from tests.api.conftest import Broker
 
 VOID = {"meta", "link", "br", "img", "input", "hr", "polyline", "rect", "line", "circle", "path", "source"}
 
+EVIL = '"><img src=x onerror=alert(1)>{{7*7}}${7*7}\u202e'
+"""What must stay text wherever a page shows it."""
+
 
 @dataclass
 class Element:

@@ -14,9 +14,8 @@ from broker.dashboard.timeline import COLOURS, coarse, coloured
 from broker.jobs.failures import grouped, shape
 from broker.protocol.base import now_ms
 from tests.api.conftest import Broker, Start, submit
-from tests.api.test_outputs import put
-from tests.dashboard.html import Page, page, post
-from tests.dashboard.test_pages import EVIL
+from tests.dashboard.html import EVIL, Page, page, post
+from tests.support.outputs import put
 from tests.support.servers import RedisServer
 from tests.support.simulated import SimulatedWorker
 

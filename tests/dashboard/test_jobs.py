@@ -12,11 +12,9 @@ import pytest
 from tests.access.conftest import Guarded, bearer, guarded, own_valkey
 from tests.api.conftest import Broker, submit
 from tests.dashboard.conftest import start_broker
-from tests.dashboard.html import Element, page, post
+from tests.dashboard.html import EVIL, Element, page, post
 
 __all__ = ["guarded", "own_valkey", "start_broker"]
-
-EVIL = '"><img src=x onerror=alert(1)>{{7*7}}${7*7}\u202e'
 
 
 async def new(broker: Broker, **fields: Any) -> str:

@@ -18,10 +18,9 @@ from broker.dashboard.parts import Parts
 from broker.dashboard.strip import Strip
 from broker.dashboard.words import age
 from tests.api.conftest import Broker, Start, submit
-from tests.dashboard.html import page, post
+from tests.dashboard.html import EVIL, page, post
 
 ROOT = Path(__file__).resolve().parents[2]
-EVIL = '"><img src=x onerror=alert(1)>{{7*7}}${7*7}\u202e'
 
 
 async def test_an_empty_fleet_tells_a_newcomer_what_to_do(broker: Broker) -> None:

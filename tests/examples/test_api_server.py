@@ -13,10 +13,10 @@ import aiohttp
 import pytest
 
 from tests.api.conftest import GRAPH, Broker, Start
-from tests.api.test_outputs import PNG, put
 from tests.examples.conftest import Serve
 from tests.support.comfyui import ComfyProcess, node
 from tests.support.nginx import nginx
+from tests.support.outputs import PNG, put
 from tests.support.waiting import wait_until
 
 

@@ -11,7 +11,7 @@ import redis
 
 from broker.cli import checks
 from tests.api.conftest import Broker
-from tests.api.test_serve import emq, serving
+from tests.support.commands import emq, serving
 from tests.support.nginx import nginx
 from tests.support.servers import RedisServer
 

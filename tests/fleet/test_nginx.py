@@ -22,8 +22,8 @@ from broker.queue.queue import Queue
 from broker.settings import Settings
 from comfyui_emq_node.carrier import Carrier, Errand
 from tests.api.conftest import NODES, submit
-from tests.api.test_serve import Served, emq, serving
 from tests.support.browser import browser_page
+from tests.support.commands import Served, emq, serving
 from tests.support.jobs import profile
 from tests.support.nginx import Nginx, nginx
 from tests.support.servers import free_port

@@ -18,8 +18,8 @@ from comfyui_emq_node.gateway_queue import GatewayQueue
 from comfyui_emq_node.queue import Claim, Failure, Registration, Report, Step, WorkQueue
 from comfyui_emq_node.redis_queue import RedisQueue
 from tests.api.conftest import NODES, Broker, Start, submit
-from tests.api.test_serve import emq
 from tests.support.collector import Collector, about, collecting
+from tests.support.commands import emq
 from tests.support.jobs import new_job
 from tests.support.servers import free_port
 from tests.support.waiting import wait_until

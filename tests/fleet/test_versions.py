@@ -25,7 +25,7 @@ from broker.queue.connection import Connection
 from broker.queue.fsck import Check
 from broker.queue.queue import Queue
 from broker.trial.simulated_gpu import MODELS, workflow
-from tests.api.test_serve import environment
+from tests.support.commands import environment
 from tests.support.servers import free_port
 from tests.support.waiting import wait_until
 

@@ -26,8 +26,8 @@ from broker.queue.connection import Connection
 from broker.queue.queue import Queue
 from broker.settings import Settings
 from tests.api.conftest import GRAPH
-from tests.api.test_serve import emq, serving
 from tests.support.comfyui import ComfyProcess, fails, node
+from tests.support.commands import emq, serving
 from tests.support.jobs import profile
 from tests.support.simulated import SimulatedWorker
 

@@ -18,7 +18,8 @@ from broker.jobs.history import Recorder
 from broker.queue.series import Series
 from tests.api.conftest import Broker, Start, submit
 from tests.dashboard.browser.conftest import WATCH
-from tests.dashboard.test_jobs import EVIL, evil_jobs
+from tests.dashboard.html import EVIL
+from tests.dashboard.test_jobs import evil_jobs
 from tests.support.servers import free_port
 from tests.support.simulated import Held, SimulatedWorker
 

@@ -1,0 +1,78 @@
+"""``python -m broker …`` as processes: commands that end, and brokers that serve."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This process' environment without settings of EMQ, and with these."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("EMQ_", "REDIS_", "LOG_LEVEL"))}
+    return {**kept, **more}
+
+
+async def emq(*args: str, **env: str) -> tuple[int, str, str]:
+    """Run a command to its end: exit code, stdout, stderr."""
+    return await emq_reading(None, *args, **env)
+
+
+async def emq_reading(stdin: bytes | None, *args: str, **env: str) -> tuple[int, str, str]:
+    """The same of a command that is given an input."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "broker", *args, cwd=ROOT, env=environment(**env), stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    out, err = await asyncio.wait_for(process.communicate(stdin), 60)
+    return process.returncode or 0, out.decode(), err.decode()
+
+
+@dataclass
+class Served:
+    """A broker process."""
+
+    process: asyncio.subprocess.Process
+    url: str
+    line: str
+
+    async def end(self) -> tuple[int, str, str, float]:
+        """SIGTERM: exit code, the rest of stdout, stderr, seconds."""
+        started = time.monotonic()
+        self.process.send_signal(signal.SIGTERM)
+        out, err = await asyncio.wait_for(self.process.communicate(), 20)
+        return self.process.returncode or 0, out.decode(), err.decode(), time.monotonic() - started
+
+
+def serving(*args: str, **env: str) -> AbstractAsyncContextManager[Served]:
+    """A broker of the checkout."""
+    return serving_in(ROOT, *args, **env)
+
+
+@contextlib.asynccontextmanager
+async def serving_in(cwd: Path, *args: str, **env: str) -> AsyncIterator[Served]:
+    """A broker that is started in this folder."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "broker", "serve", "--port", "0", *args, cwd=cwd, env=environment(**env),
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        line = (await asyncio.wait_for(process.stdout.readline(), 30)).decode()
+        found = re.fullmatch(r"listening on (http://\S+:\d+)\n", line)
+        assert found, line
+        yield Served(process, found[1], line)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
