@@ -21,6 +21,7 @@ from broker.trial.checkpoint import write_checkpoint
 from broker.trial.runtime import TrialRuntime, make_base
 from broker.trial.workflows import CHECKPOINT
 from tests.support.servers import free_port
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 PACK = ROOT / "comfyui_emq_node"
@@ -178,6 +179,19 @@ class ComfyProcess(Process):
         async with aiohttp.ClientSession(self.url) as session, session.get("/queue") as answer:
             found: dict[str, Any] = await answer.json()
             return found
+
+    async def until_it_runs(self, job_id: str) -> None:
+        """Wait until ComfyUI runs this job, and no other of EMQ's.
+
+        That it is ``processing`` may be told a moment before, with the end of the job before it.
+        """
+
+        async def runs() -> bool:
+            async with aiohttp.ClientSession(self.url) as session, session.get("/emq/status") as answer:
+                jobs = (await answer.json())["jobs"]
+            return [(job["job_id"], job["phase"]) for job in jobs] == [(job_id, "running")]
+
+        await wait_until(runs, 60, f"ComfyUI runs job {job_id}")
 
     async def post(self, path: str, body: dict[str, Any]) -> Any:
         async with aiohttp.ClientSession(self.url) as session, session.post(path, json=body) as answer:

@@ -81,7 +81,7 @@ async def test_a_job_has_its_time(client: Client, comfy: ComfyProcess) -> None:
 async def test_a_person_s_interrupt_ends_the_job(client: Client, comfy: ComfyProcess) -> None:
     """It is final: whoever stops a prompt at ComfyUI's page does not want it to come back."""
     job = await client.submit(slow(400, 0.05, seed=4), worker=comfy)
-    await client.until(job, "processing")
+    await comfy.until_it_runs(job)
     await comfy.post("/interrupt", {})
     record = await client.until(job)
     assert (record["status"], record["error"]["code"], record["attempt"]) == ("failed", "interrupted", 1)

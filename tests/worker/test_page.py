@@ -48,14 +48,7 @@ async def until_over(http: aiohttp.ClientSession, job_id: str) -> dict[str, Any]
 
 async def test_the_status_is_the_worker_s(http: aiohttp.ClientSession, client: Client, comfy: ComfyProcess) -> None:
     job = await client.submit(slow(200, 0.05, seed=500), worker=comfy)
-    await client.until(job, "processing")
-
-    async def runs() -> bool:
-        """The start may be told a moment before it, with the end of the job before."""
-        jobs = (await ask(http, "/emq/status"))[1]["jobs"]
-        return [(each["job_id"], each["phase"]) for each in jobs] == [(job, "running")]
-
-    await wait_until(runs, 5, "the job runs, and no other")
+    await comfy.until_it_runs(job)
     status, told = await ask(http, "/emq/status")
     assert (status, told["worker_id"], told["state"], told["connected"]) == (
         200,
@@ -63,6 +56,7 @@ async def test_the_status_is_the_worker_s(http: aiohttp.ClientSession, client: C
         "busy",
         {"default": True},
     )
+    assert [(each["job_id"], each["phase"]) for each in told["jobs"]] == [(job, "running")]
     assert set(told["queue"]) == {"queued", "running", "paused"}
     assert (await ask(http, f"/api/emq/jobs/{job}/cancel", {}))[0] == 200
     assert (await client.until(job))["status"] == "cancelled"
