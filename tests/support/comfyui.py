@@ -176,9 +176,8 @@ class ComfyProcess(Process):
         return self
 
     async def queue(self) -> dict[str, Any]:
-        async with aiohttp.ClientSession(self.url) as session, session.get("/queue") as answer:
-            found: dict[str, Any] = await answer.json()
-            return found
+        found: dict[str, Any] = await self.get("/queue")
+        return found
 
     async def until_it_runs(self, job_id: str) -> None:
         """Wait until ComfyUI runs this job, and no other of EMQ's.
@@ -187,11 +186,14 @@ class ComfyProcess(Process):
         """
 
         async def runs() -> bool:
-            async with aiohttp.ClientSession(self.url) as session, session.get("/emq/status") as answer:
-                jobs = (await answer.json())["jobs"]
+            jobs = (await self.get("/emq/status"))["jobs"]
             return [(job["job_id"], job["phase"]) for job in jobs] == [(job_id, "running")]
 
         await wait_until(runs, 60, f"ComfyUI runs job {job_id}")
+
+    async def get(self, path: str) -> Any:
+        async with aiohttp.ClientSession(self.url) as session, session.get(path) as answer:
+            return await answer.json()
 
     async def post(self, path: str, body: dict[str, Any]) -> Any:
         async with aiohttp.ClientSession(self.url) as session, session.post(path, json=body) as answer:

@@ -95,8 +95,7 @@ async def test_the_page_does_not_hear_of_jobs(client: Client, comfy: ComfyProces
 
 async def _history(comfy: ComfyProcess) -> set[str]:
     """The prompts in the history."""
-    async with aiohttp.ClientSession(comfy.url) as session, session.get("/history") as answer:
-        return set(await answer.json())
+    return set(await comfy.get("/history"))
 
 
 async def test_jobs_and_a_person_take_turns(client: Client, comfy: ComfyProcess) -> None:

@@ -38,9 +38,8 @@ def opened(frame: bytes) -> tuple[dict[str, Any], bytes]:
 
 
 async def tally(comfy: ComfyProcess) -> dict[str, int]:
-    async with aiohttp.ClientSession(comfy.url) as session, session.get("/emq/status") as answer:
-        found: dict[str, int] = (await answer.json())["previews"]
-        return found
+    found: dict[str, int] = (await comfy.get("/emq/status"))["previews"]
+    return found
 
 
 @asynccontextmanager
