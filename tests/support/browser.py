@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from playwright.async_api import Page, async_playwright
 
 OPTIONS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-           "--disable-sync", "--no-first-run")  # fmt: skip
+           "--disable-sync", "--no-first-run", "--disable-dev-shm-usage")  # fmt: skip
 SLOW_MS = 60_000
 """How long a step may take on a machine that does much else."""
 

@@ -12,9 +12,10 @@ import aiohttp
 import pytest
 from PIL import Image
 from playwright.async_api import Page
+from playwright.async_api import TimeoutError as PageTimeout
 
 from broker.trial.workflows import plain_image
-from tests.support.browser import browser_page
+from tests.support.browser import SLOW_MS, browser_page
 from tests.support.comfyui import Client, ComfyProcess, node, slow
 from tests.support.waiting import wait_until
 
@@ -155,6 +156,7 @@ def test_nothing_new_listens(comfy: ComfyProcess) -> None:
 # -- the page ---------------------------------------------------------------------------------------------------------
 
 EVIL = "\"><img src=x onerror='window.hit=1'>{{7*7}}\u202e"
+READY = "window.app?.extensionManager?.command && window.app.graph"
 STATE = "document.querySelector('[data-emq=state]').textContent"
 LOADED = "(() => { const i = document.querySelector('.emq img'); return i.complete && i.naturalWidth === 64 })()"
 
@@ -164,8 +166,7 @@ async def test_the_page_in_a_browser(comfy: ComfyProcess, client: Client, tmp_pa
     await comfy.post("/settings", {"Comfy.TutorialCompleted": True})
     faults: list[str] = []
     async with browser_page(faults) as page:
-        await page.goto(comfy.url)
-        await page.wait_for_function("window.app?.extensionManager?.command && window.app.graph")
+        await _opens(page, comfy, faults)
         await page.evaluate("window.app.extensionManager.sidebarTab.toggleSidebarTab('emq')")
         await page.wait_for_function(f"document.querySelector('.emq') && {STATE} === 'idle'")
         assert await page.text_content("[data-emq=worker]") == comfy.worker_id
@@ -176,6 +177,18 @@ async def test_the_page_in_a_browser(comfy: ComfyProcess, client: Client, tmp_pa
         await page.screenshot(path=os.environ.get("EMQ_SCREENSHOT") or tmp_path / "page.png")
         await _shows_text_as_text(page)
     assert faults == []
+
+
+async def _opens(page: Page, comfy: ComfyProcess, faults: list[str]) -> None:
+    """ComfyUI's own page has been seen to load and never get ready; then it is visited again, as a person would."""
+    await page.goto(comfy.url)
+    try:
+        await page.wait_for_function(READY, timeout=SLOW_MS / 2)
+    except PageTimeout:
+        print("the first visit:", faults)
+        faults.clear()
+        await page.reload()
+        await page.wait_for_function(READY)
 
 
 async def _steers(page: Page, client: Client, comfy: ComfyProcess) -> None:
