@@ -22,17 +22,17 @@ local Q = {}
 -- Globals are not there yet while a library is loaded, and later they are looked for in several tables at each use: the
 -- first call makes them locals of the library.
 local function globals()
-  return redis.call, tonumber, tostring, unpack, pairs, ipairs, next, select, type, setmetatable, rawget, rawset, pcall,
-    math, string, table, cjson
+  return redis.call, redis.setresp, tonumber, tostring, unpack, pairs, ipairs, next, select, type, setmetatable, rawget,
+    rawset, pcall, math, string, table, cjson
 end
-local call, tonumber, tostring, unpack, pairs, ipairs, next, select, type, setmetatable, rawget, rawset, pcall,
-  math, string, table, cjson
+local call, setresp, tonumber, tostring, unpack, pairs, ipairs, next, select, type, setmetatable, rawget,
+  rawset, pcall, math, string, table, cjson
 local function define(named)
   local callback = named.callback
   named.callback = function(keys, argv)
     if not call then
-      call, tonumber, tostring, unpack, pairs, ipairs, next, select, type, setmetatable, rawget, rawset, pcall,
-        math, string, table, cjson = globals()
+      call, setresp, tonumber, tostring, unpack, pairs, ipairs, next, select, type, setmetatable, rawget,
+        rawset, pcall, math, string, table, cjson = globals()
     end
     return callback(keys, argv)
   end

@@ -49,7 +49,7 @@ FAULTS: dict[str, tuple[str, str, set[str]]] = {
     "a webhook is not told": ("if r.hook then Q.outbox(u, r, status) end", "", {"I1"}),
     "any token will do": ("if r.token == token and (", "if (", {"I7"}),
     "a claim counts twice": (
-        "Q.put(u, r, 'attempt', Q.more(r.attempt))", "Q.put(u, r, 'attempt', Q.more(Q.more(r.attempt)))",
+        "token, u.ms, Q.more(r.attempt)", "token, u.ms, Q.more(Q.more(r.attempt))",
         {"I6", "attempt"},
     ),
     "attempts have no end": (

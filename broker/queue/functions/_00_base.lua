@@ -12,20 +12,28 @@ Q.LOAD_MS = 15000      -- a model load, before anything is measured
 Q.LEASE_MS = 30000     -- a lease, unless the pool says otherwise
 Q.LOG_MAX = 400        -- events kept of one job
 
-local SMALL, FEW = {}, 256 -- texts of the numbers that most counters are
+local FEW, LARGE = 1000, 1000 ^ 3
+local SMALL, LAST = {}, {} -- texts of the numbers below a thousand, and as the last three digits of larger ones
+for n = 0, FEW - 1 do SMALL[n], LAST[n] = n .. '', (n < 10 and '00' or n < 100 and '0' or '') .. n end
 
--- A whole number as text. Scores and times go to Redis as text: `%d` is exact to 2^53 and cheaper than a double.
+-- A whole number as text. Scores and times go to Redis as text: `%d` is exact to 2^53 and cheaper than a double; joined
+-- from parts, most counters are cheaper still.
 function Q.int(n)
   local text = SMALL[n]
   if text then return text end
-  text = string.format('%d', n)
-  if n < FEW and n >= 0 and n % 1 == 0 then SMALL[n] = text end
-  return text
+  local last = n % FEW
+  local tail = LAST[last]
+  if not tail or n < 0 or n >= LARGE then return string.format('%d', n) end
+  local rest = (n - last) / FEW
+  text = SMALL[rest]
+  if text then return text .. tail end
+  last = rest % FEW
+  return SMALL[(rest - last) / FEW] .. LAST[last] .. tail
 end
 
 -- Most numbers of records are small and change by one: their texts are looked up, since text is slow to calculate with.
 local MORE, LESS = {}, {}
-for n = 0, FEW do MORE[n .. ''], LESS[n + 1 .. ''] = n + 1 .. '', n > 0 and n .. '' or nil end
+for n = 0, 256 do MORE[n .. ''], LESS[n + 1 .. ''] = n + 1 .. '', n > 0 and n .. '' or nil end
 
 -- The text of a number (nil: 0) with one more; nil when that is 0.
 function Q.more(text)
@@ -96,10 +104,11 @@ function Q.open(P, ...)
     P = P, now = now, ms = Q.int(now), deployment = c[1] or '', lease = tonumber(c[2] or Q.LEASE_MS),
     paused = c[4] == '1', seen = tonumber(c[5] or 0), grace = tonumber(c[6] or 0),
     tenant_running = tonumber(c[7] or 0), rules = c[8] or '', input_urls = c[9] or 'public', watched = c[10],
-    matches = 0, config = {},
+    matches = 0, config = { a = nil, b = nil },
     -- A table grows by doubling, and is hashed anew each time: those that fill for sure begin at their size.
     jobs = { a = nil, b = nil }, workers = { a = nil }, classes = { a = nil }, tenants = { a = nil },
-    levels = { a = nil }, sets = false, touched = {}, told = {}, counts = {
+    levels = { a = nil }, sets = false, touched = { nil, nil, nil },
+    told = { nil, nil }, counts = {
       pending = nil, claimed = nil, processing = nil, completed = nil, completed_total = nil, attempts_total = nil,
       submitted_total = nil, a = nil, b = nil,
     }, lane_order = false, lanes = false, wakes = false, lives = false, had = false, run = false,

@@ -1,25 +1,42 @@
 -- What a call changes: fields of records and counters. `Q.commit` writes it.
 
-local function touch(u, record)
-  local was = {
-    status = nil, events = nil, phase = nil, token = nil, instance = nil, worker_id = nil, claimed_at = nil, done = nil,
-    attempt = nil,
+-- What nearly every change of a record changes.
+local function usual_fields(record)
+  if record._is_worker then
+    return {
+      running = record.running or false, ahead = record.ahead or false, finishing = record.finishing or false,
+      tokens = record.tokens or false, idle = record.idle or false, a = nil, b = nil, c = nil,
+    }
+  end
+  return {
+    status = record.status, events = record.events or false, phase = record.phase or false,
+    token = record.token or false, instance = record.instance or false, worker_id = record.worker_id or false,
+    claimed_at = record.claimed_at or false, started_at = record.started_at or false,
+    finished_at = record.finished_at or false, done = record.done or false, attempt = record.attempt or false,
   }
-  record._was = was
-  u.touched[#u.touched + 1] = record
+end
+
+-- Notes what a record that was written, or read with `Q.job` or `Q.worker`, was: its usual fields may be set from now
+-- on, which is much cheaper than `Q.put`. Answers the notes.
+function Q.touch(u, record)
+  local was = record._was
+  if not was then
+    was = usual_fields(record)
+    record._was = was
+    u.touched[#u.touched + 1] = record
+  end
   return was
 end
 
--- Changes a field of a record that was written, or read with `Q.job` or `Q.worker`; nil removes the field.
--- What it is changed back to is not written.
+-- Changes any field of such a record; nil removes it. What it is changed back to is not written.
 function Q.put(u, record, name, value)
-  local was = record._was or touch(u, record)
+  local was = record._was or Q.touch(u, record)
   if was[name] == nil then was[name] = record[name] or false end
   record[name] = value
 end
 
 function Q.add(u, record, name, delta)
-  local was, old = record._was or touch(u, record), record[name]
+  local was, old = record._was or Q.touch(u, record), record[name]
   if was[name] == nil then was[name] = old or false end
   local value = (old or 0) + delta
   record[name] = value ~= 0 and Q.int(value) or nil

@@ -47,8 +47,12 @@ function Q.write_levels(u)
       call('HSET', u.P .. 'vt', level, Q.int(v.V))
       call('SREM', u.P .. 'levels', level)
     else
-      local n = 4
-      flat[1], flat[2], flat[3], flat[4] = 'V', Q.int(v.V), 'waiting', Q.int(v.waiting)
+      local n = 2
+      flat[1], flat[2] = 'waiting', Q.int(v.waiting)
+      if v.V ~= v.stored then
+        n = 4
+        flat[3], flat[4] = 'V', Q.int(v.V)
+      end
       for name, value in pairs(v.set) do
         flat[n + 1], flat[n + 2] = name, Q.int(value)
         n = n + 2

@@ -5,14 +5,10 @@ function Q.job(u, id)
   local r = u.jobs[id]
   if r == nil then
     local key = u.P .. 'j:' .. id
-    local flat = call('HGETALL', key)
-    if not flat[1] then return nil end
-    r = {
-      _id = id, _key = key, _was = nil, _log = nil, _wire = nil, _bytes = nil, _member = nil, _life = nil,
-      tenant = nil, class = nil, status = nil, arrival = nil, events = nil, token = nil, phase = nil, attempt = nil,
-      worker_id = nil,
-    }
-    for i = 1, #flat, 2 do r[flat[i]] = flat[i + 1] end
+    setresp(3) -- a table by name, where RESP2 has a list that grows in steps
+    r = call('HGETALL', key).map
+    setresp(2)
+    r._id, r._key = id, key
     if not r.status then return nil end
     u.jobs[id] = r
   end

@@ -30,7 +30,8 @@ local function next_event(u, r)
   r._log = log
   u.told[#u.told + 1] = r
   if r.first and n == '2' then r._first = first_event(r.first) end
-  Q.put(u, r, 'events', n)
+  Q.touch(u, r)
+  r.events = n
   return log, 1, n
 end
 

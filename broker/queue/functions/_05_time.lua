@@ -4,11 +4,14 @@
 function Q.virtual(u, level, t, c)
   local v = u.levels[level]
   if v == nil then
-    local got = call('HMGET', u.P .. 'v:' .. level, 'V', 'waiting', t or 'V', c or 'V')
-    v = { V = tonumber(got[1] or nil), waiting = tonumber(got[2] or 0), set = {}, read = {} }
-    if t then v.read[t], v.read[c] = got[3] or '0', got[4] or '0' end
-    v.stored = v.V and true
-    v.V = v.V or tonumber(call('HGET', u.P .. 'vt', level) or Q.FIRST_TAG)
+    local key = u.P .. 'v:' .. level
+    local got = t and call('HMGET', key, 'V', 'waiting', t, c) or call('HMGET', key, 'V', 'waiting')
+    local stored = tonumber(got[1] or nil)
+    v = {
+      stored = stored, V = stored or tonumber(call('HGET', u.P .. 'vt', level) or Q.FIRST_TAG),
+      waiting = tonumber(got[2] or 0), read = t and { [t] = got[3] or '0', [c] = got[4] or '0' } or {},
+      set = { a = nil, b = nil },
+    }
     u.levels[level] = v
   end
   return v

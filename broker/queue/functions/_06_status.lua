@@ -6,10 +6,27 @@ local HOME = {
 }
 Q.HOME = HOME
 
+-- The keys of a tenant's index sets, by status. Most calls are about the same pool and few tenants: theirs are kept.
+local KEYS, pool, tenants = {}, nil, 0
+local MADE = {
+  __index = function(keys, status)
+    local home = HOME[status]
+    local key = keys.P .. home .. ':' .. keys.tenant .. (home == 'f' and ':' .. status or '')
+    keys[status] = key
+    return key
+  end,
+}
+
+local function new_keys(u, tenant)
+  if pool ~= u.P or tenants == 512 then KEYS, pool, tenants = {}, u.P, 0 end
+  local keys = setmetatable({ P = u.P, tenant = tenant }, MADE)
+  KEYS[tenant], tenants = keys, tenants + 1
+  return keys
+end
+
 local function index(u, r, status)
-  local home = HOME[status]
-  if home == 'f' then return u.P .. 'f:' .. r.tenant .. ':' .. status, home end
-  return u.P .. home .. ':' .. r.tenant, home
+  local keys = pool == u.P and KEYS[r.tenant] or new_keys(u, r.tenant)
+  return keys[status], HOME[status]
 end
 
 local function tally(u, r, status, delta)
@@ -72,6 +89,7 @@ end
 function Q.move(u, r, status)
   local old, id = r.status, r._id
   if old == status then return end
+  Q.touch(u, r)
   local old_home, home = HOME[old], HOME[status]
   if old_home ~= home or home == 'f' then
     Q.zrem(u, (index(u, r, old)), id)
@@ -82,5 +100,5 @@ function Q.move(u, r, status)
     if home == 'f' then Q.zadd(u, u.P .. 'fin:' .. status, u.ms, id) end
   end
   retally(u, r, old, status)
-  Q.put(u, r, 'status', status)
+  r.status = status
 end

@@ -72,7 +72,8 @@ end
 -- Says in the answers of a submit, by class, what no live worker has; a bulk of many classes leaves some unanswered.
 -- `new` says of classes that the call made known whether somebody was found who can run them.
 function Q.tell_missing(u, answers, new)
-  if not next(answers) then return end
+  local first = next(answers)
+  if not first or not next(answers, first) and new[first] == nil and Q.still_served(u, first) then return end
   local known, names = {}, {}
   for name in pairs(answers) do
     if new[name] == nil then known[#known + 1] = { name = name } elseif not new[name] then names[#names + 1] = name end

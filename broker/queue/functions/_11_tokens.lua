@@ -17,7 +17,8 @@ function Q.remember(u, w, token, job)
   local kept = line .. (w.tokens or '')
   if #kept > 8 * #line then kept = string.match(string.sub(kept, 1, 5 * #line), '^(.*\n)') end
   w._newest = nil
-  Q.put(u, w, 'tokens', kept)
+  Q.touch(u, w)
+  w.tokens = kept
 end
 
 -- Keeps the claims of a call with many, and about as many before: that of another call may not be answered yet.

@@ -14,8 +14,9 @@ end
 function Q.phase(u, r, phase)
   local w, old = holder_of(u, r), r.phase
   if w then
-    if old then Q.put(u, w, old, Q.less(w[old])) end
-    if phase then Q.put(u, w, phase, Q.more(w[phase])) end
+    Q.touch(u, w)
+    if old then w[old] = Q.less(w[old]) end
+    if phase then w[phase] = Q.more(w[phase]) end
   end
   local was, is = old and old ~= 'finishing', phase and phase ~= 'finishing'
   if was and not is then
@@ -24,16 +25,14 @@ function Q.phase(u, r, phase)
   elseif is and not was then
     Q.count_of(u, r.tenant, 'running', 1)
   end
-  Q.put(u, r, 'phase', phase)
+  Q.touch(u, r)
+  r.phase = phase
 end
 
 -- Gives a claimed job to a worker.
 function Q.take(u, r, w, token)
-  Q.put(u, r, 'worker_id', w._id)
-  Q.put(u, r, 'instance', w.instance)
-  Q.put(u, r, 'token', token)
-  Q.put(u, r, 'claimed_at', u.ms)
-  Q.put(u, r, 'attempt', Q.more(r.attempt))
+  Q.touch(u, r)
+  r.worker_id, r.instance, r.token, r.claimed_at, r.attempt = w._id, w.instance, token, u.ms, Q.more(r.attempt)
   Q.count(u, 'attempts_total', 1)
   Q.phase(u, r, 'ahead')
   Q.zadd(u, u.P .. 'held:' .. w.instance, u.ms, r._id)
@@ -44,7 +43,7 @@ end
 -- Starts a claimed job: its worker reported on it for the first time.
 function Q.start(u, r)
   Q.phase(u, r, 'running')
-  Q.put(u, r, 'started_at', u.ms)
+  r.started_at = u.ms
   if r.timeout_s then
     call('ZADD', u.P .. 'deadline', Q.int(u.now + r.timeout_s * 1000 + u.lease), r._id)
   end
@@ -76,9 +75,8 @@ function Q.let_go(u, r, status, will_retry)
   if r.trace then Q.trace(u, r, status) end
   if r.timeout_s and r.phase == 'running' then call('ZREM', u.P .. 'deadline', r._id) end
   Q.phase(u, r, nil)
-  if status then Q.put(u, r, 'done', r.token .. ' ' .. status .. ' ' .. (will_retry and '1' or '0')) end
-  Q.put(u, r, 'token', nil)
-  Q.put(u, r, 'instance', nil)
+  if status then r.done = r.token .. ' ' .. status .. ' ' .. (will_retry and '1' or '0') end
+  r.token, r.instance = nil, nil
 end
 
 -- Puts a job that was let go back to wait: into its lane at its old place, or until `due`.

@@ -4,7 +4,7 @@ local SLACK_MS = 600000 -- a record outlives its index entries, so that the swee
 
 -- Gives an ended job its life time; answers it.
 function Q.outlive(u, r)
-  local lives, status = u.lives or {}, r.status
+  local lives, status = u.lives or { nil, completed = nil }, r.status
   local life = lives[status] or Q.int(Q.setting(u, 'ttl_' .. status .. '_ms') + SLACK_MS)
   r._life, u.lives, lives[status] = life, lives, life
   lives[#lives + 1] = r
@@ -14,8 +14,9 @@ end
 -- Ends a job that is held by nobody and in no lane. Its events are logged by the caller around this.
 function Q.finish(u, r, status)
   local P, id = u.P, r._id
+  Q.touch(u, r)
   Q.move(u, r, status)
-  Q.put(u, r, 'finished_at', u.ms)
+  r.finished_at = u.ms
   if r.cancel and status ~= 'cancelled' then Q.put(u, r, 'cancel', nil) end
   if r.due_at then Q.put(u, r, 'due_at', nil) end
   Q.count(u, status .. '_total', 1)

@@ -10,7 +10,7 @@ local RARE = {
 -- Reads what holds for all jobs (`tenant …`) and the sections that `job <id>` begins, or `again <id>` where the job is
 -- of the class of the one before it, and its spec as long unless it says how long.
 function Q.read_jobs(argv)
-  local shared, jobs, n = {}, {}, 0
+  local shared, jobs, n = { tenant = nil }, { nil }, 0
   local into = shared
   for i = 1, #argv - 1, 2 do
     local name, value = argv[i], argv[i + 1]
@@ -44,7 +44,7 @@ end
 
 -- Whether a job of these ids is known.
 local function any_known(u, jobs)
-  local keys, P = {}, u.P .. 'j:'
+  local keys, P = { nil }, u.P .. 'j:'
   for i = 1, #jobs do
     local j = jobs[i]
     local key = P .. j.id
@@ -95,7 +95,7 @@ end
 -- Decides about each job without a write: an answer, or a plan to add it.
 function Q.plan_submit(u, a, jobs)
   local tenant = a.tenant
-  local plan = { ids = {}, idem = {}, adds = 0, bytes = 0, room = Q.room(u, a), buckets = Q.rates(u, a),
+  local plan = { nil, ids = { a = nil }, idem = {}, adds = 0, bytes = 0, room = Q.room(u, a), buckets = Q.rates(u, a),
     known = any_known(u, jobs) }
   for i, j in ipairs(jobs) do
     local id, size = j.id, #(j.payload or '')

@@ -1,9 +1,11 @@
 -- Where a new job waits: for its parents, for its time, or to be claimed.
 
+local NONE = {}
+
 -- The parents that are still open, and the one that already failed and must not.
 local function open_parents(u, j)
+  if not j.parents then return NONE, nil end
   local open, failed = {}, nil
-  if not j.parents then return open, nil end
   for _, id in ipairs(j.parents) do
     local parent = Q.job(u, id)
     if not Q.TERMINAL[parent.status] then

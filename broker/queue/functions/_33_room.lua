@@ -1,5 +1,7 @@
 -- What a submit may add: the pool's room, the tenant's, and how many a second.
 
+local NONE = {}
+
 local function left(limit, used)
   limit = tonumber(limit or 0)
   return limit > 0 and limit - used or math.huge
@@ -7,13 +9,14 @@ end
 
 -- What there is room for: jobs in the pool (`pool`), jobs and bytes of the tenant (`tenant`, `bytes`).
 function Q.room(u, a)
-  local tenant, t = a.tenant, Q.tenant(u, a.tenant)
-  local got = call('HMGET', u.P .. 'count', 'pending', 'scheduled', 'blocked', tenant .. ':pending',
-    tenant .. ':scheduled', tenant .. ':blocked', tenant .. ':bytes', tenant .. ':submitted_total', 'submitted_total')
+  local t = Q.tenant(u, a.tenant)
+  local names = Q.counters_of(a.tenant)
+  local got = call('HMGET', u.P .. 'count', 'pending', 'scheduled', 'blocked', names.pending, names.scheduled,
+    names.blocked, names.bytes, names.submitted_total, 'submitted_total')
   u.had = {
-    pending = got[1] or 0, scheduled = got[2] or 0, blocked = got[3] or 0, [tenant .. ':pending'] = got[4] or 0,
-    [tenant .. ':scheduled'] = got[5] or 0, [tenant .. ':blocked'] = got[6] or 0, [tenant .. ':bytes'] = got[7] or 0,
-    [tenant .. ':submitted_total'] = got[8] or 0, submitted_total = got[9] or 0,
+    pending = got[1] or 0, scheduled = got[2] or 0, blocked = got[3] or 0, [names.pending] = got[4] or 0,
+    [names.scheduled] = got[5] or 0, [names.blocked] = got[6] or 0, [names.bytes] = got[7] or 0,
+    [names.submitted_total] = got[8] or 0, submitted_total = got[9] or 0,
   }
   local all, ours = (got[1] or 0) + (got[2] or 0) + (got[3] or 0), (got[4] or 0) + (got[5] or 0) + (got[6] or 0)
   return {
@@ -25,8 +28,8 @@ end
 
 -- The buckets that a submit takes a token a job from: the tenant's and the key's, where they have a rate.
 function Q.rates(u, a)
+  if not (a.tenant_rate or a.key_rate) then return NONE end
   local found = {}
-  if not (a.tenant_rate or a.key_rate) then return found end
   for scope, name in pairs({ tenant = a.tenant, key = a.key }) do
     local rate = tonumber(a[scope .. '_rate'] or 0)
     if rate > 0 then

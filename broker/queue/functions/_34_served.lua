@@ -12,10 +12,27 @@ function Q.live_profiles(u)
   return live
 end
 
+-- By class, the profile that was last found to run it.
+local FOUND, found, MANY = {}, 0, 512
+
+local function note_found(class, profile)
+  if FOUND[class] == nil then
+    if found == MANY then FOUND, found = {}, 0 end
+    found = found + 1
+  end
+  FOUND[class] = profile
+end
+
+-- Whether the profile that ran a class still does: it runs none when no live worker has it.
+function Q.still_served(u, class)
+  local profile = FOUND[class]
+  return profile and call('SISMEMBER', u.P .. 'ok:' .. profile, class) == 1
+end
+
 -- Marks those of `classes` that are in the index of heads; answers the rest.
 local function mark_indexed(u, classes, profiles)
+  if #classes < FEW or call('ZCARD', u.P .. 'i') > INDEXED then return classes end
   local keys, unserved, left = { u.P .. 'i' }, {}, {}
-  if #classes < FEW or call('ZCARD', keys[1]) > INDEXED then return classes end
   for i, profile in ipairs(profiles) do keys[i + 1] = u.P .. 'ok:' .. profile end
   for _, name in ipairs(call('ZDIFF', #keys, unpack(keys))) do unserved[name] = true end
   for _, class in ipairs(classes) do
@@ -35,7 +52,7 @@ function Q.mark_served(u, classes)
     for i, class in ipairs(left) do names[i] = class.name end
     for i, fits in ipairs(call('SMISMEMBER', u.P .. 'ok:' .. profile, unpack(names))) do
       left[i].served = fits == 1
-      if fits == 0 then unserved[#unserved + 1] = left[i] end
+      if fits == 1 then note_found(names[i], profile) else unserved[#unserved + 1] = left[i] end
     end
     left, looks = unserved, looks + #names
     if looks > LOOKS then break end

@@ -95,9 +95,9 @@ local function submit(keys, argv)
   a.tenant = tenant
   if #jobs > 1 then Q.gather(u) end
   local plan = Q.plan_submit(u, a, jobs)
-  local answers, shared = {}, {
-    jobs = jobs, classes = {}, new = {}, lanes = 64, many = #jobs > 1, wakes = not Q.tenant(u, tenant).paused,
-    added = 0, bytes = 0,
+  local answers, shared = { nil }, {
+    jobs = jobs, classes = { a = nil }, new = {}, lanes = 64, many = #jobs > 1, wakes = not Q.tenant(u, tenant).paused,
+    added = 0, bytes = 0, last = nil,
   }
   local arrival = 0
   if plan.adds > 0 then
