@@ -15,10 +15,10 @@ import json
 import logging
 import random
 import time
-from collections import defaultdict
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
+from weakref import WeakValueDictionary
 
 import httpx
 
@@ -82,7 +82,7 @@ class Webhooks:
         self._queue, self._secrets, self._outbound, self._deliver = queue, secrets, outbound, deliver
         self._due = asyncio.Event()
         self._free = asyncio.Semaphore(AT_ONCE)
-        self._hosts: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(PER_HOST))
+        self._hosts: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._running: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
 
@@ -133,7 +133,7 @@ class Webhooks:
         async with self._free:
             try:
                 record, url = await self._target(entry)
-                async with self._hosts[httpx.URL(url).host]:
+                async with self._seats(httpx.URL(url).host):
                     await self._tell(entry, record, url)
             except NotFound:
                 await self._settle(entry, None, "the job's record is gone", 0, again=False)
@@ -141,6 +141,13 @@ class Webhooks:
                 log.debug("a webhook delivery waits for Redis")
             except Exception:
                 log.exception("a webhook delivery failed")
+
+    def _seats(self, host: str) -> asyncio.Semaphore:
+        """Of a host, for as long as somebody uses or waits for one."""
+        seats = self._hosts.get(host)
+        if seats is None:
+            seats = self._hosts[host] = asyncio.Semaphore(PER_HOST)
+        return seats
 
     async def _target(self, entry: Entry) -> tuple[Answer, str]:
         record = await self._queue.job(entry.job_id)

@@ -73,6 +73,7 @@ class Wire:
         self._echo = f"{prefix}echo:{secrets.token_hex(8)}"
         self._wanted: set[str] = set()
         self._leaving: Counter[str] = Counter()
+        """Channels given back, and how often the server is still to confirm it."""
         self._requests: asyncio.Queue[tuple[bool, str]] = asyncio.Queue()
         self._heard = 0.0
         self._task: asyncio.Task[None] | None = None
@@ -172,8 +173,10 @@ class Wire:
             self._on_message(channel, data)
         elif kind == "subscribed":
             self._on_subscribed(channel)
-        elif self._leaving[channel] > 0:
+        elif channel in self._leaving:
             self._leaving[channel] -= 1
+            if not self._leaving[channel]:
+                del self._leaving[channel]
         elif channel in self._wanted:
             # Nobody here asked for that: the cluster moved the slot to another node.
             raise Unavailable("The pool's slot moved.", reason="slot moved")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import secrets
 import shutil
 import tempfile
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -534,6 +536,24 @@ def subscribed(client: redis.Redis, queue: Queue) -> list[str]:
     return [name for name in found if ":echo:" not in name]
 
 
+def kept(root: Any) -> set[str]:
+    """The texts that an object of the broker holds, with its parts."""
+    seen, todo, found = {id(root)}, [root], set()
+    while todo:
+        each = todo.pop()
+        if isinstance(each, str):
+            found.add(each)
+        elif isinstance(each, dict | list | set | tuple | deque) or type(each).__module__.startswith("broker."):
+            parts = [
+                *gc.get_referents(each),
+                *(each if isinstance(each, dict) else ()),
+            ]
+            new = [part for part in parts if id(part) not in seen]
+            seen.update(map(id, new))
+            todo += new
+    return found
+
+
 async def test_a_job_is_subscribed_once_and_given_back(hub: EventHub, queue: Queue, redis_client: redis.Redis) -> None:
     job = await submit(queue)
     epoch = (await queue.configure()).text("deployment")
@@ -542,6 +562,7 @@ async def test_a_job_is_subscribed_once_and_given_back(hub: EventHub, queue: Que
         assert subscribed(redis_client, queue) == [channel]
         assert redis_client.pubsub_shardnumsub(channel) == [(channel.encode(), 1)]
     await wait_until(lambda: not subscribed(redis_client, queue), what="the channel is given back")
+    await wait_until(lambda: not [text for text in kept(hub) if job in text], what="nothing of the job is kept")
     async with hub.subscribe(job) as listener:
         await anext(listener)
         await queue.cancel(job)
