@@ -36,6 +36,7 @@ local writes = { WRITES }
 local function real() return redis end -- another table while the library is loaded than when it runs
 local redis = {
   sha1hex = function(text) return real().sha1hex(text) end,
+  setresp = function(version) return real().setresp(version) end,
   call = function(name, ...)
     if writes[string.lower(name)] then
       left = left - 1
