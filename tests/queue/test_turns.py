@@ -15,7 +15,7 @@ from broker.queue.connection import Connection
 from broker.queue.fsck import Check
 from broker.queue.new_job import Value, flatten
 from broker.queue.queue import Answer, parse
-from broker.queue.turns import MOST, Turns, answers_of, sections
+from broker.queue.turns import GAP, MOST, Turns, answers_of, sections
 from tests.support.desk import Desk, Worker
 from tests.support.dump import dump
 from tests.support.jobs import new_job, profile
@@ -344,8 +344,27 @@ async def test_what_comes_in_one_turn_of_the_loop_goes_together() -> None:
     assert await both.call("finish", ["job", "a"]) == [b"alone"]
     await asyncio.gather(both.call("finish", ["job", "b"]), both.call("executed", ["job", "c"]))
     await asyncio.gather(*(both.call("finish", ["job", str(n)]) for n in range(MOST + 1)))
-    assert [call[0] for call in server.calls] == ["emq_finish", "emq_turns", "emq_turns", "emq_finish"]
+    assert [call[0] for call in server.calls] == ["emq_finish", *["emq_turns"] * 3]
     assert server.calls[1][1] == ["ends", "2", "0", "2", "turn", "job", "finish", "b", "executed", "c"]
+    assert [args[1] for _, args in server.calls[2:]] == [str(MOST // 2 + 1), str(MOST // 2)]
+
+
+async def test_a_second_call_is_made_when_the_first_is_on_its_way() -> None:
+    now, made = 0, list[int]()
+
+    async def fcall(function: str, prefix: str, args: Sequence[bytes | str]) -> Any:
+        made.append(now)
+        return [[], [], *[[b"ok"]] * int(args[1])]
+
+    async def watch() -> None:
+        nonlocal now
+        while len(made) < 2:
+            now += 1
+            await asyncio.sleep(0)
+
+    turns = Turns(fcall, "p")
+    await asyncio.gather(watch(), *(turns.call("finish", ["job", str(n)]) for n in range(2 * MOST)))
+    assert made[1] - made[0] >= GAP
 
 
 async def test_all_hear_of_an_error_and_nobody_of_a_cancel() -> None:
