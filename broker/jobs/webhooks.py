@@ -83,6 +83,7 @@ class Webhooks:
         self._due = asyncio.Event()
         self._free = asyncio.Semaphore(AT_ONCE)
         self._hosts: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        """Seats of a host, for as long as somebody uses or waits for one."""
         self._running: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
 
@@ -133,7 +134,7 @@ class Webhooks:
         async with self._free:
             try:
                 record, url = await self._target(entry)
-                async with self._seats(httpx.URL(url).host):
+                async with self._hosts.setdefault(httpx.URL(url).host, asyncio.Semaphore(PER_HOST)):
                     await self._tell(entry, record, url)
             except NotFound:
                 await self._settle(entry, None, "the job's record is gone", 0, again=False)
@@ -141,13 +142,6 @@ class Webhooks:
                 log.debug("a webhook delivery waits for Redis")
             except Exception:
                 log.exception("a webhook delivery failed")
-
-    def _seats(self, host: str) -> asyncio.Semaphore:
-        """Of a host, for as long as somebody uses or waits for one."""
-        seats = self._hosts.get(host)
-        if seats is None:
-            seats = self._hosts[host] = asyncio.Semaphore(PER_HOST)
-        return seats
 
     async def _target(self, entry: Entry) -> tuple[Answer, str]:
         record = await self._queue.job(entry.job_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from itertools import chain, groupby
 from typing import Any
@@ -76,24 +77,28 @@ class Turns:
 
     def _send(self) -> None:
         waiting, self._waiting = self._waiting, []
-        self._start(self._spread(waiting))
+        calls = math.ceil(len(waiting) / MOST)
+        size = math.ceil(len(waiting) / calls)
+        first, *more = (waiting[start : start + size] for start in range(0, len(waiting), size))
+        self._start(self._run(first))
+        if more:
+            self._start(self._follow(more))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
-    async def _spread(self, waiting: list[tuple[str, Args, asyncio.Future[Any]]]) -> None:
-        """Make the calls, each when the one before it is on its way.
+    async def _follow(self, calls: Sequence[list[tuple[str, Args, asyncio.Future[Any]]]]) -> None:
+        """Make more calls, each when the one before it is on its way.
 
         Redis answers at once what it reads at once: calls that came together would be answered together, and it would
         have nothing to do until both answers are read and the next ends are sent, together again.
         """
-        size = -(-len(waiting) // -(-len(waiting) // MOST))
-        for start in range(0, len(waiting), size):
-            self._start(self._run(waiting[start : start + size]))
+        for turns in calls:
             for _ in range(GAP):
                 await asyncio.sleep(0)
+            self._start(self._run(turns))
 
     async def _run(self, turns: list[tuple[str, Args, asyncio.Future[Any]]]) -> None:
         try:

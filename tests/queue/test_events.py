@@ -544,11 +544,8 @@ def kept(root: Any) -> set[str]:
         if isinstance(each, str):
             found.add(each)
         elif isinstance(each, dict | list | set | tuple | deque) or type(each).__module__.startswith("broker."):
-            parts = [
-                *gc.get_referents(each),
-                *(each if isinstance(each, dict) else ()),
-            ]
-            new = [part for part in parts if id(part) not in seen]
+            names = each if isinstance(each, dict) else ()  # the collector leaves out keys that are texts
+            new = [part for part in (*gc.get_referents(each), *names) if id(part) not in seen]
             seen.update(map(id, new))
             todo += new
     return found
