@@ -1,7 +1,6 @@
 """The queue as a hypothesis state machine: random histories of calls, each checked against what was promised.
 
-Every step is one call (some twice, as after a lost reply) or a few. Around each, the whole pool is read;
-``audit``
+Every step is one call (some twice, as after a lost reply) or a few. Around each, the whole pool is read; ``audit``
 compares before and after, ``whole`` checks the moment, and the rules here check the answer. At the end of a history
 everything is let go: each job must reach its end, and nothing may stay behind.
 """
@@ -12,7 +11,7 @@ import itertools
 from typing import Any, ClassVar
 
 import redis
-from hypothesis import note
+from hypothesis import currently_in_test_context, note
 from hypothesis.stateful import RuleBasedStateMachine
 
 from broker.queue.new_job import Value, flatten
@@ -50,6 +49,7 @@ class Driven(RuleBasedStateMachine):
         self.client.flushdb()
         self.now = START
         self.numbers = itertools.count(1)
+        self.told: list[str] = []
         self.fleet = Fleet(SLOTS)
         self.instances: dict[str, str] = {}
         self.tokens: list[tuple[str, str]] = []
@@ -63,6 +63,12 @@ class Driven(RuleBasedStateMachine):
         self.whole = Whole()
         self.state = dump(self.client, PREFIX)
 
+    def tell(self, what: str) -> None:
+        """Note what is done, for whoever looks at a history that broke a promise."""
+        self.told.append(what)
+        if currently_in_test_context():
+            note(what)
+
     def _fcall(self, function: str, pairs: list[tuple[str, Value | None]]) -> Any:
         self.called.add(function)
         return self.client.fcall(f"emq_{function}", 1, PREFIX, *flatten(pairs))
@@ -71,7 +77,7 @@ class Driven(RuleBasedStateMachine):
         self, function: str, allowed: set[str] | None = None, twice: bool = False, **pairs: Value | None
     ) -> Answer:
         """One call, audited; ``allowed`` are the jobs that it may change beside those whose time has come."""
-        note(f"{function} {pairs}")
+        self.tell(f"{function} {pairs}")
         answer = parse(self._fcall(function, list(pairs.items())))
         self.settle(function, self._allow(allowed, answer))
         self.past.append((function, pairs))
@@ -110,7 +116,7 @@ class Driven(RuleBasedStateMachine):
 
     def together(self, turns: list[tuple[str, dict[str, Value | None]]], twice: bool) -> list[Answer]:
         """Several ends of jobs in one call, audited; ``twice``: a broker of a release before version 5 repeats it."""
-        note(f"turns {turns}")
+        self.tell(f"turns {turns}")
         self.called.add("turns")
         args = sections([(function, flatten(given.items())) for function, given in turns])
         answers = [parse(raw) for raw in answers_of(self.client.fcall("emq_turns", 1, PREFIX, *args))]
