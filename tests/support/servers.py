@@ -52,12 +52,13 @@ _reserved: list[IO[bytes]] = []
 def free_port() -> int:
     """A loopback port that stays this process's until it ends, also while nobody listens on it.
 
-    It lies below the range from which the kernel takes ports for others (``ip_local_port_range``), and a lock on a file
-    keeps other test processes from it: a server may die and come back on its port.
+    It lies below the range from which the kernel takes ports for others (``ip_local_port_range``), as does the one that
+    a cluster's server takes beside it (10,000 above), and a lock on a file keeps other test processes from it: a server
+    may die and come back on its port.
     """
     folder = Path(tempfile.gettempdir(), "emq-test-ports")
     folder.mkdir(exist_ok=True)
-    for port in random.SystemRandom().sample(range(15_000, 30_000), 500):
+    for port in random.SystemRandom().sample(range(12_000, 22_000), 500):
         lock = (folder / str(port)).open("wb")
         with contextlib.suppress(OSError), socket.socket() as probe:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
