@@ -6,7 +6,12 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from broker.errors import Unavailable
+
+if TYPE_CHECKING:
+    from broker.queue.queue import Queue
 
 T = TypeVar("T")
 
@@ -36,3 +41,15 @@ async def wait_until(predicate: Callable[[], Any], timeout: float = 10.0, what: 
             raise AssertionError(f"Not within {timeout:g} s: {what or predicate}; last answer: {answer!r}")
         await asyncio.sleep(pause)
         pause = min(pause * 2, 0.05)
+
+
+async def until_it_answers(queue: Queue) -> None:
+    """Wait for a server that was away: of the first calls each gives up after a second."""
+
+    async def answers() -> bool:
+        try:
+            return await queue.library() > 0
+        except Unavailable:
+            return False
+
+    await wait_until(answers, what="the queue answers")
