@@ -19,6 +19,7 @@ from broker.queue.queue import Answer, Queue
 from broker.settings import Settings
 from tests.support.groups_of_servers import CLUSTER, joined, replicating
 from tests.support.jobs import new_job
+from tests.support.processes import state
 from tests.support.servers import RedisServer, redis7_binary, valkey_binary
 from tests.support.waiting import wait_until
 
@@ -37,6 +38,8 @@ class Pair:
         """The replica stays connected and takes nothing any more."""
         assert self.replica.process is not None
         self.replica.process.send_signal(signal.SIGSTOP if on else signal.SIGCONT)
+        while on and state(self.replica.process.pid)[0] != "T":
+            pass  # it may still be at work on the other core
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from broker.queue.repair import repair
 from tests.support.desk import Desk, text
 from tests.support.jobs import new_job, profile
 from tests.support.simulated import SimulatedWorker
+from tests.support.waiting import wait_until
 
 Damage = Callable[[Desk], object]
 
@@ -233,10 +234,10 @@ async def test_a_busy_pool_has_no_findings(queue: Queue, connection: Connection,
         for _ in range(6):
             findings = await Check(connection, queue.prefix).run()
             assert not findings, findings[:5]
+        await wait_until(lambda: redis_client.hget(f"{queue.prefix}count", "completed"), what="a job was completed")
     finally:
         stop.set()
         await asyncio.gather(*tasks)
-    assert redis_client.hget(f"{queue.prefix}count", "completed") is not None
     assert not await Check(connection, queue.prefix).run()
 
 
