@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from bench.simulation import Call, Pool, Worker, claiming, finishing, job, profile, submission
@@ -36,9 +37,13 @@ class Caller:
 
     def raw(self, call: Call) -> Any:
         """One call whose answer is a list, or whose arguments are made elsewhere."""
+        return self.measure(call[0], lambda: self.pool.raw(*call))
+
+    def measure(self, name: str, make: Callable[[], Any]) -> Any:
+        """Whatever the server does."""
         before = self._cpu_us()
-        answer = self.pool.raw(*call)
-        self.calls.append((call[0], self._cpu_us() - before))
+        answer = make()
+        self.calls.append((name, self._cpu_us() - before))
         return answer
 
     def register(self, worker: Worker, capabilities: str, slots: int = 1) -> None:
