@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import secrets
 import struct
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -159,3 +161,30 @@ async def test_without_the_queue_one_comfyui_serves(plain_comfyui: ComfyProcess,
         assert (await ann.until("error", timeout=60))["code"] == "invalid_workflow"
         await ann.send({"type": "status", "jobs": [job]})
         assert (await ann.until("status"))["jobs"][0]["status"] == "cancelled"
+
+
+@pytest.mark.comfyui
+@pytest.mark.timeout(240)
+async def test_without_the_queue_a_job_may_end_before_its_request_is_answered(
+    plain_comfyui: ComfyProcess, serve: Serve, api_server: Any
+) -> None:
+    shop, request = await serve(QUEUE_ENABLED="0", COMFYUI_URL=plain_comfyui.url), secrets.token_hex(8)
+    job = str(uuid.uuid5(uuid.NAMESPACE_URL, f"ann:{request}"))
+
+    async def late(_: object, __: object, answer: aiohttp.TraceRequestEndParams) -> None:
+        if answer.url.path == "/prompt":
+            await wait_until(lambda: plain_comfyui.get(f"/history/{job}"), 60, "ComfyUI has run it")
+
+    tracing = aiohttp.TraceConfig()
+    tracing.on_request_end.append(late)
+    tracing.freeze()
+    shop.server.app[api_server.BACKEND]._http.trace_configs.append(tracing)
+    async with shop.client() as ann:
+        picture = {
+            "1": node("EmptyImage", width=8, height=8, batch_size=1, color=7),
+            "2": node("PreviewImage", images=["1", 0]),
+        }
+        await ann.send({"type": "generate", "request": request, "workflow": picture})
+        assert (await ann.until("accepted", timeout=90))["job"] == job
+        (file,) = (await ann.of_job(job, "done"))["files"]
+        assert (await shop.fetch(file["url"]))[0] == 200

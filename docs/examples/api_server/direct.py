@@ -27,6 +27,8 @@ class DirectBackend(Backend):
         self._url = url.rstrip("/")
         self._client = uuid.uuid4().hex
         self._owners: dict[str, str] = {}
+        self._asked: set[str] = set()
+        """Jobs whose request is not answered yet: ComfyUI may have begun one by then, and even ended it."""
         self._ends: dict[str, Message] = {}
         self._heard: dict[str, list[asyncio.Queue[Message | bytes]]] = {}
         self._links: set[str] = set()
@@ -51,14 +53,17 @@ class DirectBackend(Backend):
         async with asyncio.timeout(30):
             await self._open.wait()
         body = {"prompt": workflow, "client_id": self._client, "prompt_id": job}
+        self._asked.add(job)
         try:
             async with self._http.post(f"{self._url}/prompt", json=body) as answer:
                 said = await answer.json()
+            if "prompt_id" not in said:
+                raise InvalidWorkflow(str(said.get("error", {}).get("message", "ComfyUI refuses this workflow.")))
+            self._owners[said["prompt_id"]] = user
         except aiohttp.ClientError as error:
             raise Unavailable(f"ComfyUI cannot be reached: {error}") from None
-        if "prompt_id" not in said:
-            raise InvalidWorkflow(str(said.get("error", {}).get("message", "ComfyUI refuses this workflow.")))
-        self._owners[said["prompt_id"]] = user
+        finally:
+            self._asked.discard(job)
         return str(said["prompt_id"])
 
     async def events(self, job: str, after: str | None) -> AsyncGenerator[Message | bytes]:
@@ -128,7 +133,7 @@ class DirectBackend(Backend):
         message = json.loads(frame.data)
         kind, data = message["type"], message["data"]
         job = data.get("prompt_id")
-        if job not in self._owners:
+        if job not in self._owners and job not in self._asked:
             return
         if kind == "execution_start":
             self._running = job
