@@ -114,8 +114,9 @@ async def test_buttons_act_without_leaving_the_page(desk: Broker, tab: Page) -> 
 async def test_a_refusal_is_said_on_the_page(desk: Broker, tab: Page) -> None:
     job = await new(desk)
     await opened(tab, f"{desk.url}/jobs/{job}")
-    await desk.queue.cancel(job)
+    # From here on the page is old, and keeps the button: whatever its stream brings is not shown any more.
     await tab.evaluate("document.querySelectorAll('#stream').forEach(e => e.remove())")
+    await desk.queue.cancel(job)
     await tab.get_by_role("button", name="Front").click()
     await expect(tab.locator("#said .problem")).to_be_visible()
 
