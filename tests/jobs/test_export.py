@@ -91,7 +91,9 @@ async def test_what_waits_is_written_and_comes_back_under_its_id(
 
     other = Place(Queue(connection, f"{pool}-other"), tmp_path / "other")
     await other.queue.configure()
+    began = now_ms()
     assert (await other.bring(archive)).submitted == 4
+    took_ms = now_ms() - began
     assert (await other.bring(archive)).known == 4, "a second run submits nothing twice"
     for job_id in (first, child, later, short):
         old, new = await place.queue.job(job_id), await other.queue.job(job_id)
@@ -103,7 +105,7 @@ async def test_what_waits_is_written_and_comes_back_under_its_id(
     due = [(await one.queue.job(later)).number("due_at") for one in (place, other)]
     assert due[0] == due[1]
     ends = [(await one.queue.job(short)).number("expires_at") for one in (place, other)]
-    assert abs(ends[0] - ends[1]) < 5000
+    assert -5 <= ends[1] - ends[0] <= took_ms + 5, "later by what passed in the import at most, and rounding"
 
 
 async def test_taken_jobs_are_cancelled_here_and_put_back_by_an_import(place: Place, archive: Archive) -> None:
@@ -178,6 +180,7 @@ async def test_torn_last_line_is_dropped_and_a_broken_one_named(archive: Archive
 
 
 @pytest.mark.comfyui
+@pytest.mark.timeout(240)
 async def test_replay_on_a_plain_comfyui(plain_comfyui: ComfyProcess, archive: Archive, tmp_path: Path) -> None:
     from PIL import Image
 
@@ -214,6 +217,8 @@ async def test_pause_resume_and_drain(valkey_url: str, pool: str, tmp_path: Path
     connection = Connection(valkey_url)
     queue = Queue(connection, pool)
     await connection.load(queue.prefix)
+    # A lease that no busy machine uses up while a command starts: nobody sends heartbeats beside.
+    await queue.configure(lease_ms=600_000)
     at, place = ("--redis", valkey_url, "--data", str(tmp_path)), Place(queue, tmp_path)
     jobs = [await place.submit(), await place.submit("bob")]
     worker = SimulatedWorker(queue, profile=profile(nodes=("EmptyImage", "SaveImage")), slots=2)

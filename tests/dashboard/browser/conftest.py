@@ -50,8 +50,8 @@ async def browser() -> AsyncIterator[Browser]:
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def start(valkey_server: RedisServer, pool: str, tmp_path: Path) -> AsyncIterator[Start]:
-    """Starts brokers on one pool."""
-    async with brokers(pool=pool, redis_url=valkey_server.url, data=tmp_path) as starter:
+    """Starts brokers on one pool, with a lease that no page uses up: few workers here send heartbeats."""
+    async with brokers(pool=pool, redis_url=valkey_server.url, data=tmp_path, lease_s=600.0) as starter:
         yield starter
 
 
