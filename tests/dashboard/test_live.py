@@ -278,8 +278,8 @@ async def test_an_open_page_hears_what_changes(broker: Broker) -> None:
         seen = messages[0][1]
     async with tab(broker, **{"Last-Event-ID": seen}) as again:
         await worker.report(held, 60, node={"id": "3", "class_type": "KSampler", "value": 15, "max": 20})
-        _, _, data = await again.until(lambda *_: True)
-        assert 'hx-target="#fleet"' not in data, "it goes on where it was"
+        await again.until(lambda _, __, data: "15/20" in data)
+        assert all('hx-target="#fleet"' not in data for _, __, data in again.heard), "it goes on where it was"
 
 
 async def test_an_open_gallery_shows_what_is_made_and_what_goes(broker: Broker) -> None:
