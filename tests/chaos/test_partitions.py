@@ -74,9 +74,10 @@ def work_at(tmp_path: Path) -> Iterator[Callable[..., Watched]]:
     """Starts a worker on a host."""
     started: list[Watched] = []
 
-    def start(host: Host, url: str, name: str, step_s: float = 0.1) -> Watched:
+    def start(host: Host, url: str, name: str, least_s: float = 0.01, step_s: float = 0.1) -> Watched:
         ledger = tmp_path / f"{name}.jsonl"
-        said = ["--url", url, "--pool", POOL, "--name", name, "--ledger", str(ledger), "--step-s", str(step_s)]
+        said = ["--url", url, "--pool", POOL, "--name", name, "--ledger", str(ledger)]
+        said += ["--least-s", str(least_s), "--step-s", str(step_s)]
         said += ["--failing", "0"]  # or an attempt more than the network's fault explains
         command = [*host.through, sys.executable, "-m", "tests.chaos.worker", *said]
         started.append(Watched(WorkerProcess(name, command, tmp_path / f"{name}.log"), ledger))
@@ -126,12 +127,12 @@ async def test_a_worker_s_host_that_is_cut_off_loses_its_job_to_another(
     queue = Queue(connection, POOL)
     await queue.configure(lease_ms=LEASE_MS, backoff_ms=100)
     await queue.submit("t", [new_job("j", nodes=NODES, max_attempts=5)])
-    first = work_at(first_host, server.url, "first", step_s=12)
+    first = work_at(first_host, server.url, "first", least_s=10, step_s=12)
 
     async def held() -> bool:
         return await state(queue, "j") == ("processing", "first")
 
-    await wait_until(held, 20, "the first worker runs the job")
+    await wait_until(held, 60, "the first worker runs the job")
     if one_way:
         net.swallow(first_host, "")
     else:
@@ -139,11 +140,14 @@ async def test_a_worker_s_host_that_is_cut_off_loses_its_job_to_another(
     assert await held(), "it was cut off in the middle of the job"
     second = work_at(second_host, server.url, "second")
 
-    async def ended() -> bool:
-        await queue.sweep()
-        return (await state(queue, "j"))[0] in ("completed", "failed")
+    async def completed() -> bool:
+        status, worker = await state(queue, "j")
+        if worker != "second":
+            await queue.sweep()  # no longer: where a busy machine holds the second one up, its lease would be over, too
+        return status == "completed"
 
-    await wait_until(ended, 30, "another worker has done the job")
+    await wait_until(completed, 60, "another worker has done the job")
+    await wait_until(lambda: second.completed() == ["j"], 10, "it was told so")
     record = await queue.job("j", "t")
     net.heal()
 
@@ -159,7 +163,7 @@ async def test_a_worker_s_host_that_is_cut_off_loses_its_job_to_another(
     assert after.pairs == record.pairs, "its result changed nothing"
     assert (record.text("worker_id"), record.number("attempt"), record.number("crashes")) == ("second", 2, 1)
     assert not first.completed()
-    assert second.completed() == (["j"] if record.text("status") == "completed" else [])
+    assert second.completed() == ["j"]
     assert not await Check(connection, queue.prefix).run()
 
 
@@ -219,7 +223,7 @@ async def accepted(queue: Queue, job: str) -> bool:
 @pytest.fixture
 async def three(net: Network, at: Callable[..., RedisServer]) -> list[RedisServer]:
     """A primary and two replicas on hosts of their own; each writes only with a replica."""
-    options = ("--min-replicas-to-write", "1", "--min-replicas-max-lag", "2", "--repl-diskless-sync-delay", "0")
+    options = ("--min-replicas-to-write", "1", "--min-replicas-max-lag", "10", "--repl-diskless-sync-delay", "0")
     servers = [at(net.host(), *options, "--repl-ping-replica-period", "1") for _ in range(3)]
     for replica in servers[1:]:
         await replicating(replica, servers[0])
@@ -231,7 +235,7 @@ async def test_two_primaries_lose_nothing_that_was_accepted(
 ) -> None:
     """With ``EMQ_DURABILITY=replica``: the old one, which some still reach, takes jobs and promises nothing."""
     watcher, old = net.host(), three[0]
-    sentinel = await watching(old, watcher.address, watcher.through, down_ms=2000)
+    sentinel = await watching(old, watcher.address, watcher.through)
     try:
         await wait_until(lambda: sentinel.knows_replica(2), 20, "the sentinel knows both replicas")
         way = f"redis+sentinel://{watcher.address}:{sentinel.port}/main/0"

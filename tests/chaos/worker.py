@@ -41,8 +41,9 @@ class Note:
 class Manner:
     """How it runs a job."""
 
+    least_s: float
     step_s: float
-    """The longest time between two reports."""
+    """The shortest and the longest time between two reports."""
     failing: float
     """The share of attempts that fail as planned."""
 
@@ -58,7 +59,7 @@ async def run(worker: SimulatedWorker, held: Held, note: Note, manner: Manner) -
         if held.cancelled is not None:
             await _told(partial(worker.fail, held, "interrupted", "Cancelled.", retry="no"))
             return
-        await asyncio.sleep(random.uniform(manner.step_s / 10, manner.step_s))
+        await asyncio.sleep(random.uniform(manner.least_s, manner.step_s))
     if random.random() < manner.failing:
         await _told(partial(worker.fail, held, "node_error", "A planned failure."))
         return
@@ -118,10 +119,11 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     for name in ("url", "pool", "name", "ledger"):
         parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--least-s", type=float, default=0.01, help="the shortest time between two reports")
     parser.add_argument("--step-s", type=float, default=0.1, help="the longest time between two reports")
     parser.add_argument("--failing", type=float, default=0.03, help="the share of attempts that fail as planned")
     args = parser.parse_args()
-    manner = Manner(args.step_s, args.failing)
+    manner = Manner(args.least_s, args.step_s, args.failing)
     asyncio.run(serve(args.url, args.pool, args.name, Note(Path(args.ledger)), manner))
 
 
