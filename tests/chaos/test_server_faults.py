@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import subprocess
 import tempfile
@@ -149,23 +150,34 @@ async def test_a_full_disk_stops_work_and_loses_none(server: RedisServer, small_
         assert not await Check(connection, PREFIX).run()
 
 
-async def test_a_power_cut_with_everysec_takes_the_last_moments_only(server: RedisServer, tmp_path: Path) -> None:
+@pytest.fixture
+def in_memory() -> Iterator[Path]:
+    """A folder in memory, where there is such a place: an fsync takes no time there, whatever keeps the disk busy."""
+    place = "/dev/shm"
+    with tempfile.TemporaryDirectory(prefix="emq-memory-", dir=place if os.access(place, os.W_OK) else None) as folder:
+        yield Path(folder)
+
+
+async def test_a_power_cut_with_everysec_takes_the_last_moments_only(
+    in_memory: Path, server: RedisServer, tmp_path: Path
+) -> None:
     """What is left is in order; a lost job is unknown, and comes with its next submit."""
     power = Power(tmp_path / "power")
     if not power.possible:
         pytest.skip("cutting the power needs a C compiler")
+    server.folder = in_memory
     with power.shim():
         server.start("--appendfsync", "everysec")
     taken: list[tuple[str, float]] = []
     async with connected(server) as (_, queue):
-        end = time.monotonic() + 2.5
+        end = time.monotonic() + 4.5
         while time.monotonic() < end:
             job = f"j{len(taken)}"
             await queue.submit("t", [new_job(job, idempotency_key=job)])
             taken.append((job, time.monotonic()))
             await asyncio.sleep(0.01)
-    server.kill()
     cut_at = time.monotonic()
+    server.kill()
     power.cut(server.folder)
     server.start("--appendfsync", "everysec")
     async with connected(server) as (connection, queue):
@@ -177,7 +189,7 @@ async def test_a_power_cut_with_everysec_takes_the_last_moments_only(server: Red
             except NotFound:
                 lost.append((job, at))
         assert len(lost) < len(taken)
-        # A second by its name; a disk that others keep busy may need more for one fsync.
+        # A second by its name, until the server looks again, and what a busy machine keeps it from looking.
         assert all(cut_at - at < 3.0 for _, at in lost)
         for job, _ in (*lost, *taken[:3]):
             answers = await queue.submit("t", [new_job(f"{job}-again", idempotency_key=job)])
