@@ -19,6 +19,8 @@ __all__ = ["start_broker"]
 
 KEYS, AT_ONCE = 20, 25
 RACES = 300
+TURNS = 12
+"""The loop's turns by which either call may come later: more than the calls' own, so that each is often the first."""
 
 
 async def test_one_key_at_many_brokers_at_once_is_one_job(start_broker: Start) -> None:
@@ -37,7 +39,7 @@ async def test_one_key_at_many_brokers_at_once_is_one_job(start_broker: Start) -
 
 
 async def _some_turns_later(call: Awaitable[Any]) -> Any:
-    for _ in range(random.randrange(5)):
+    for _ in range(random.randrange(TURNS)):
         await asyncio.sleep(0)
     return await call
 
