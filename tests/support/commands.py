@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+START_S = 90.0
+"""Long, because the tests may share two cores with others."""
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -68,7 +70,7 @@ async def serving_in(cwd: Path, *args: str, **env: str) -> AsyncIterator[Served]
     )  # fmt: skip
     try:
         assert process.stdout is not None
-        line = (await asyncio.wait_for(process.stdout.readline(), 30)).decode()
+        line = (await asyncio.wait_for(process.stdout.readline(), START_S)).decode()
         found = re.fullmatch(r"listening on (http://\S+:\d+)\n", line)
         assert found, line
         yield Served(process, found[1], line)

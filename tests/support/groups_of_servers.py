@@ -48,9 +48,12 @@ async def replicating(replica: RedisServer, primary: RedisServer) -> None:
 
 
 async def watching(
-    primary: RedisServer, host: str = "127.0.0.1", through: tuple[str, ...] = (), down_ms: int = 500
+    primary: RedisServer, host: str = "127.0.0.1", through: tuple[str, ...] = (), down_ms: int = 2000
 ) -> SentinelServer:
-    """A sentinel (on a host of its own, perhaps) that watches a primary as the service ``main``."""
+    """A sentinel (on a host of its own, perhaps) that watches a primary as the service ``main``.
+
+    ``down_ms``: a primary that a busy machine holds up for so long is down, too, and what it has just taken is lost.
+    """
     folder = Path(tempfile.mkdtemp(prefix="emq-sentinel-"))
     config = folder / "sentinel.conf"
     config.write_text(
