@@ -23,6 +23,7 @@ from broker.settings import Settings
 from tests.support.jobs import profile
 from tests.support.servers import RedisServer, valkey_binary
 from tests.support.simulated import SimulatedWorker
+from tests.support.waiting import PATIENCE_S
 
 GRAPH: dict[str, Any] = {
     "1": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 255}},
@@ -52,7 +53,7 @@ class Client:
     async def send(self, message: Any) -> None:
         await self.ws.send_str(message if isinstance(message, str) else json.dumps(message))
 
-    async def next(self, timeout: float = 10.0) -> dict[str, Any]:  # noqa: ASYNC109
+    async def next(self, timeout: float = PATIENCE_S) -> dict[str, Any]:  # noqa: ASYNC109
         """The next text frame."""
         async with asyncio.timeout(timeout):
             while True:
@@ -65,7 +66,7 @@ class Client:
                 self.heard.append(message)
                 return message
 
-    async def until(self, *types: str, timeout: float = 10.0) -> dict[str, Any]:  # noqa: ASYNC109
+    async def until(self, *types: str, timeout: float = PATIENCE_S) -> dict[str, Any]:  # noqa: ASYNC109
         """Read until a message of one of these types."""
         while True:
             message = await self.next(timeout)

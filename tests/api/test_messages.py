@@ -11,6 +11,7 @@ from broker.jobs.payloads import decode_payload
 from broker.protocol import messages as m
 from broker.protocol import records as r
 from tests.api.conftest import GRAPH, Broker, Client, submit
+from tests.support.waiting import wait_until
 
 
 async def submitted(client: Client, **fields: Any) -> str:
@@ -106,9 +107,7 @@ async def test_strict_refuses_instead_of_waiting(broker: Broker) -> None:
         async def accepted() -> bool:
             return bool((await client.ask(submit(strict=True)))["type"] == "job_accepted")
 
-        from tests.support.waiting import wait_until
-
-        await wait_until(accepted, 5, "a worker that could run it is seen")
+        await wait_until(accepted, what="a worker that could run it is seen")
         assert (await client.ask({"type": "list_jobs"}))["jobs"] != []
 
 

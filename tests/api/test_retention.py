@@ -166,6 +166,6 @@ async def test_input_files_go_from_a_bucket(start_broker: Start, bucket: Bucket,
     async def is_gone() -> bool:
         return await assets.delete_unused("default") == 1
 
-    await wait_until(is_gone, 20, "its time is over")
+    await wait_until(is_gone, what="its time is over")
     assert await status_of(broker, path) == 404
     assert bucket.listed() == []

@@ -14,7 +14,7 @@ import pytest
 from broker.api.services import SERVICES
 from tests.api.conftest import Broker, Client, Start, submit
 from tests.support.simulated import SimulatedWorker
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE_S, wait_until
 
 
 async def new_job(client: Client, **fields: Any) -> str:
@@ -126,7 +126,7 @@ async def test_subscribe_true_on_submit_misses_nothing(broker: Broker, valkey_ur
         accepted = await client.until("jobs_accepted")
         jobs = [one["job_id"] for one in accepted["results"]]
         for _ in jobs:
-            await client.until("complete_job", timeout=30)
+            await client.until("complete_job")
         for job in jobs:
             events = client.of(job)
             assert events[0]["status"] == "pending"
@@ -149,7 +149,7 @@ async def test_previews_only_for_who_asked(broker: Broker) -> None:
         async def watched() -> bool:
             return (await worker.report(held, 2)).text("watch") == "1"
 
-        await wait_until(watched, 5, "the worker hears that somebody watches")
+        await wait_until(watched, what="the worker hears that somebody watches")
         meta = json.dumps({"job_id": job, "node_id": "2", "image_type": "image/png"}).encode()
         frame = struct.pack(">II", 4, len(meta)) + meta + b"\x89PNG picture"
 
@@ -163,7 +163,7 @@ async def test_previews_only_for_who_asked(broker: Broker) -> None:
                 pass
             return bool(watcher.previews)
 
-        await wait_until(arrived, 10, "a preview arrives")
+        await wait_until(arrived, what="a preview arrives")
         assert watcher.previews[0] == frame
         async with broker.http.get(f"{broker.url}/api/jobs/{job}/preview") as response:
             assert (response.status, response.content_type) == (200, "image/png")
@@ -186,7 +186,7 @@ async def read_sse(response: Any, until: str) -> list[dict[str, Any]]:
     """Events of a stream until one of the type ``until``; ids and types must agree with the data."""
     events: list[dict[str, Any]] = []
     fields: dict[str, str] = {}
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         async for raw in response.content:
             line = raw.decode().rstrip("\n")
             if line.startswith(":"):
@@ -239,7 +239,7 @@ async def test_a_job_that_fails_and_is_retried_tells_the_whole_story(start_broke
             async def claim() -> Any:
                 return await worker.claim()
 
-            held = await wait_until(claim, 10, "the job can be claimed")
+            held = await wait_until(claim, what="the job can be claimed")
             await worker.report(held, 10)
             await worker.fail(held, "node_error", "It broke.")
             failed = await client.until("fail_job")

@@ -10,6 +10,8 @@ from typing import Any
 
 import aiohttp
 
+from tests.support.waiting import PATIENCE_S
+
 NODES = ("EmptyImage", "SaveImage")
 
 
@@ -43,7 +45,7 @@ class GatewayWorker:
         await self.send(kind, message_id=message_id, **fields)
         return await self.until(message_id=message_id)
 
-    async def until(self, within: float = 10.0, **fields: Any) -> dict[str, Any]:
+    async def until(self, within: float = PATIENCE_S, **fields: Any) -> dict[str, Any]:
         """The first message, of those not taken yet, with these fields."""
         async with asyncio.timeout(within):
             while True:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from broker.queue.queue import Queue
 
 T = TypeVar("T")
+PATIENCE_S = 30.0
+"""How long a test waits for what nothing promises within a time. Only a broken program keeps it waiting so long."""
 
 
 @overload
@@ -24,7 +26,7 @@ async def wait_until(predicate: Callable[[], Awaitable[T | None]], timeout: floa
 async def wait_until(predicate: Callable[[], T | None], timeout: float = ..., what: str = ...) -> T: ...  # noqa: ASYNC109
 
 
-async def wait_until(predicate: Callable[[], Any], timeout: float = 10.0, what: str = "") -> Any:  # noqa: ASYNC109
+async def wait_until(predicate: Callable[[], Any], timeout: float = PATIENCE_S, what: str = "") -> Any:  # noqa: ASYNC109
     """Ask ``predicate`` (plain or async) until it answers something true, and return that.
 
     Fails after ``timeout`` seconds, saying ``what`` did not happen and what the last answer was.
