@@ -6,15 +6,16 @@ import asyncio
 import contextlib
 import json
 import struct
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
 import pytest
 
-from tests.api.conftest import Broker, Start, submit
+from tests.api.conftest import Broker, Client, Start, submit
 from tests.support.gateway import GatewayWorker, capabilities
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE_S, wait_until
 
 
 @contextlib.asynccontextmanager
@@ -34,11 +35,17 @@ async def status_of(broker: Broker, job_id: str) -> str:
     return str(record["status"])
 
 
-async def becomes(broker: Broker, job_id: str, status: str, within: float = 10.0) -> None:
+async def becomes(broker: Broker, job_id: str, status: str, within: float = PATIENCE_S) -> None:
     async def there() -> bool:
         return await status_of(broker, job_id) == status
 
     await wait_until(there, within, f"job is {status}")
+
+
+async def hears(client: Client, status: str) -> None:
+    """Read until a followed job has been in this state, for however short a time."""
+    while (await client.until("job_update"))["status"] != status:
+        pass
 
 
 async def fleet_state(broker: Broker, worker_id: str = "gw-1") -> str | None:
@@ -67,6 +74,7 @@ async def test_a_job_s_whole_way_through_the_gateway(broker: Broker) -> None:
             "max_bytes": 4096 << 20,
         }
         await worker.progress(job, 0, node={"id": "1", "class_type": "EmptyImage"}, nodes_done=0, nodes_total=2)
+        await client.until("update_job_progress")  # else the next may come in its place
         await worker.progress(job, 60, message="half")
         stale = await worker.about("update_job_progress", {**job, "lease": "another"}, progress=70)
         assert (stale["code"], stale["details"]["reason"]) == ("conflict", "stale_lease")
@@ -354,20 +362,21 @@ async def test_jobs_that_it_comes_back_without_go_back_at_once(broker: Broker) -
 
 
 async def test_a_lost_worker_s_jobs_go_back_after_one_lease(start_broker: Start) -> None:
-    broker = await start_broker(lease_s=0.6, reap_s=0.05)
+    broker = await start_broker(lease_s=2.0, reap_s=0.05)
     job_id = await job_of(broker)
-    async with worker_of(broker) as worker:
-        await worker.register()
-        await worker.claim()
-    assert await status_of(broker, job_id) == "claimed"
     async with worker_of(broker, "gw-2") as other:
-        await other.register()
+        async with worker_of(broker) as worker:
+            await worker.register()
+            await worker.claim()
+            await other.register()
+            left = time.monotonic()
         assert (await other.until(type="job_available"))["job_id"] == job_id
+        assert time.monotonic() - left > 1.9, "the worker might have come back"
         assert (await other.claim())["attempt"] == 2
 
 
 async def test_an_open_socket_keeps_the_job_of_a_worker_that_cannot_speak(start_broker: Start) -> None:
-    broker = await start_broker(lease_s=0.5, reap_s=0.05)
+    broker = await start_broker(lease_s=2.0, reap_s=0.05)  # the broker is here, too: it may stand still for a second
     job_id = await job_of(broker)
     async with worker_of(broker) as worker, worker_of(broker, "gw-2") as other:
         await worker.register()
@@ -376,7 +385,7 @@ async def test_an_open_socket_keeps_the_job_of_a_worker_that_cannot_speak(start_
         await becomes(broker, job_id, "processing")
         await other.register()
         with pytest.raises(TimeoutError):
-            await other.until(within=2.0, type="job_available")
+            await other.until(within=3.0, type="job_available")
         assert (await worker.about("complete_job", job, result={}))["status"] == "completed"
 
 
@@ -384,33 +393,32 @@ async def test_an_open_socket_keeps_the_job_of_a_worker_that_cannot_speak(start_
 async def test_a_worker_that_could_speak_and_does_not_name_its_job_loses_it(
     start_broker: Start, cancelled: bool
 ) -> None:
-    broker = await start_broker(lease_s=0.5, reap_s=0.05)
-    job_id = await job_of(broker)
-    async with worker_of(broker) as worker:
-        instance = (await worker.register())["instance"]
+    broker = await start_broker(lease_s=2.0, reap_s=0.05)
+    async with broker.client() as client, worker_of(broker) as worker:
+        job_id = (await client.ask(submit()))["job_id"]
+        await worker.register()
         job = await worker.claim()
         await worker.progress(job, 1)
-        await becomes(broker, job_id, "processing")
+        await hears(client, "processing")
         if cancelled:
             await broker.json("POST", f"/api/jobs/{job_id}/cancel", json={})
-        reading = asyncio.create_task(worker.until(within=30, type="never"))  # answers pings
+        reading = asyncio.create_task(worker.until(within=60, type="never"))  # answers pings
         try:
-            await becomes(broker, job_id, "cancelled" if cancelled else "pending")
-            assert instance, "the worker itself is still there"
-            assert await fleet_state(broker) == "idle"
+            await hears(client, "cancelled" if cancelled else "pending")
+            assert await fleet_state(broker) == "idle", "the worker itself is still there"
         finally:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
 
 
 async def test_a_worker_that_is_silent_for_too_long_loses_its_job(start_broker: Start) -> None:
-    broker = await start_broker(lease_s=0.5, reap_s=0.05, hang_s=0.5)
-    job_id = await job_of(broker)
-    async with worker_of(broker) as worker:
+    broker = await start_broker(lease_s=1.0, reap_s=0.05, hang_s=1.0)
+    async with broker.client() as client, worker_of(broker) as worker:
+        await client.ask(submit())
         await worker.register()
         await worker.progress(await worker.claim(), 1)
-        await becomes(broker, job_id, "processing")
-        await becomes(broker, job_id, "pending")
+        await hears(client, "processing")
+        await hears(client, "pending")
 
 
 @pytest.mark.parametrize("started", [False, True])
@@ -427,7 +435,7 @@ async def test_a_job_that_heartbeats_do_not_name_goes_back(start_broker: Start, 
             await worker.heartbeat(status="busy")
             return await status_of(broker, job_id) == "pending"
 
-        await wait_until(back, 5, "the job went back")
+        await wait_until(back, what="the job went back")
         reply = await worker.about("complete_job", job, result={})
         assert reply["details"]["reason"] == "stale_lease"
 
@@ -438,7 +446,7 @@ async def test_a_claim_whose_answer_was_lost_goes_back_without_a_heartbeat(start
     async with worker_of(broker) as worker:
         await worker.register()
         await worker.claim()
-        await becomes(broker, job_id, "pending", 5)
+        await becomes(broker, job_id, "pending")
 
 
 async def test_progress_is_thinned_but_its_last_word_arrives(broker: Broker) -> None:
@@ -447,15 +455,16 @@ async def test_progress_is_thinned_but_its_last_word_arrives(broker: Broker) -> 
         await worker.register()
         job = await worker.claim()
         await client.ask({"type": "subscribe_job", "job_id": job["job_id"]})
+        began = time.monotonic()
         for step in range(100):
             await worker.progress(job, step)
         await worker.progress(job, 42)
-        async with asyncio.timeout(10):
-            while (await client.until("update_job_progress"))["progress"] < 99:
-                pass
+        while (await client.until("update_job_progress"))["progress"] < 99:
+            pass
+        took = time.monotonic() - began
         seen = [e["progress"] for e in client.of(job["job_id"]) if e["type"] == "update_job_progress"]
         assert seen == sorted(seen)
-        assert len(seen) <= 10
+        assert len(seen) <= 1 + 5 * took, "one, and five in each second after it"
 
 
 @pytest.mark.parametrize("watched", [False, True])
@@ -478,7 +487,7 @@ async def test_who_comes_later_starts_with_the_latest_progress(broker: Broker, w
             while (await first.until("update_job_progress"))["progress"] < 59:
                 pass
         else:
-            await wait_until(known, 5, "the last report before a silence is in the record")
+            await wait_until(known, what="the last report before a silence is in the record")
         await late.ask({"type": "subscribe_job", "job_id": job_id})
         seen = await late.until("update_job_progress")
         assert seen["progress"] == 59
@@ -497,9 +506,13 @@ async def test_a_preview_that_was_made_is_shown_to_who_comes_later(start_broker:
         await worker.preview(job, picture)
         await worker.heartbeat(job)
         for broker in (two, one):
-            async with broker.http.get(f"{broker.url}/api/jobs/{job_id}/preview") as response:
-                assert response.status == 200
-                assert await response.read() == picture
+
+            async def shown(broker: Broker = broker) -> bytes | None:
+                async with broker.http.get(f"{broker.url}/api/jobs/{job_id}/preview") as response:
+                    return await response.read() if response.status == 200 else None
+
+            # An answer waits a second at most for the worker to hear that somebody watches.
+            assert await wait_until(shown, what="the picture is shown") == picture
 
 
 @pytest.mark.parametrize("by", ["hash", "filename"])
@@ -543,7 +556,7 @@ async def test_a_preview_reaches_who_watches(broker: Broker) -> None:
                 await client.next(0.3)
             return bool(client.previews)
 
-        await wait_until(seen, 10, "a preview arrived")
+        await wait_until(seen, what="a preview arrived")
         length = struct.unpack(">I", client.previews[0][4:8])[0]
         assert json.loads(client.previews[0][8 : 8 + length])["job_id"] == job_id
         assert client.previews[0][8 + length :] == picture
@@ -657,6 +670,6 @@ async def test_a_stop_closes_the_sockets(start_broker: Start) -> None:
     async with worker_of(broker) as worker:
         await worker.register()
         closing = asyncio.create_task(broker.server.close())
-        frame = await asyncio.wait_for(worker.ws.receive(), 5)
+        frame = await asyncio.wait_for(worker.ws.receive(), PATIENCE_S)
         assert (frame.type, worker.ws.close_code) == (aiohttp.WSMsgType.CLOSE, 1001)
-        await asyncio.wait_for(closing, 5)
+        await asyncio.wait_for(closing, PATIENCE_S)
