@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import sys
 from typing import Any
 
 from tests.api.conftest import Broker, submit
+from tests.support.commands import emq_here
 
 
 async def emq(broker: Broker, *args: str) -> tuple[int, str]:
     """``python -m broker …`` against this broker: exit code and everything it prints."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "broker", *args, "--broker", broker.url,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-    )  # fmt: skip
-    out, _ = await process.communicate()
-    return process.returncode or 0, out.decode()
+    code, out, err = await emq_here(*args, "--broker", broker.url)
+    return code, out + err
 
 
 async def jobs(broker: Broker) -> list[str]:

@@ -18,7 +18,7 @@ from bench.sockets import connect_many
 from broker.queue.connection import Connection
 from broker.queue.queue import Queue
 from tests.api.conftest import GRAPH, NODES, submit
-from tests.support.commands import ROOT, emq, emq_reading, environment, serving
+from tests.support.commands import ROOT, emq, emq_here, emq_reading, environment, serving
 from tests.support.jobs import profile
 from tests.support.simulated import SimulatedWorker
 from tests.support.waiting import wait_until
@@ -36,7 +36,7 @@ async def test_serve_keeps_its_contract(valkey_url: str, pool: str, tmp_path: Pa
         listening = [asyncio.create_task(ws.receive()) for ws in sockets[1:]]
         code, out, err, took = await broker.end()
         assert (code, out) == (0, "")
-        assert took < 1.5, "a second, and what ending a process takes"
+        assert took < 1 + broker.start_s / 2, "a second, and what ending a process takes: less than half of its start"
         assert "listening" not in err
         assert [(await each).data for each in listening] == [1001] * 9
         for ws in sockets:
@@ -54,7 +54,7 @@ async def test_a_stop_says_goodbye_to_hundreds_of_followers(valkey_url: str, poo
         sockets = await connect_many([port] * 300, on_text=followed.append)
         for socket, job in zip(sockets, itertools.cycle(jobs), strict=False):
             socket.send(json.dumps({"type": "subscribe_job", "job_id": job}).encode())
-        await wait_until(lambda: sum(b'"job_update"' in text for text in followed) == 300, 30)
+        await wait_until(lambda: sum(b'"job_update"' in text for text in followed) == 300)
         for socket in sockets[:20]:
             socket.answers = False
         code, out, err, _ = await broker.end()
@@ -116,7 +116,7 @@ async def test_a_redis_that_does_not_answer_ends_the_start(tmp_path: Path) -> No
         sys.executable, "-m", "broker", "serve", "--port", "0", "--redis", "redis://127.0.0.1:9", cwd=ROOT,
         env=environment(EMQ_DATA=str(tmp_path)), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
-    out, err = await asyncio.wait_for(process.communicate(), 30)
+    out, err = await asyncio.wait_for(process.communicate(), 60)
     assert process.returncode == 1, "no Redis, no broker"
     assert (out, b"Traceback" in err) == (b"", False)
 
@@ -156,23 +156,23 @@ async def test_submit_watch_and_the_other_commands(valkey_url: str, pool: str, t
             assert (code, out.splitlines()[-1]) == (0, "completed with 0 outputs")
             code, out, _ = await emq_reading(json.dumps(GRAPH).encode(), "submit", "-", "--dry-run", *at)
             assert json.loads(out)["dry_run"] is True
-        code, out, _ = await emq("submit", str(workflow), "--priority", "5", *at)
+        code, out, _ = await emq_here("submit", str(workflow), "--priority", "5", *at)
         job = out.split()[2]
         assert "waits: " in out
-        assert job in (await emq("jobs", "list", *at))[1]
-        assert json.loads((await emq("jobs", "show", job, *at))[1])["priority"] == 5
-        assert (await emq("jobs", "priority", job, "-7", *at))[0] == 0
-        assert (await emq("jobs", "priority", job, "front", *at))[0] == 0
-        assert json.loads((await emq("jobs", "show", job, *at))[1])["priority"] == -7
-        assert "cancelled" in (await emq("jobs", "cancel", job, "--reason", "enough", *at))[1]
-        assert (await emq("jobs", "retry", job, *at))[0] == 0
-        code, _, err = await emq("jobs", "cancel", "nope", *at)
+        assert job in (await emq_here("jobs", "list", *at))[1]
+        assert json.loads((await emq_here("jobs", "show", job, *at))[1])["priority"] == 5
+        assert (await emq_here("jobs", "priority", job, "-7", *at))[0] == 0
+        assert (await emq_here("jobs", "priority", job, "front", *at))[0] == 0
+        assert json.loads((await emq_here("jobs", "show", job, *at))[1])["priority"] == -7
+        assert "cancelled" in (await emq_here("jobs", "cancel", job, "--reason", "enough", *at))[1]
+        assert (await emq_here("jobs", "retry", job, *at))[0] == 0
+        code, _, err = await emq_here("jobs", "cancel", "nope", *at)
         assert (code, "not_found" in err) == (1, True)
-        assert json.loads((await emq("stats", *at))[1])["jobs"]["pending"] == 1
+        assert json.loads((await emq_here("stats", *at))[1])["jobs"]["pending"] == 1
         await worker.register()
         for action in ("pause", "resume", "drain"):
-            assert (await emq("workers", action, "sim-1", *at))[0] == 0
-        assert "draining" in (await emq("workers", "list", *at))[1]
+            assert (await emq_here("workers", action, "sim-1", *at))[0] == 0
+        assert "draining" in (await emq_here("workers", "list", *at))[1]
         code, out, _ = await emq("functions", "load", "--force", "--redis", valkey_url)
         assert (code, "library version" in out) == (0, True)
         assert (await broker.end())[0] == 0

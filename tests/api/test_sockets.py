@@ -7,7 +7,6 @@ import contextlib
 import io
 import json
 import socket
-import time
 from typing import Any
 
 import aiohttp
@@ -16,7 +15,8 @@ import pytest
 from broker.api import heartbeat, sending, websocket
 from broker.api.outbox import HIGH_BYTES, Outbox
 from tests.api.conftest import GRAPH, Broker, Start, submit
-from tests.support.waiting import wait_until
+from tests.support.processes import idle_s
+from tests.support.waiting import PATIENCE_S, wait_until
 
 
 async def test_a_message_over_the_limit_closes_with_1009(start_broker: Start) -> None:
@@ -27,16 +27,16 @@ async def test_a_message_over_the_limit_closes_with_1009(start_broker: Start) ->
         assert (await client.next())["type"] == "job_accepted", "exactly the limit is accepted"
     async with broker.client() as client:
         await client.send(text + " " * (256 * 1024 - len(text) + 1))
-        frame = await client.ws.receive(10)
+        frame = await client.ws.receive(PATIENCE_S)
         assert (frame.type, client.ws.close_code) == (aiohttp.WSMsgType.CLOSE, 1009)
 
 
 async def test_the_default_limit_is_16_mib(broker: Broker) -> None:
     async with broker.client() as client:
         await client.send(json.dumps({"type": "request_stats", "message_id": "big", "x": "y" * (16 * 2**20 - 200)}))
-        assert (await client.next(30))["type"] == "response_stats"
+        assert (await client.next())["type"] == "response_stats"
         await client.send(" " * (17 * 2**20))
-        await client.ws.receive(30)
+        await client.ws.receive(PATIENCE_S)
         assert client.ws.close_code == 1009
 
 
@@ -118,7 +118,7 @@ async def test_messages_are_limited_and_the_socket_stays(broker: Broker) -> None
         async def served() -> bool:
             return bool((await client.ask({"type": "request_stats"}))["type"] == "response_stats")
 
-        await wait_until(served, 5, "served again")
+        await wait_until(served, what="served again")
 
 
 async def test_a_client_that_takes_nothing_is_cut_off(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +139,7 @@ async def test_a_client_that_takes_nothing_is_cut_off(broker: Broker, monkeypatc
                 return True
             return writer.transport.is_closing()
 
-        await wait_until(cut_off, 20, "the broker cuts the connection")
+        await wait_until(cut_off, what="the broker cuts the connection")
     async with broker.client() as client:
         assert (await client.ask({"type": "request_stats"}))["type"] == "response_stats"
 
@@ -152,14 +152,14 @@ async def test_a_client_that_takes_nothing_is_cut_off(broker: Broker, monkeypatc
 async def test_a_broken_frame_ends_only_its_own_connection(broker: Broker, bad: bytes) -> None:
     async with broker.raw_socket() as (reader, writer):
         writer.write(bad)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             assert (await reader.read(2))[:1] in (b"\x88", b""), "a close frame, or the end"
     async with broker.client() as client:
         assert (await client.ask({"type": "request_stats"}))["type"] == "response_stats"
 
 
 async def test_the_stop_is_quick_and_says_goodbye(start_broker: Start) -> None:
-    """Sockets get 1001 and event streams end, in under a second."""
+    """Sockets get 1001 and event streams end, in under a second, on a machine that has nothing else to do."""
     broker = await start_broker()
     sockets = [await broker.http.ws_connect(broker.url + "/ws") for _ in range(20)]
     status, job = await broker.json("POST", "/api/jobs", json=submit())
@@ -169,12 +169,12 @@ async def test_the_stop_is_quick_and_says_goodbye(start_broker: Start) -> None:
         await ws.receive_json()
     stream = await broker.http.get(f"{broker.url}/api/jobs/{job['job_id']}/events")
     readers = [asyncio.create_task(until_closed(ws)) for ws in sockets]
-    started = time.monotonic()
+    began = idle_s()
     await broker.server.close()
-    took = time.monotonic() - started
+    waited = idle_s() - began
     assert [await reader for reader in readers] == [1001] * 20
     await stream.read()
-    assert took < 1.0
+    assert waited < 1.0
 
 
 async def until_closed(ws: aiohttp.ClientWebSocketResponse) -> int | None:
@@ -188,9 +188,9 @@ async def test_the_stop_does_not_wait_for_clients_that_do_not_answer(start_broke
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(5):
             await stack.enter_async_context(broker.raw_socket())
-        started = time.monotonic()
+        began = idle_s()
         await broker.server.close()
-        assert time.monotonic() - started < 1.0
+        assert idle_s() - began < 1.0
 
 
 async def test_newer_progress_takes_the_place_of_older_but_never_overtakes() -> None:
@@ -214,7 +214,7 @@ async def test_previews_go_first_when_a_client_lags() -> None:
     waiting = asyncio.create_task(box.room())
     for _ in range(9):
         await box.get()
-    await asyncio.wait_for(waiting, 1)
+    await asyncio.wait_for(waiting, PATIENCE_S)
 
 
 async def test_a_client_that_lags_gets_everything_in_order_once_it_reads(broker: Broker) -> None:
@@ -237,8 +237,8 @@ async def test_a_client_that_lags_gets_everything_in_order_once_it_reads(broker:
             await asyncio.sleep(0.3)
             return asking.done() or (0 < before == sent)
 
-        await wait_until(stuck, 20, "the broker reads no more of one who takes nothing")
-        answers = [await client.next(20) for _ in range(count)]
+        await wait_until(stuck, what="the broker reads no more of one who takes nothing")
+        answers = [await client.next() for _ in range(count)]
         await asking
     assert [int(answer["message_id"].split()[0]) for answer in answers] == list(range(count))
     assert {answer["type"] for answer in answers[::100]} <= {"job_list", "error"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import os
 import re
 import signal
@@ -40,13 +41,24 @@ async def emq_reading(stdin: bytes | None, *args: str, **env: str) -> tuple[int,
     return process.returncode or 0, out.decode(), err.decode()
 
 
+async def emq_here(*args: str) -> tuple[int, str, str]:
+    """The same in this process, where there are many: most of a command's time is an interpreter's start."""
+    from broker.__main__ import main
+
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = await asyncio.to_thread(main, list(args))
+    return code, out.getvalue(), err.getvalue()
+
+
 @dataclass
 class Served:
-    """A broker process."""
+    """A broker process. ``start_s``: how long it took to say that it listens, which tells how fast the machine is."""
 
     process: asyncio.subprocess.Process
     url: str
     line: str
+    start_s: float
 
     async def end(self) -> tuple[int, str, str, float]:
         """SIGTERM: exit code, the rest of stdout, stderr, seconds."""
@@ -64,6 +76,7 @@ def serving(*args: str, **env: str) -> AbstractAsyncContextManager[Served]:
 @contextlib.asynccontextmanager
 async def serving_in(cwd: Path, *args: str, **env: str) -> AsyncIterator[Served]:
     """A broker that is started in this folder."""
+    started = time.monotonic()
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "broker", "serve", "--port", "0", *args, cwd=cwd, env=environment(**env),
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
@@ -73,7 +86,7 @@ async def serving_in(cwd: Path, *args: str, **env: str) -> AsyncIterator[Served]
         line = (await asyncio.wait_for(process.stdout.readline(), START_S)).decode()
         found = re.fullmatch(r"listening on (http://\S+:\d+)\n", line)
         assert found, line
-        yield Served(process, found[1], line)
+        yield Served(process, found[1], line, time.monotonic() - started)
     finally:
         if process.returncode is None:
             process.kill()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 
@@ -64,3 +65,15 @@ def state(pid: int) -> tuple[str, int]:
     except OSError:
         return "", 0
     return fields[0], int(fields[1])
+
+
+def idle_s() -> float:
+    """A clock that stands still while this thread computes, or could and others have the cores.
+
+    What passes on it is waiting for something, however slow or busy the machine is.
+    """
+    try:
+        computed, delayed, _ = Path("/proc/thread-self/schedstat").read_text().split()
+    except OSError:  # a kernel that does not say how long others had the cores
+        return time.monotonic() - time.thread_time()
+    return time.monotonic() - (int(computed) + int(delayed)) / 1e9
