@@ -184,12 +184,12 @@ async def test_a_worker_that_lost_its_lease_leaves_nothing(broker: Broker, tmp_p
         release = asyncio.Event()
 
         async def slow() -> AsyncIterator[bytes]:
-            yield PNG
+            yield bytes(8_000_000)
             await release.wait()
             yield PNG
 
         upload = asyncio.create_task(put(broker, held, data=slow()))
-        await asyncio.sleep(0)
+        await wait_until(lambda: stored_files(tmp_path), what="the broker began to write")
         await worker.release(held)
         release.set()
         status, body = await upload
