@@ -47,6 +47,8 @@ async def test_what_a_client_hears_fits_the_schema(broker: Broker, valkey_url: s
         await client.until("reset")
         await client.ask({"type": "submit_jobs", "jobs": [submit(group="g")]})
         await client.ask({"type": "request_group", "group": "g"})
+        while not any(message["type"] == "stats_broadcast" for message in client.heard):
+            await client.next()
     kinds = set()
     for message in client.heard:
         kinds.add(message["type"])

@@ -112,7 +112,7 @@ async def test_a_job_that_an_export_takes_is_told_as_cancelled(
     folder, stores = Archive.create(tmp_path / "export"), Stores(*open_stores(Settings(data=tmp_path)))
     done = await Exporter(open_broker.queue, stores, folder).run(take=True)
     assert (done.written, done.taken) == (1, 1)
-    await wait_until(lambda: receiver.got, 20, "the webhook")
+    await wait_until(lambda: receiver.got, what="the webhook")
     (event,) = receiver.events(await secret_of(open_broker))
     assert (event["type"], event["data"]["job_id"], event["data"]["reason"]) == ("job.cancelled", job, "exported")
 
@@ -202,7 +202,7 @@ async def test_a_broker_that_dies_in_a_delivery_loses_nothing(
     receiver.hold.set()
     receiver.hold = None
     second = await start_broker(webhook_urls="any", reap_s=0.05)
-    await wait_until(lambda: _when(log_of(second, job), 1))
+    await wait_until(lambda: log_of(second, job))  # twice, where it takes longer than its lease
     assert {headers["webhook-id"] for headers, _ in receiver.got} == {receiver.got[0][0]["webhook-id"]}
 
 

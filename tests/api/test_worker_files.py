@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from blake3 import blake3
 
+from comfyui_emq_node import carrier
 from comfyui_emq_node.carrier import Errand
 from comfyui_emq_node.files import Courier, Gathered, Output
 from comfyui_emq_node.input_cache import InputCache
@@ -101,9 +102,10 @@ async def test_an_upload_to_the_bucket_that_breaks_off_is_sent_again(
 
 
 async def test_a_large_file_goes_once_and_only_where_it_is_wanted(
-    start_broker: Start, bucket: Bucket, output: Path
+    start_broker: Start, bucket: Bucket, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The broker is asked first: what it sends on to the bucket, or refuses, it does not get."""
+    monkeypatch.setattr(carrier, "CONTINUE_S", 60.0)  # a broker that is slow to answer gets the file all the same
     passed = 0
 
     def count(data: bytes) -> bytes:
@@ -151,7 +153,7 @@ async def test_a_full_disk_of_the_broker_is_waited_for(
     (small_disk / "other").write_bytes(bytes(1_200_000))
     async with held_job(broker) as (_, held):
         delivery = asyncio.create_task(delivered(broker.url, held, path))
-        await wait_until(lambda: "disk is full" in caplog.text, 30, "the worker has heard of it")
+        await wait_until(lambda: "disk is full" in caplog.text, what="the worker has heard of it")
         (small_disk / "other").unlink()
         described = await delivery
         assert described["size"] == 1_200_000
@@ -254,7 +256,7 @@ async def test_500_mb_pass_with_flat_memory_on_both_sides(broker: Broker, own: B
     """Out of a worker, to a client, and into another worker; what runs in ComfyUI's place is this process."""
     others, side = children(os.getpid()), SideProcess()
     side.start()
-    await wait_until(lambda: side.is_there, 20, "the side process runs")
+    await wait_until(lambda: side.is_there, what="the side process runs")
     (carrier,) = (pid for pid, said in children(os.getpid()).items() if pid not in others and "emq.keeper" in said)
     gathered = Gathered([Output("2", str(large))])
     async with held_job(broker) as (worker, held):
