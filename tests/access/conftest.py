@@ -59,6 +59,13 @@ class Guarded:
         self.brokers.append(await self.start(**settings))
         return self.brokers[-1]
 
+    async def instead(self, **settings: Any) -> Broker:
+        """Another in place of those that are there: each tells the queue its own settings, again and again."""
+        for broker in self.brokers:
+            await broker.server.close()
+        self.brokers.clear()
+        return await self.another(**settings)
+
     async def ask(self, key: str | None, method: str, path: str, **options: Any) -> tuple[int, Any]:
         headers = {**(bearer(key) if key else {}), **options.pop("headers", {})}
         return await self.broker.json(method, path, headers=headers, **options)

@@ -272,6 +272,7 @@ NO_CHANGE = re.compile(r"^(access:\{keys\}:(tb:|whsec:|used)|\{[^}]*\}:(config|m
 
 async def test_looking_changes_nothing(guarded: Guarded, own_valkey: RedisServer) -> None:
     """Every GET, twice: whatever page or program asks, the queue and the access records stay as they were."""
+    await guarded.instead(lease_s=3600)  # the worker that sends no heartbeat is not to be lost meanwhile
     own = await things(guarded, "own")
     key = await guarded.key("admin")
     looked = [path for method, path in NEEDS if method == "GET" and not path.startswith("/ws")]
