@@ -41,7 +41,7 @@ from broker.queue.channels import Channels
 from broker.queue.in_order import Args, Stream, in_order
 from broker.queue.loader import load as load_library
 from broker.queue.packing import packing
-from broker.queue.refusals import LATER, translated
+from broker.queue.refusals import LATER, Again, translated
 from broker.queue.replicated import FUNCTIONS, UNCONFIRMED, confirm, confirmation
 
 log = logging.getLogger(__name__)
@@ -383,7 +383,7 @@ def _socket_options(timeout_s: float, retries: int) -> dict[str, Any]:
     return {
         "socket_timeout": timeout_s,
         "socket_connect_timeout": 2.0,
-        "retry": Retry(_backoff(), retries),
+        "retry": Again(_backoff(), retries),
         "protocol": 2,
         "legacy_responses": False,
         "client_name": "emq-broker",

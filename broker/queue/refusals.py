@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from ssl import SSLCertVerificationError
+from typing import Any
 
+from redis.asyncio.retry import Retry
 from redis.exceptions import (
     AskError,
     AuthenticationError,
@@ -81,3 +84,24 @@ def _translation(error: RedisError, starting: bool) -> Exception:
 
 def _away(reason: str) -> Unavailable:
     return Unavailable("The queue cannot be reached; nothing was accepted, try again.", reason=reason)
+
+
+class Again(Retry):
+    """Repeats what failed, except where a certificate is refused: it would be again.
+
+    On a slow machine the repetitions would outlast the call, whose error would then not say what is wrong.
+    """
+
+    async def call_with_retry(
+        self,
+        do: Callable[[], Awaitable[Any]],
+        fail: Callable[..., Any],
+        is_retryable: Callable[[Exception], bool] | None = None,
+        with_failure_count: bool = False,
+    ) -> Any:
+        """As redis-py calls it."""
+        return await super().call_with_retry(do, fail, is_retryable or _may_pass, with_failure_count)
+
+
+def _may_pass(error: Exception) -> bool:
+    return not isinstance(error.__context__, SSLCertVerificationError)

@@ -32,6 +32,7 @@ from comfyui_emq_node.queue import Claim, Failure, Registration, Report
 from comfyui_emq_node.redis_queue import RedisQueue
 from tests.api.conftest import Broker, Start, start_broker, submit
 from tests.support.jobs import profile
+from tests.support.proxy import proxy
 from tests.support.servers import RedisServer, redis7_binary, valkey_binary
 from tests.support.waiting import wait_until
 
@@ -385,6 +386,10 @@ async def test_redis_over_tls_by_its_authority_and_its_name(tmp_path: Path) -> N
             with pytest.raises((ConfigurationError, Unavailable)) as refused:
                 await connected(redis_url=bad)
             assert "certificate" in str(refused.value).lower() + str(getattr(refused.value, "details", "")).lower()
+        async with proxy(ports["own"], resp=False) as way:
+            with pytest.raises(Unavailable):
+                await connected(redis_url=f"rediss://127.0.0.1:{way.port}?ssl_ca_certs={stranger}")
+            assert way.connections == 1, "what is refused once is refused always"
         worker = RedisQueue(lambda: good, "default", "w1", "i" * 32)
         with pytest.raises(Exception, match="no EMQ functions yet"):
             await worker.register(Registration("m", {}, {}))
