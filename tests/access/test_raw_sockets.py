@@ -109,15 +109,14 @@ async def test_frames_that_no_client_makes(
 async def test_a_message_without_end_is_cut(start_broker: Start) -> None:
     broker = await start_broker(max_message_mb=0.25)
     async with connected(port_of(broker)) as (reader, writer):
-        writer.write(frame(TEXT, b"x", end=False))
-        with contextlib.suppress(ConnectionError):
-            for _ in range(100):
-                writer.write(frame(CONTINUED, b"y" * 65_536, end=False))
-                async with asyncio.timeout(5):
-                    await writer.drain()
-            async with asyncio.timeout(5):
-                assert (await reader.read(65_536))[-2:] == (1009).to_bytes(2, "big")
-        assert writer.transport.is_closing() or reader.at_eof()
+        # 512 KiB, and a little: the end is no later than where the message that was cut off would still be readable.
+        writer.write(frame(TEXT, b"x", end=False) + frame(CONTINUED, b"y" * 65_536, end=False) * 9)
+        heard = b""
+        async with asyncio.timeout(10):
+            with contextlib.suppress(ConnectionError):  # of what the broker did not take
+                while piece := await reader.read(65_536):
+                    heard += piece
+        assert heard[-2:] == (1009).to_bytes(2, "big")
     await others_are_well(broker)
 
 
@@ -161,16 +160,13 @@ async def test_answers_that_are_not_taken_are_not_kept_for_ever(guarded: Guarded
     before = open_connections(guarded.broker)
     try:
         asking = b"GET /static/htmx.min.js HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
-        async with connected(listener.getsockname()[1], asking * 500, takes=4096) as (_, writer):
+        async with connected(listener.getsockname()[1], asking * 500, takes=4096) as (reader, writer):
+            await reader.readuntil(b"\r\n\r\n")
             writer.transport.pause_reading()  # type: ignore[attr-defined]
-
-            async def stuck() -> bool:
-                return open_connections(guarded.broker) == before + 1
 
             async def gone() -> bool:
                 return open_connections(guarded.broker) == before
 
-            await wait_until(stuck, 5, "the broker answers")
             await wait_until(gone, 25, "the broker has the connection no more")
     finally:
         server.close()

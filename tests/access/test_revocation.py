@@ -12,6 +12,7 @@ from tests.access.conftest import Guarded, bearer
 from tests.access.test_credentials import cookie
 from tests.api.conftest import submit
 from tests.support.gateway import GatewayWorker, capabilities
+from tests.support.waiting import wait_until
 
 CLOSED = {aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.CLOSING}
 
@@ -86,5 +87,9 @@ async def test_a_worker_behind_the_gateway_works_with_its_key_and_leaves_with_it
         await guarded.store.revoke(guarded.keys[0].key_id)
         async with asyncio.timeout(5):
             assert await closing(ws) == 1008
-    status, fleet = await guarded.ask(client, "GET", "/api/workers/gw-1")
-    assert (status, fleet["status"]) == (200, "offline")
+
+    async def left() -> bool:
+        status, shown = await guarded.ask(client, "GET", "/api/workers/gw-1")
+        return (status, shown["status"]) == (200, "offline")
+
+    await wait_until(left, what="the worker is offline, long before its lease ends")
