@@ -53,15 +53,20 @@ async def ended(streams: Streams, within: float = 10.0) -> bytes:
         return b""
 
 
+HEADER_S = 2.0
+"""Long enough for a header that is sent at once, also where this process has to wait for its turn."""
+
+
 @pytest.mark.parametrize("first", [b"", b"GET /health HT", b"GET /health HTTP/1.1\r\nHost: a\r\nX: y\r\n"])
 async def test_a_header_that_does_not_come_is_not_waited_for(guarded: Guarded, first: bytes) -> None:
-    async with door(guarded.broker, 0.5) as port, connected(port, 100, first) as silent:
-        started = time.monotonic()
-        async with guarded.broker.http.get(f"http://127.0.0.1:{port}/health/live") as response:
-            assert response.status == 200
-        for streams in silent:
-            assert await ended(streams) == b""
-        assert time.monotonic() - started >= 0.4
+    async with door(guarded.broker, HEADER_S) as port, connected(port, 99, first) as silent:
+        started = time.monotonic()  # before the last one comes, whose time begins when it is let in
+        async with connected(port, 1, first) as last:
+            async with guarded.broker.http.get(f"http://127.0.0.1:{port}/health/live") as response:
+                assert response.status == 200
+            for streams in (*silent, *last):
+                assert await ended(streams) == b""
+            assert time.monotonic() - started >= HEADER_S * 0.9
 
 
 async def test_of_many_silent_connections_the_oldest_go(guarded: Guarded) -> None:
@@ -86,13 +91,14 @@ async def test_a_header_without_end_is_cut(guarded: Guarded) -> None:
 
 async def test_a_connection_serves_on_behind_the_door(guarded: Guarded) -> None:
     key = await guarded.key("submit", "read")
-    async with door(guarded.broker, 0.5) as port:
+    async with door(guarded.broker, HEADER_S) as port:
         base = f"http://127.0.0.1:{port}"
         async with aiohttp.ClientSession(base, headers=bearer(key)) as http, http.ws_connect("/ws") as ws:
             for _ in range(2):
                 async with http.post("/api/jobs", json=submit()) as response:
                     assert response.status == 201
-            await asyncio.sleep(0.7)  # longer than a header may take
+            async with connected(port, 1) as (silent,):
+                assert await ended(silent) == b"", "longer than a header may take"
             await ws.send_json({"type": "request_stats"})
             assert (await ws.receive_json())["type"] == "response_stats"
 
