@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 import pytest
 import redis
 
 from tests.support.leaks import leaks
-from tests.support.servers import RedisServer
+from tests.support.servers import RedisServer, redis7_binary, valkey_binary
 from tests.support.waiting import wait_until
 
 
@@ -20,14 +21,17 @@ async def test_wait_until_gives_what_came_and_says_what_did_not() -> None:
     started = time.monotonic()
     with pytest.raises(AssertionError, match="the moon rises"):
         await wait_until(lambda: None, 0.05, "the moon rises")
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 5, "half of what it would wait by itself"
 
 
-def test_a_server_keeps_its_data_over_a_kill(redis_server: RedisServer, redis_client: redis.Redis, pool: str) -> None:
-    redis_client.set(pool, "kept", px=60_000)
-    redis_server.kill()
-    redis_server.start()
-    assert redis_client.get(pool) == b"kept"
+@pytest.mark.parametrize("binary", [valkey_binary, redis7_binary], ids=["valkey", "redis7"])
+def test_a_server_keeps_its_data_over_a_kill(serve: Callable[..., RedisServer], binary: Callable[[], str]) -> None:
+    server = serve(binary=binary())
+    with redis.Redis.from_url(server.url) as client:
+        client.set("a", "kept")
+        server.kill()
+        server.start()
+        assert client.get("a") == b"kept"
 
 
 def test_keys_left_behind_are_found(redis_client: redis.Redis, pool: str) -> None:
