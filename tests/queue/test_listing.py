@@ -64,6 +64,23 @@ async def test_filters_find_jobs_by_what_happened_to_them(queue: Queue) -> None:
     assert await found(queue, model="B", limit=1) == ["b2", "b1", "b0"]
 
 
+async def test_a_job_that_was_handed_back_has_the_models_that_it_had(queue: Queue) -> None:
+    """Though it needs what was missing from then on, as another job does that has it as a model."""
+    await queue.submit("ann", [new_job("with", models=("A",)), new_job("without")])
+    for number, job in enumerate(("with", "without")):
+        one = await worker(queue, f"w{number}", "A")
+        held = await one.claim(job)
+        assert held is not None
+        await one.fail(held, "validation_failed", hand_back=1, missing="m:A")
+    records = [await queue.job(job) for job in ("with", "without")]
+    assert records[0].text("class") == records[1].text("class")
+    assert [record.lines("models") for record in records] == [["A"], []]
+    assert await found(queue, model="A") == ["with"]
+    for job in ("with", "without"):
+        await queue.cancel(job)
+    assert await found(queue, model="A") == ["with"]
+
+
 async def test_times_bound_a_listing_without_reading_what_lies_outside(queue: Queue, redis_client: redis.Redis) -> None:
     config = f"{queue.prefix}config"
     for hour in range(50):

@@ -17,7 +17,7 @@ function Q.record(u, r, out, whole)
     out[#out + 1] = name
     out[#out + 1] = value
   end
-  pair('models', r.models or r.class and Q.class(u, r.class).kind or '')
+  pair('models', Q.models_of(u, r))
   local spec_len = tonumber(r.spec_len or 0)
   if spec_len > 0 then pair('spec', call('GETRANGE', P .. 'b:' .. id, 0, spec_len - 1)) end
   if r.status == 'completed' then

@@ -58,13 +58,20 @@ function Q.note_models(u, r, kind)
   Q.put(u, r, 'models', kept)
 end
 
+-- A job's heavy models: until its first claim those of its class. A hand-back moves it to another class, which it may
+-- share with jobs of other models.
+function Q.models_of(u, r)
+  if r.models or r.attempt then return r.models or '' end
+  return r.class and Q.class(u, r.class).kind or ''
+end
+
 function Q.index_labels(u, r)
   add(u, r, label_terms(r))
 end
 
 -- A job has ended.
 function Q.index_end(u, r)
-  if not r.attempt then Q.note_models(u, r, Q.class(u, r.class).kind) end
+  Q.note_models(u, r, Q.models_of(u, r))
   add(u, r, end_terms(r))
 end
 

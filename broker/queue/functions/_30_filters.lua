@@ -3,7 +3,7 @@
 -- What is read of a record: two fields, and those of the filters that are given.
 local ALWAYS = { 'status', 'created_at' }
 local OF_FILTER = {
-  worker = { 'worker_id' }, error = { 'error_code' }, model = { 'models', 'class' }, group = { 'group' },
+  worker = { 'worker_id' }, error = { 'error_code' }, model = { 'models', 'attempt', 'class' }, group = { 'group' },
   labels = { 'labels' }, dead = { 'dead_letter' },
 }
 
@@ -26,7 +26,7 @@ end
 
 -- Most jobs of a listing have one of a few sets of models: each is looked through once.
 local function has_model(u, r, model)
-  local names = r.models or Q.class(u, r.class).kind
+  local names = Q.models_of(u, r)
   u.has_model = u.has_model or {}
   local has = u.has_model[names]
   if has == nil then
