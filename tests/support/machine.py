@@ -78,25 +78,48 @@ class Driven(RuleBasedStateMachine):
     ) -> Answer:
         """One call, audited; ``allowed`` are the jobs that it may change beside those whose time has come."""
         self.tell(f"{function} {pairs}")
+        first = self.state
         answer = parse(self._fcall(function, list(pairs.items())))
         self.settle(function, self._allow(allowed, answer))
         self.past.append((function, pairs))
         if twice:
-            self._again(function, pairs, answer)
+            self._again(function, pairs, answer, first)
         return answer
 
     def _allow(self, allowed: set[str] | None, answer: Answer) -> set[str]:
         claimed = {one.text("job_id") for one in (answer, answer.next) if one is not None and one.outcome == "job"}
         return (allowed or set()) | claimed
 
-    def _again(self, function: str, pairs: dict[str, Value | None], first: Answer) -> None:
+    def _again(self, function: str, pairs: dict[str, Value | None], answer: Answer, first: Dump) -> None:
         """The same call once more, as a client does that lost the reply: same answer, nothing changes."""
-        before = self.state
         second = parse(self._fcall(function, list(pairs.items())))
-        self.settle(function, set())
-        self._unchanged(function, before, [first])
+        named = function == "claim" and pairs.get("job") is not None
+        self._settle_again(function, first, [answer], [second], named)
         if function in ("claim", "executed", "finish", "fail", "report"):
-            self._same(function, first, second)
+            self._same(function, answer, second)
+
+    def _settle_again(
+        self, function: str, first: Dump, answers: list[Answer], again: list[Answer], named: bool = False
+    ) -> None:
+        """What a repeated call may do: nothing, but that a claim may get what the first one let go on."""
+        before, late = self.state, self._late(answers, again)
+        self.settle(function, {*late})
+        if not late:
+            self._unchanged(function, before, answers)
+        for job, outcome in late.items():
+            record, waited = self.state.jobs[job], first.jobs.get(job, {}).get("status") == "pending"
+            # It goes on since its last parent has expired, which the first call found.
+            need(outcome == "again" or not waited, "I1", f"{job} waited, and was given only to who asked again")
+            self.fleet.check_given(job, record["worker_id"], before, self.state, named)
+            self.tokens.append((job, record["token"]))
+
+    def _late(self, answers: list[Answer], again: list[Answer]) -> dict[str, str]:
+        """The jobs that claims got when they were repeated, and what they were told before."""
+        both = [pair for a, b in zip(answers, again, strict=True) for pair in ((a, b), (a.next, b.next))]
+        return {
+            b.text("job_id"): a.outcome for a, b in both
+            if a is not None and b is not None and a.outcome in ("none", "again", "conflict") and b.outcome == "job"
+        }  # fmt: skip
 
     def _unchanged(self, function: str, before: Dump, answers: list[Answer]) -> None:
         # Who got nothing may ask again: that it is idle may be noted once more.
@@ -118,6 +141,7 @@ class Driven(RuleBasedStateMachine):
         """Several ends of jobs in one call, audited; ``twice``: a broker of a release before version 5 repeats it."""
         self.tell(f"turns {turns}")
         self.called.add("turns")
+        first = self.state
         args = sections([(function, flatten(given.items())) for function, given in turns])
         answers = [parse(raw) for raw in answers_of(self.client.fcall("emq_turns", 1, PREFIX, *args))]
         allowed = {str(given["job"]) for _, given in turns}
@@ -125,11 +149,10 @@ class Driven(RuleBasedStateMachine):
         self.past.extend(turns)
         if twice:
             pairs = [pair for function, given in turns for pair in [("turn", function), *given.items()]]
-            before, again = self.state, [parse(raw) for raw in self._fcall("turns", pairs)]
-            self.settle("turns", set())
-            self._unchanged("turns", before, answers)
-            for first, second in zip(answers, again, strict=True):
-                self._same("turns", first, second)
+            again = [parse(raw) for raw in self._fcall("turns", pairs)]
+            self._settle_again("turns", first, answers, again)
+            for one, other in zip(answers, again, strict=True):
+                self._same("turns", one, other)
         return answers
 
     def settle(self, function: str, allowed: set[str]) -> None:
