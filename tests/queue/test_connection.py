@@ -303,7 +303,7 @@ async def test_closed_events_connection_is_unavailable_whenever_it_is_closed(
 async def test_sentinel_failover(serve: Callable[..., RedisServer], connect: Callable[[str], Connection]) -> None:
     first, second = serve("--repl-diskless-sync-delay", "0"), serve()
     await replicating(second, first)
-    sentinel = await watching(first)
+    sentinel = await watching(first, down_ms=60_000)
     try:
         connection = connect(f"redis+sentinel://127.0.0.1:1,127.0.0.1:{sentinel.port}/main/0")
         queue = Queue(connection)
@@ -314,6 +314,8 @@ async def test_sentinel_failover(serve: Callable[..., RedisServer], connect: Cal
         with redis.Redis.from_url(second.url) as admin:
             await wait_until(lambda: admin.exists("emq:{default}:j:a"), what="replicated")
         first.kill()
+        with sentinel.asked() as admin:  # no sooner: a primary that is slow for a moment is not to be left
+            admin.sentinel_set("main", "down-after-milliseconds", 500)
 
         async def again() -> bool:
             try:
