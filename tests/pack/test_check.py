@@ -40,7 +40,8 @@ def write(file: Path, content: Any) -> None:
 def servers() -> Iterator[list[RedisServer]]:
     """Three of Debian's Redis, as parts of a cluster."""
     folder = Path(tempfile.mkdtemp(prefix="emq-check-"))
-    made = [RedisServer("node", redis7_binary(), folder / str(n)).start(*CLUSTER) for n in range(3)]
+    patient = (*CLUSTER, "--cluster-node-timeout", "60000")  # none is to fail, whatever else the machine does
+    made = [RedisServer("node", redis7_binary(), folder / str(n)).start(*patient) for n in range(3)]
     yield made
     for server in made:
         server.kill()
@@ -61,7 +62,7 @@ async def test_the_redis_behind_a_sentinel_is_looked_at(settings: Path, own_valk
     connection = Connection(own_valkey.url)
     await connection.load("emq:{default}:")
     await connection.close()
-    sentinel = await watching(own_valkey)
+    sentinel = await watching(own_valkey, down_ms=60_000)  # a pause of the machine is no reason to doubt it
     try:
         write(settings, {"EMQ_REDIS_URL": f"redis+sentinel://127.0.0.1:{sentinel.port}/main/0"})
         level, text = await find_queue(settings)

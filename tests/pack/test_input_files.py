@@ -7,7 +7,7 @@ import base64
 import io
 import os
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from aiohttp.test_utils import TestServer
 from blake3 import blake3
 from PIL import Image
 
-from comfyui_emq_node.input_cache import InputCache
+from comfyui_emq_node.input_cache import InputCache, Part
 from comfyui_emq_node.inputs import Inputs, InputUnavailable
 from comfyui_emq_node.queue import Claimed, Uploads
+from tests.support.waiting import wait_until
 
 JOB = Claimed("default", "job1", 1, "lease", b"{}", uploads=Uploads("", "Lease job1.1.lease"))
 
@@ -34,6 +35,18 @@ def digest_of(content: bytes) -> str:
     return blake3(content).hexdigest()
 
 
+class WatchedCache(InputCache):
+    """Shows the files that are being written."""
+
+    def __init__(self, folder: Path, budget: int) -> None:
+        super().__init__(lambda: str(folder), budget)
+        self.parts: list[Part] = []
+
+    def part(self) -> Part:
+        self.parts.append(super().part())
+        return self.parts[-1]
+
+
 class Site:
     """A web server that plays a broker's part and a public one's; counts what it sends."""
 
@@ -43,6 +56,8 @@ class Site:
         self.asked = asyncio.Event()
         self.cut_after: list[int] = []
         """How many bytes of the next answers are sent before the connection is cut."""
+        self.taken: Callable[[], int] = lambda: 0
+        """How many bytes of its file the client has written."""
         self.answers: list[web.Response] = []
         """What the next requests get instead of a file."""
         self.slow_s = 0.0
@@ -78,7 +93,8 @@ class Site:
         cut = self.cut_after.pop(0) if self.cut_after else len(content)
         await response.write(content[start : start + cut])
         if start + cut < len(content):
-            await asyncio.sleep(0.2)  # the client has read by then: what waits when a connection breaks is lost to it
+            # What waits to be read when a connection breaks is lost to the client.
+            await wait_until(lambda: self.taken() == start + cut, 30, "the client has written what was sent")
             assert request.transport is not None
             request.transport.close()
         return response
@@ -99,7 +115,8 @@ async def inputs(site: Site, tmp_path: Path) -> AsyncIterator[Inputs]:
 
 async def made(site: Site, folder: Path, budget: int = 10**9) -> AsyncIterator[Inputs]:
     kinds = {"LoadImage": "image", "LoadLatent": "latent", "LoadAudio": "audio", "LoadVideo": "video"}
-    cache = InputCache(lambda: str(folder), budget)
+    cache = WatchedCache(folder, budget)
+    site.taken = lambda: cache.parts[-1].size if cache.parts else 0
     inputs = Inputs(lambda _: [site.url("/")], cache, lambda name, _: kinds.get(name))
     inputs.policy = "any"
     yield inputs

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from blake3 import blake3
 
 from comfyui_emq_node.carrier import SMALL, Carrier, Errand
 from comfyui_emq_node.side import SideProcess
-from tests.support.processes import children, is_there
+from tests.support.processes import children, is_there, state
 from tests.support.servers import free_port
 from tests.support.waiting import wait_until
 
@@ -33,15 +34,22 @@ time.sleep(60)
 """
 
 
+def ignores(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has asked not to get a signal."""
+    ignored = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigIgn:"))
+    return bool(int(ignored.split()[1], 16) >> (number - 1) & 1)
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 async def test_it_ends_with_its_parent_though_a_fork_holds_the_pipe(number: signal.Signals) -> None:
     with subprocess.Popen([sys.executable, "-c", PARENT], cwd=ROOT, stdout=subprocess.PIPE) as parent:  # noqa: ASYNC220
         assert parent.stdout is not None
         side = int(await asyncio.to_thread(parent.stdout.readline))
         forked = [pid for pid in children(parent.pid) if pid != side]
-        assert is_there(side)
         for passing in (signal.SIGINT, signal.SIGTERM):
+            await wait_until(partial(ignores, side, passing), 20, "the side process has begun")
             os.kill(side, passing)
+        assert state(side)[0] not in {"", "Z"}
         parent.send_signal(number)
         await wait_until(lambda: not is_there(side), 10, "the side process has ended")
         for pid in forked:
