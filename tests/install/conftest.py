@@ -19,6 +19,11 @@ WORKERS_PACKAGES = ("redis", "blake3")
 Install = Callable[..., subprocess.CompletedProcess[str]]
 
 
+def copy_pack(to: Path) -> None:
+    """Copy the worker; other tests start ComfyUIs that compile the original meanwhile."""
+    shutil.copytree(ROOT / "comfyui_emq_node", to, ignore=shutil.ignore_patterns("__pycache__", "emq.json"))
+
+
 def quiet_environment() -> dict[str, str]:
     """This environment without anything that tells a worker where its queue is."""
     ours = ("EMQ_", "REDIS_", "COMFYUI")
@@ -75,6 +80,6 @@ def install() -> Install:
     ) -> subprocess.CompletedProcess[str]:
         command = [str(python), str(script), *map(str, arguments)]
         options = {"env": quiet_environment(), "cwd": ROOT.parent, **more}
-        return subprocess.run(command, capture_output=True, text=True, timeout=110, check=False, **options)  # type: ignore[call-overload,no-any-return]
+        return subprocess.run(command, capture_output=True, text=True, timeout=400, check=False, **options)  # type: ignore[call-overload,no-any-return]
 
     return run

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from broker.queue.connection import Connection
-from tests.install.conftest import ROOT, Install, quiet_environment
+from tests.install.conftest import ROOT, Install, copy_pack, quiet_environment
 from tests.support.servers import free_port
 
 PACK = "comfyui_emq_node"
@@ -80,7 +80,7 @@ def test_no_worker_fails(comfyui: Path, install: Install) -> None:
 
 
 def test_missing_packages_fail(comfyui: Path, bare_venv: Path, install: Install) -> None:
-    shutil.copytree(ROOT / PACK, comfyui / "custom_nodes" / PACK)
+    copy_pack(comfyui / "custom_nodes" / PACK)
     (comfyui / "venv").unlink()
     (comfyui / "venv").symlink_to(bare_venv)
     done = install(comfyui, "--check")
@@ -101,7 +101,7 @@ def test_a_silent_redis_fails_and_its_password_is_not_shown(comfyui: Path, insta
 
 def test_two_workers_fail(comfyui: Path, install: Install) -> None:
     assert install(comfyui).returncode == 0
-    shutil.copytree(ROOT / PACK, comfyui / "custom_nodes/emq" / PACK)
+    copy_pack(comfyui / "custom_nodes/emq" / PACK)
     done = install(comfyui, "--check")
     assert done.returncode == 1
     assert "two workers" in done.stdout
@@ -109,7 +109,7 @@ def test_two_workers_fail(comfyui: Path, install: Install) -> None:
 
 def test_a_clone_in_custom_nodes_checks_itself_without_a_path(comfyui: Path, install: Install) -> None:
     clone = comfyui / "custom_nodes/emq"
-    shutil.copytree(ROOT / PACK, clone / PACK)
+    copy_pack(clone / PACK)
     shutil.copy(ROOT / "install.py", clone)
     done = install("--check", script=clone / "install.py")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from broker.trial.runtime import TrialRuntime
-from tests.install.conftest import ROOT, Install
+from tests.install.conftest import ROOT, Install, copy_pack
 
 PACK = "comfyui_emq_node"
 NOBODY = 65534
@@ -138,7 +138,7 @@ def test_a_folder_without_permission_is_refused_before_anything_is_done(
 ) -> None:
     folder = Path("/tmp") / f"emq-test-{os.getpid()}"
     try:
-        shutil.copytree(ROOT / PACK, folder / "project" / PACK)
+        copy_pack(folder / "project" / PACK)
         shutil.copy(ROOT / "install.py", folder / "project")
         for name in ("comfy", "custom_nodes"):
             (folder / "ComfyUI" / name).mkdir(parents=True)
@@ -182,7 +182,7 @@ def test_broken_settings_stop_it_before_anything_is_done(comfyui: Path, install:
 
 def test_settings_behind_a_link_stay_and_are_named(comfyui: Path, install: Install) -> None:
     script = comfyui.parent / "emq/install.py"
-    shutil.copytree(ROOT / PACK, script.parent / PACK, ignore=shutil.ignore_patterns("__pycache__", "emq.json"))
+    copy_pack(script.parent / PACK)
     shutil.copy(ROOT / "install.py", script)
     assert install(comfyui, "--link", "--broker-url", "http://127.0.0.1:8000", script=script).returncode == 0
     done = install(comfyui, "--uninstall", script=script)
@@ -193,7 +193,7 @@ def test_settings_behind_a_link_stay_and_are_named(comfyui: Path, install: Insta
 
 def test_a_clone_in_custom_nodes_writes_its_own_settings(comfyui: Path, install: Install) -> None:
     clone = comfyui / "custom_nodes/emq"
-    shutil.copytree(ROOT / PACK, clone / PACK, ignore=shutil.ignore_patterns("__pycache__", "emq.json"))
+    copy_pack(clone / PACK)
     shutil.copy(ROOT / "install.py", clone)
     done = install("--broker-url", "http://127.0.0.1:8000", script=clone / "install.py")
     assert done.returncode == 0, done.stderr
@@ -203,7 +203,7 @@ def test_a_clone_in_custom_nodes_writes_its_own_settings(comfyui: Path, install:
 
 
 def test_a_clone_in_custom_nodes_is_not_doubled(comfyui: Path, install: Install) -> None:
-    shutil.copytree(ROOT / PACK, comfyui / "custom_nodes/emq" / PACK)
+    copy_pack(comfyui / "custom_nodes/emq" / PACK)
     done = install(comfyui)
     assert done.returncode == 1
     assert str(comfyui / "custom_nodes/emq") in done.stderr
@@ -212,7 +212,7 @@ def test_a_clone_in_custom_nodes_is_not_doubled(comfyui: Path, install: Install)
 
 def test_comfyui_managers_call_installs_the_packages(comfyui: Path, bare_venv: Path, install: Install) -> None:
     clone = comfyui / "custom_nodes/emq"
-    shutil.copytree(ROOT / PACK, clone / PACK)
+    copy_pack(clone / PACK)
     shutil.copy(ROOT / "install.py", clone)
     python = bare_venv / "bin/python"
     done = install(script=Path("install.py"), python=python, cwd=clone)
