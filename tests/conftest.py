@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from tests.support.comfyui import ComfyProcess
 
 
+COMFYUI_S = 600
+"""A test may start several ComfyUIs, and each takes a minute or two where much else runs."""
+
+
 class _RootIsNoPackage:
     """Keeps pytest from importing the checkout's ``__init__.py``, which is for ComfyUI alone."""
 
@@ -38,6 +42,14 @@ def pytest_configure(config: pytest.Config) -> None:
     # Other processes may have the machine: how long an example takes says nothing.
     settings.register_profile("emq", deadline=None, suppress_health_check=[HealthCheck.too_slow])
     settings.load_profile("emq")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests with a ComfyUI have more time than others; their own waits are what fails them."""
+    for item in items:
+        if item.get_closest_marker("comfyui") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(COMFYUI_S))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

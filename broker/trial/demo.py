@@ -28,9 +28,10 @@ from broker.trial.picture import paper_cut
 from broker.trial.runtime import RuntimeUnavailable
 
 ROOT = Path(__file__).resolve().parents[2]
-BROKER_S = 30.0
-COMFYUI_S = 180.0
-"""How long broker and ComfyUI may take until they are ready; the first start after an update compiles a lot."""
+BROKER_S = 60.0
+COMFYUI_S = 300.0
+"""How long broker and ComfyUI may take until they are ready: the first start after an update compiles a lot, and the
+machine may be slow or busy. One that has ended is not waited for."""
 FAILURES = (EmqError, ChildEnded, NoComfyUI, RuntimeUnavailable, OSError)
 
 

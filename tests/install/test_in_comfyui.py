@@ -20,7 +20,7 @@ from tests.support.comfyui import BrokerProcess, ComfyProcess
 PACK = "comfyui_emq_node"
 Way = Callable[[Install, Path, BrokerProcess], None]
 
-pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.comfyui
 
 
 @pytest.fixture(scope="module")
