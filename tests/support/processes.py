@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -37,12 +38,11 @@ def listening(pid: int) -> set[int]:
 
 
 def _open_files(pid: int) -> set[str]:
-    found = set()
-    for link in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            found.add(os.readlink(link))
-        except OSError:
-            continue
+    found: set[str] = set()
+    with contextlib.suppress(OSError):  # the process has ended
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):  # it has closed the file
+                found.add(os.readlink(link))
     return found
 
 
