@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from playwright.async_api import Page, async_playwright
+from playwright.async_api import TimeoutError as PageTimeout
 
 OPTIONS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
            "--disable-sync", "--no-first-run", "--disable-dev-shm-usage")  # fmt: skip
@@ -28,3 +29,16 @@ async def browser_page(faults: list[str]) -> AsyncIterator[Page]:
             yield page
         finally:
             await browser.close()
+
+
+async def open_comfyui(page: Page, url: str, faults: list[str]) -> None:
+    """ComfyUI's own page has been seen to load and never get ready; then it is visited again, as a person would."""
+    ready = "window.app?.extensionManager?.command && window.app.graph"
+    await page.goto(url)
+    try:
+        await page.wait_for_function(ready, timeout=SLOW_MS / 2)
+    except PageTimeout:
+        print("the first visit:", faults)
+        faults.clear()
+        await page.reload()
+        await page.wait_for_function(ready)

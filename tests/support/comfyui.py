@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,16 +19,20 @@ import aiohttp
 
 from broker.trial.checkpoint import write_checkpoint
 from broker.trial.runtime import TrialRuntime, make_base
-from broker.trial.workflows import CHECKPOINT
+from broker.trial.workflows import CHECKPOINT, plain_image
 from tests.support.servers import free_port
 from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 PACK = ROOT / "comfyui_emq_node"
 TEST_NODES = ROOT / "tests" / "worker" / "nodes" / "emq_test_nodes"
-START_S = 90.0
-"""Long, because the tests may share two cores with others."""
+START_S = 240.0
+"""Long, because the tests may share two cores with others; a process that has ended is noticed at once."""
 TERMINAL = ("completed", "failed", "cancelled")
+LONG = 5000
+"""Steps of a job that goes on until it is ended: minutes."""
+Look = Callable[[list[dict[str, Any]], list[bytes]], Awaitable[None]]
+"""Is shown the events and previews that have come so far, whenever there is another one."""
 
 
 @dataclass
@@ -191,6 +195,24 @@ class ComfyProcess(Process):
 
         await wait_until(runs, 60, f"ComfyUI runs job {job_id}")
 
+    async def until_idle(self) -> None:
+        """Wait until ComfyUI has nothing to run, also what an earlier test has interrupted."""
+
+        async def idle() -> bool:
+            queue = await self.queue()
+            return not (queue["queue_running"] or queue["queue_pending"])
+
+        await wait_until(idle, 60, "ComfyUI runs nothing")
+
+    @asynccontextmanager
+    async def paused(self) -> AsyncIterator[None]:
+        """The worker takes no job meanwhile: what is to see all of one can get ready."""
+        await self.post("/emq/pause", {})
+        try:
+            yield
+        finally:
+            await self.post("/emq/resume", {})
+
     async def get(self, path: str) -> Any:
         async with aiohttp.ClientSession(self.url) as session, session.get(path) as answer:
             return await answer.json()
@@ -249,24 +271,48 @@ class Client:
         found: dict[str, Any] | None = next((w for w in answer["workers"] if w["worker_id"] == worker_id), None)
         return found
 
-    async def follow(self, job_id: str, *, previews: bool = False) -> tuple[list[dict[str, Any]], list[bytes]]:
-        """Every event of a job to its last one, and the previews."""
+    async def until_counted_with(self, worker: ComfyProcess) -> None:
+        """Wait until the broker, which looks at the fleet every few seconds, knows what this worker can run."""
+        tags = {"tags": [worker.worker_id]}
+        body = {"payload": {"workflow": plain_image()}, "requirements": tags, "dry_run": True}
+
+        async def is_known() -> bool:
+            status, answer = await self.json("POST", "/api/jobs", body)
+            assert status == 200, answer
+            return bool(answer["waiting_for"] == [])
+
+        await wait_until(is_known, 30, f"the broker knows {worker.worker_id}")
+
+    async def follow(
+        self, job_id: str, *, previews: bool = False, look: Look | None = None
+    ) -> tuple[list[dict[str, Any]], list[bytes]]:
+        """Every event of a job to its last one, and the previews.
+
+        ``look`` ends a job that goes on until enough was seen: how long that takes is up to the machine.
+        """
         events: list[dict[str, Any]] = []
         frames: list[bytes] = []
-        async with self.session.ws_connect("/ws", max_msg_size=0) as ws:
+        async with asyncio.timeout(60), self.session.ws_connect("/ws", max_msg_size=0) as ws:
             await ws.send_json({"type": "subscribe_job", "job_id": job_id, "after": None, "previews": previews})
             async for frame in ws:
                 if frame.type is aiohttp.WSMsgType.BINARY:
                     frames.append(frame.data)
-                    continue
-                message = json.loads(frame.data)
-                if message.get("job_id") == job_id and "event_id" in message:
-                    events.append(message)
-                    final = message["type"] == "fail_job" and not message["will_retry"]
-                    cancelled = message["type"] == "job_update" and message["status"] == "cancelled"
-                    if final or cancelled or message["type"] == "complete_job":
-                        break
+                else:
+                    message = json.loads(frame.data)
+                    if message.get("job_id") == job_id and "event_id" in message:
+                        events.append(message)
+                        if _is_last(message):
+                            break
+                if look is not None:
+                    await look(events, frames)
         return events, frames
+
+
+def _is_last(event: dict[str, Any]) -> bool:
+    """Whether nothing follows this event of a job."""
+    failed = event["type"] == "fail_job" and not event["will_retry"]
+    cancelled = event["type"] == "job_update" and event["status"] == "cancelled"
+    return failed or cancelled or event["type"] == "complete_job"
 
 
 def node(class_type: str, **inputs: Any) -> dict[str, Any]:
@@ -274,7 +320,7 @@ def node(class_type: str, **inputs: Any) -> dict[str, Any]:
 
 
 def slow(steps: int = 40, delay: float = 0.05, seed: int = 0, **inputs: Any) -> dict[str, Any]:
-    """A workflow that takes ``steps * delay`` seconds and can be interrupted."""
+    """A workflow that takes ``steps * delay`` seconds and can be interrupted; with the file ``until`` it ends."""
     return {"1": node("EMQTestProgress", steps=steps, delay=delay, seed=seed, **inputs)}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from PIL import Image
 
 from broker.trial.workflows import plain_image
 from comfyui_emq_node.payload import stray_name
-from tests.support.comfyui import Client, ComfyProcess, node, slow
+from tests.support.comfyui import LONG, Client, ComfyProcess, node, slow
 
 
 def picture(colour: tuple[int, int, int]) -> bytes:
@@ -195,8 +196,10 @@ async def test_a_graph_names_no_file_outside_of_the_input_folder(
     assert stray_name(graph) == ("7", "image"), "the worker looks again"
 
 
-async def test_the_next_job_s_files_come_while_this_one_runs(client: Client, comfy: ComfyProcess) -> None:
-    asked = asyncio.Event()
+async def test_the_next_job_s_files_come_while_this_one_runs(
+    client: Client, comfy: ComfyProcess, tmp_path: Path
+) -> None:
+    asked, over = asyncio.Event(), tmp_path / "over"
 
     async def serve(_: web.Request) -> web.Response:
         asked.set()
@@ -206,11 +209,12 @@ async def test_the_next_job_s_files_come_while_this_one_runs(client: Client, com
     app.router.add_get("/cat.png", serve)
     await client.run(slow(20, 0.05, seed=900), worker=comfy)  # what such a job takes is known then
     async with TestServer(app) as server:
-        running = await client.submit(slow(60, 0.05, seed=901), worker=comfy)
+        running = await client.submit(slow(LONG, seed=901, until=str(over)), worker=comfy)
         source = {"url": str(server.make_url("/cat.png"))}
         job = await client.submit(GRAPH, worker=comfy, payload={"inputs": {"7.image": source}})
-        await asyncio.wait_for(asked.wait(), 30)
+        await asyncio.wait_for(asked.wait(), 60)
         assert (await client.job(running))["status"] == "processing"
+        over.touch()
         record = await client.until(job)
     assert record["status"] == "completed", record
 
@@ -228,8 +232,8 @@ async def test_a_job_that_is_cancelled_while_its_files_come_ends_at_once(client:
     async with TestServer(app) as server:
         source = {"url": str(server.make_url("/slow.png"))}
         job = await client.submit(GRAPH, worker=comfy, payload={"inputs": {"7.image": source}})
-        await asyncio.wait_for(asked.wait(), 30)
+        await asyncio.wait_for(asked.wait(), 60)
         await client.json("POST", f"/api/jobs/{job}/cancel", {})
-        assert (await client.until(job, timeout=15))["status"] == "cancelled"
+        assert (await client.until(job))["status"] == "cancelled"
         assert (await client.run(plain_image(0x10203, 16), worker=comfy))["status"] == "completed"
         go.set()

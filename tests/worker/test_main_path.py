@@ -6,12 +6,14 @@ import io
 import json
 import secrets
 import struct
+from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from broker.trial.workflows import plain_image, text_to_image
 from tests.support.collector import Collector, about
-from tests.support.comfyui import Client, ComfyProcess, node, slow
+from tests.support.comfyui import LONG, Client, ComfyProcess, node, slow
 
 
 async def test_a_picture_comes_back(client: Client, comfy: ComfyProcess) -> None:
@@ -27,28 +29,42 @@ async def test_a_picture_comes_back(client: Client, comfy: ComfyProcess) -> None
     assert (record["worker_id"], record["attempt"], record["progress"]) == (comfy.worker_id, 1, 100)
 
 
-async def test_a_sampler_tells_its_steps(client: Client, comfy: ComfyProcess) -> None:
-    """Progress is of the whole workflow, names the node and its step, never falls and ends at 100."""
-    job = await client.submit(text_to_image(seed=7, size=256), worker=comfy)
-    events, _ = await client.follow(job)
+async def test_progress_is_of_the_whole_workflow(client: Client, comfy: ComfyProcess, tmp_path: Path) -> None:
+    """It begins before the first node has ended, never falls and ends at 100."""
+    followed = tmp_path / "followed"
+
+    async def look(events: list[dict[str, Any]], _: list[bytes]) -> None:
+        if any(event["type"] == "update_job_progress" for event in events):
+            followed.touch()
+
+    # ComfyUI runs first what has no inputs and is an output: nothing else until somebody follows the job.
+    graph = {**text_to_image(seed=7, size=256), "99": slow(LONG, seed=7, until=str(followed))["1"]}
+    job = await client.submit(graph, worker=comfy)
+    events, _ = await client.follow(job, look=look)
     statuses = [event["status"] for event in events if event["type"] == "job_update"]
     assert statuses == ["pending", "claimed", "processing", "completed"]
     reports = [event for event in events if event["type"] == "update_job_progress"]
     progress = [event["progress"] for event in reports]
     assert progress == sorted(progress)
     assert (progress[0] < 50, progress[-1]) == (True, 100)
-    assert reports[0]["nodes_total"] == 7
+    assert reports[0]["nodes_total"] == 8
     assert {report["worker_id"] for report in reports} == {comfy.worker_id}
 
 
 async def test_a_watched_sampler_shows_previews(client: Client, comfy: ComfyProcess) -> None:
     """Previews are small JPEGs in ComfyUI's format 4, and come from a sampler although nobody asked ComfyUI for any."""
-    job = await client.submit(text_to_image(seed=8, steps=150, size=512), worker=comfy)
-    events, frames = await client.follow(job, previews=True)
-    sampled = [e["node"] for e in events if (e.get("node") or {}).get("class_type") == "KSampler"]
-    assert sampled
-    assert max(step["value"] for step in sampled) > 1
-    assert sampled[-1]["max"] == 150
+    job = await client.submit(text_to_image(seed=8, steps=1000, size=512), worker=comfy)
+
+    def sampled(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        nodes = [event.get("node") or {} for event in events]
+        return [node for node in nodes if node.get("class_type") == "KSampler" and node["value"] > 1]
+
+    async def look(events: list[dict[str, Any]], frames: list[bytes]) -> None:
+        if sampled(events) and frames:
+            await client.json("POST", f"/api/jobs/{job}/cancel", {})
+
+    events, frames = await client.follow(job, previews=True, look=look)
+    assert sampled(events)[0]["max"] == 1000
     assert frames
     for frame in frames:
         assert len(frame) <= 15 * 1024
@@ -60,11 +76,17 @@ async def test_a_watched_sampler_shows_previews(client: Client, comfy: ComfyProc
         assert max(picture.size) <= 256
 
 
-async def test_large_previews_are_shrunk_and_rare(client: Client, comfy: ComfyProcess) -> None:
-    job = await client.submit(slow(60, 0.03, seed=1, preview=True), worker=comfy)
-    events, frames = await client.follow(job, previews=True)
+async def test_large_previews_are_shrunk_and_rare(client: Client, comfy: ComfyProcess, tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
+
+    async def look(_: list[dict[str, Any]], frames: list[bytes]) -> None:
+        if len(frames) >= 3:
+            seen.touch()
+
+    job = await client.submit(slow(LONG, 0.03, seed=1, preview=True, until=str(seen)), worker=comfy)
+    events, frames = await client.follow(job, previews=True, look=look)
     seconds = events[-1]["result"]["timings"]["execution_ms"] / 1000
-    assert 1 <= len(frames) <= 2 * seconds + 1
+    assert 3 <= len(frames) <= 2 * seconds + 1
     assert all(len(frame) <= 15 * 1024 for frame in frames)
 
 

@@ -12,11 +12,11 @@ import aiohttp
 import pytest
 from PIL import Image
 from playwright.async_api import Page
-from playwright.async_api import TimeoutError as PageTimeout
 
 from broker.trial.workflows import plain_image
-from tests.support.browser import SLOW_MS, browser_page
-from tests.support.comfyui import Client, ComfyProcess, node, slow
+from tests.support.browser import browser_page, open_comfyui
+from tests.support.comfyui import LONG, Client, ComfyProcess, node, slow
+from tests.support.processes import listening
 from tests.support.waiting import wait_until
 
 
@@ -48,7 +48,7 @@ async def until_over(http: aiohttp.ClientSession, job_id: str) -> dict[str, Any]
 
 
 async def test_the_status_is_the_worker_s(http: aiohttp.ClientSession, client: Client, comfy: ComfyProcess) -> None:
-    job = await client.submit(slow(200, 0.05, seed=500), worker=comfy)
+    job = await client.submit(slow(LONG, seed=500), worker=comfy)
     await comfy.until_it_runs(job)
     status, told = await ask(http, "/emq/status")
     assert (status, told["worker_id"], told["state"], told["connected"]) == (
@@ -138,15 +138,6 @@ async def test_forms_and_bad_bodies_are_refused(http: aiohttp.ClientSession) -> 
             assert answer.status == 404
 
 
-def listening(pid: int) -> set[int]:
-    """The TCP ports on which a process listens."""
-    names = [os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.is_symlink()]
-    sockets = {name[8:-1] for name in names if name.startswith("socket:[")}
-    tables = [Path(f"/proc/net/{table}").read_text().splitlines() for table in ("tcp", "tcp6")]
-    lines = [line.split() for table in tables for line in table]
-    return {int(line[1].rpartition(":")[2], 16) for line in lines if line[3] == "0A" and line[9] in sockets}
-
-
 def test_nothing_new_listens(comfy: ComfyProcess) -> None:
     """ComfyUI's port is the only one, with the worker in it or not."""
     assert comfy.child is not None
@@ -156,7 +147,6 @@ def test_nothing_new_listens(comfy: ComfyProcess) -> None:
 # -- the page ---------------------------------------------------------------------------------------------------------
 
 EVIL = "\"><img src=x onerror='window.hit=1'>{{7*7}}\u202e"
-READY = "window.app?.extensionManager?.command && window.app.graph"
 STATE = "document.querySelector('[data-emq=state]').textContent"
 LOADED = "(() => { const i = document.querySelector('.emq img'); return i.complete && i.naturalWidth === 64 })()"
 
@@ -166,29 +156,17 @@ async def test_the_page_in_a_browser(comfy: ComfyProcess, client: Client, tmp_pa
     await comfy.post("/settings", {"Comfy.TutorialCompleted": True})
     faults: list[str] = []
     async with browser_page(faults) as page:
-        await _opens(page, comfy, faults)
+        await open_comfyui(page, comfy.url, faults)
         await page.evaluate("window.app.extensionManager.sidebarTab.toggleSidebarTab('emq')")
         await page.wait_for_function(f"document.querySelector('.emq') && {STATE} === 'idle'")
         assert await page.text_content("[data-emq=worker]") == comfy.worker_id
-        assert "waiting" in (await page.text_content("[data-emq=queue]") or "")
+        await page.wait_for_function("document.querySelector('[data-emq=queue]').textContent.includes('waiting')")
         await _steers(page, client, comfy)
         await _queues(page)
         await _shows_previews(page)
         await page.screenshot(path=os.environ.get("EMQ_SCREENSHOT") or tmp_path / "page.png")
         await _shows_text_as_text(page)
     assert faults == []
-
-
-async def _opens(page: Page, comfy: ComfyProcess, faults: list[str]) -> None:
-    """ComfyUI's own page has been seen to load and never get ready; then it is visited again, as a person would."""
-    await page.goto(comfy.url)
-    try:
-        await page.wait_for_function(READY, timeout=SLOW_MS / 2)
-    except PageTimeout:
-        print("the first visit:", faults)
-        faults.clear()
-        await page.reload()
-        await page.wait_for_function(READY)
 
 
 async def _steers(page: Page, client: Client, comfy: ComfyProcess) -> None:
@@ -211,7 +189,7 @@ async def _queues(page: Page) -> None:
 async def _shows_previews(page: Page) -> None:
     """While the job runs the tab has its latest picture; it is cancelled there, too."""
     running = ".emq article[data-status=processing]"
-    await page.evaluate("graph => window.app.loadApiJson(graph, 'test')", slow(2000, 0.02, seed=77, preview=True))
+    await page.evaluate("graph => window.app.loadApiJson(graph, 'test')", slow(LONG, seed=77, preview=True))
     await page.click(".emq button:text-is('Queue on fleet')")
     await page.wait_for_function(f"document.querySelector('{running} img')?.naturalWidth > 0")
     await page.click(f"{running} button:text-is('Cancel')")

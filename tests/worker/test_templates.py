@@ -11,7 +11,7 @@ from playwright.async_api import Page
 
 from broker.trial.picture import paper_cut
 from broker.trial.workflows import text_to_image
-from tests.support.browser import browser_page
+from tests.support.browser import browser_page, open_comfyui
 from tests.support.comfyui import Client, ComfyProcess, node
 from tests.worker.test_inputs import picture
 
@@ -39,6 +39,7 @@ async def put(client: Client, name: str, body: dict[str, Any]) -> dict[str, Any]
 
 
 async def run(client: Client, comfy: ComfyProcess, payload: dict[str, Any]) -> dict[str, Any]:
+    await client.until_counted_with(comfy)
     body = {"payload": payload, "requirements": {"tags": [comfy.worker_id]}, "max_attempts": 1}
     status, answer = await client.json("POST", "/api/jobs", body)
     assert status == 201, answer
@@ -189,9 +190,9 @@ async def test_what_the_page_saves_becomes_what_the_page_exports(client: Client,
         assert mine == {n: (each["class_type"], each["inputs"]) for n, each in made["output"].items()}, what
 
     await comfy.post("/settings", {"Comfy.TutorialCompleted": True})
-    async with browser_page([]) as page:
-        await page.goto(comfy.url)
-        await page.wait_for_function("window.app?.extensionManager?.command && window.app.graph")
+    faults: list[str] = []
+    async with browser_page(faults) as page:
+        await open_comfyui(page, comfy.url, faults)
         await page.evaluate("graph => window.app.loadGraphData(graph)", UI)
         await same(page, "primitive, reroute, muted, bypassed")
         for graph in (GRAPH, paper_cut(7), text_to_image(5)):

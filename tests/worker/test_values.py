@@ -23,6 +23,7 @@ from tests.support.comfyui import Client, ComfyProcess
 async def test_what_the_broker_foretells_comfyui_says(
     client: Client, comfy: ComfyProcess, inputs: dict[str, Any], code: str, kind: str
 ) -> None:
+    await client.until_counted_with(comfy)
     graph, node_id = text_to_image(seed=1, steps=1, size=64), "3"
     given = {**graph[node_id]["inputs"], **inputs}
     graph[node_id]["inputs"] = {name: value for name, value in given.items() if value is not None}
@@ -39,6 +40,7 @@ async def test_what_the_broker_foretells_comfyui_says(
 
 
 async def test_good_values_are_good_at_both(client: Client, comfy: ComfyProcess) -> None:
+    await client.until_counted_with(comfy)
     for graph in (plain_image(1, 16), text_to_image(seed=2, steps=1, size=64)):
         status, told = await client.json("POST", "/api/jobs", {"payload": {"workflow": graph}, "dry_run": True})
         assert (status, told["waiting_for"]) == (200, [])

@@ -33,7 +33,8 @@ class Progress:
             },
             "optional": {
                 "preview": ("BOOLEAN", {"default": False}),
-                "pictures": ("INT", {"default": 10000}),
+                "until": ("STRING", {"default": ""}),
+                "still": ("STRING", {"default": ""}),
                 "say": ("STRING", {"default": ""}),
                 "image": ("IMAGE",),
             },
@@ -46,18 +47,25 @@ class Progress:
         delay: float,
         seed: int,
         preview: bool = False,
-        pictures: int = 10000,
+        until: str = "",
+        still: str = "",
         say: str = "",
         image: Any = None,
         unique_id: Any = None,
     ) -> tuple[Any]:
-        """``pictures``: so many steps show one, later ones do not; ``say``: a text that the node sends to the page."""
+        """``until`` and ``still`` are files: with the one it ends, with the other it shows no more pictures.
+
+        ``say`` is a text that it sends to the page.
+        """
         bar = comfy.utils.ProgressBar(steps)
         for step in range(steps):
+            if os.path.exists(until):
+                break
             time.sleep(delay)
             if say:
                 PromptServer.instance.send_progress_text(f"{say} {step}", unique_id)
-            picture = Image.effect_noise((800, 600), 90).convert("RGB") if preview and step < pictures else None
+            shown = preview and not os.path.exists(still)
+            picture = Image.effect_noise((800, 600), 90).convert("RGB") if shown else None
             bar.update_absolute(step + 1, steps, ("JPEG", picture, 512) if picture else None)
         return (torch.zeros(1, 8, 8, 3),)
 
