@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from pathlib import Path
 
@@ -63,8 +62,7 @@ async def test_rules_remove_files_and_keep_the_record(broker: Broker, tmp_path: 
     assert await cleaned("failed=0,other/*=0,default/completed=60") == 0
     assert await cleaned("*=0,default/completed=60") == 0, "the most exact rule counts"
     assert len(stored_files(tmp_path)) == 2
-    await asyncio.sleep(0.01)
-    assert await cleaned("completed=0") == 1
+    assert await wait_until(lambda: cleaned("completed=0"), what="a moment has passed") == 1
     assert stored_files(tmp_path) == []
     _, record = await broker.json("GET", f"/api/jobs/{job}")
     assert record["status"] == "completed"
