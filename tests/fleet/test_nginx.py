@@ -33,6 +33,8 @@ from tests.support.waiting import wait_until
 ROOT = Path(__file__).resolve().parents[2]
 CONF = (ROOT / "deploy/nginx.conf").read_text()
 PAGE_MS = 30_000
+# Each starts several brokers, some ten of them.
+pytestmark = pytest.mark.timeout(300)
 
 
 @dataclass
