@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 import redis
 
+from tests.support.dump import dump
 from tests.support.leaks import leaks
 from tests.support.servers import RedisServer, redis7_binary, valkey_binary
 from tests.support.waiting import wait_until
@@ -32,6 +33,20 @@ def test_a_server_keeps_its_data_over_a_kill(serve: Callable[..., RedisServer], 
         server.kill()
         server.start()
         assert client.get("a") == b"kept"
+
+
+async def test_a_key_whose_life_has_ended_is_no_difference(redis_client: redis.Redis, pool: str) -> None:
+    prefix = f"emq:{{{pool}}}:"
+    redis_client.set(f"{prefix}lapses", "1", px=50)
+    for name in ("deleted", "changed"):
+        redis_client.set(f"{prefix}{name}", "1", px=60_000)
+    before = dump(redis_client, prefix)
+    await wait_until(lambda: not redis_client.exists(f"{prefix}lapses"), what="the key's life has ended")
+    redis_client.delete(f"{prefix}deleted")
+    redis_client.set(f"{prefix}changed", "2", px=60_000)
+    changed = before.differences(dump(redis_client, prefix))
+    assert changed == ["changed: b'1' -> b'2'", "deleted: b'1' -> None"]
+    redis_client.delete(f"{prefix}changed")
 
 
 def test_keys_left_behind_are_found(redis_client: redis.Redis, pool: str) -> None:

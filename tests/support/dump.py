@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ local read = {
   hash = {'HGETALL'}, zset = {'ZRANGE', 0, -1, 'WITHSCORES'}, list = {'LRANGE', 0, -1}, set = {'SMEMBERS'},
   string = {'GET'},
 }
-local out = {}
+local time, out = redis.call('TIME'), {}
 for _, key in ipairs(redis.call('KEYS', '*')) do
   if string.sub(key, 1, #ARGV[1]) == ARGV[1] then
     local kind = redis.call('TYPE', key).ok
@@ -25,7 +26,7 @@ for _, key in ipairs(redis.call('KEYS', '*')) do
     out[#out + 1] = {string.sub(key, #ARGV[1] + 1), kind, value, redis.call('PTTL', key)}
   end
 end
-return out
+return {time[1] * 1000 + math.floor(time[2] / 1000), out}
 """
 
 
@@ -41,17 +42,22 @@ class Dump:
     jobs: dict[str, dict[str, str]] = field(default_factory=dict)
     """The job records by id."""
     lasting: set[str] = field(default_factory=set)
+    at: int = 0
+    """When this was read, by the server's clock."""
+    ends: dict[str, int] = field(default_factory=dict)
+    """When the lives of the other keys end."""
     raw: dict[bytes, tuple[Any, Any]] = field(default_factory=dict)
     """Each key's value as it was read, and as it was understood."""
 
     def differences(self, other: Dump) -> list[str]:
-        """What differs, remaining life times and the inboxes' hints aside."""
+        """What differs; remaining life times, keys whose life has ended meanwhile, and the inboxes' hints aside."""
         found = []
         for kind in ("hashes", "zsets", "sets", "lists", "strings"):
             mine, others = getattr(self, kind), getattr(other, kind)
             if mine == others:
                 continue
             keys = {key for key in {*mine, *others} if mine.get(key) != others.get(key) and not key.startswith("in:")}
+            keys -= {key for key in keys - others.keys() if self.ends.get(key, math.inf) <= other.at}
             found += [f"{key}: {mine.get(key)} -> {others.get(key)}" for key in sorted(keys)]
         return found
 
@@ -62,7 +68,8 @@ def dump(client: redis.Redis, prefix: str, last: Dump | None = None) -> Dump:
     homes: dict[bytes, dict[str, Any]] = {
         b"hash": out.hashes, b"zset": out.zsets, b"set": out.sets, b"list": out.lists, b"string": out.strings,
     }  # fmt: skip
-    for key, kind, value, ttl in client.eval(SCRIPT, 0, prefix):
+    out.at, keys = client.eval(SCRIPT, 0, prefix)
+    for key, kind, value, ttl in keys:
         before = known.get(key)
         parsed = before[1] if before is not None and before[0] == value else READ[kind](value)
         name = key.decode("utf-8", "replace")
@@ -70,6 +77,8 @@ def dump(client: redis.Redis, prefix: str, last: Dump | None = None) -> Dump:
         homes[kind][name] = parsed
         if ttl == -1:
             out.lasting.add(name)
+        else:
+            out.ends[name] = out.at + ttl
         if name.startswith("j:"):
             out.jobs[name[2:]] = parsed
     for job, record in out.jobs.items():
