@@ -77,8 +77,8 @@ async def test_unknown_option_is_named() -> None:
 
 
 def test_redis_host_port_db_and_password(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("EMQ_REDIS_URL", raising=False)
-    monkeypatch.delenv("REDIS_HOST", raising=False)
+    for name in ("EMQ_REDIS_URL", "REDIS_HOST", "REDIS_PORT", "REDIS_DB", "REDIS_PASSWORD"):
+        monkeypatch.delenv(name, raising=False)
     assert url_from(Settings()) is None
     monkeypatch.setenv("REDIS_HOST", "db.example")
     assert url_from(Settings()) == "redis://db.example:6379/0"

@@ -143,6 +143,8 @@ async def test_without_redis_settings_the_embedded_valkey_is_used(monkeypatch: p
 
 
 async def test_redis_settings_are_used(own_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("EMQ_REDIS_URL", "REDIS_PASSWORD"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("REDIS_HOST", "127.0.0.1")
     monkeypatch.setenv("REDIS_PORT", str(own_server.port))
     monkeypatch.setenv("REDIS_DB", "3")
