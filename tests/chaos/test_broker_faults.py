@@ -34,6 +34,8 @@ from tests.support.waiting import wait_until
 
 __all__ = ["own_valkey", "start_broker"]
 
+# Two brokers start in most of them.
+pytestmark = pytest.mark.timeout(300)
 FLOOD_MB, MOST_MB = 90, 64
 """Redis cuts a connection that is 32 MB behind; what the kernel takes on the way comes first."""
 SETTINGS = {"EMQ_SECRET": "the secret of these tests", "EMQ_REAP_S": "0.3", "LOG_LEVEL": "WARNING"}

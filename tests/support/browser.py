@@ -21,7 +21,7 @@ async def browser_page(faults: list[str]) -> AsyncIterator[Page]:
     """A page in a new browser; errors of scripts are added to ``faults``."""
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=chromium, args=list(OPTIONS))
+        browser = await playwright.chromium.launch(executable_path=chromium, args=list(OPTIONS), timeout=SLOW_MS)
         try:
             page = await browser.new_page(viewport={"width": 1280, "height": 800})
             page.set_default_timeout(SLOW_MS)
