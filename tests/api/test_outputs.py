@@ -15,6 +15,7 @@ import pytest
 from blake3 import blake3
 from yarl import URL
 
+from broker.api import outputs
 from broker.app import SIGNER, STORE
 from broker.files.cleanup import Cleaner
 from tests.api.conftest import Broker, Start
@@ -178,8 +179,11 @@ async def test_an_upload_needs_this_job_s_lease(broker: Broker, tmp_path: Path) 
         assert stored_files(tmp_path) == []
 
 
-async def test_a_worker_that_lost_its_lease_leaves_nothing(broker: Broker, tmp_path: Path) -> None:
+async def test_a_worker_that_lost_its_lease_leaves_nothing(
+    broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The lease is asked for again when all bytes have come."""
+    monkeypatch.setattr(outputs, "FRESH_S", 0.0)
     async with held_job(broker) as (worker, held):
         release = asyncio.Event()
 
