@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 from blake3 import blake3
 
+from broker.jobs import webhooks
 from tests.api.conftest import Start, submit
 from tests.api.test_webhooks import Receiver, receiver
 from tests.dashboard.conftest import start_broker
@@ -37,7 +39,10 @@ async def test_inputs_are_shown_as_pictures(start_broker: Start) -> None:
         assert (answer.status, answer.content_type, await answer.read()) == (200, "image/png", PNG)
 
 
-async def test_deliveries_are_listed_and_made_again(start_broker: Start, receiver: Receiver) -> None:
+async def test_deliveries_are_listed_and_made_again(
+    start_broker: Start, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "PAUSES_S", (600.0,))  # by itself it is not made again meanwhile
     broker = await start_broker(webhook_urls="any", reap_s=0.05)
     receiver.answers = [500]
     job = (await broker.json("POST", "/api/jobs", json=submit(webhook_url=receiver.url)))[1]["job_id"]
