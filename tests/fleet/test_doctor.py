@@ -15,6 +15,8 @@ from tests.support.commands import emq, serving
 from tests.support.nginx import nginx
 from tests.support.servers import RedisServer
 
+# Three or four commands start in one test, and a busy machine takes long for each.
+pytestmark = pytest.mark.timeout(300)
 Found = dict[str, dict[str, str]]
 
 
