@@ -15,6 +15,7 @@ from aiohttp.test_utils import TestServer
 
 from broker.errors import ConfigurationError
 from broker.outbound import ANSWER_BYTES, Outbound, UrlRefused, UrlRule
+from tests.support.servers import free_port
 
 REFUSED = [
     "http://example.com/", "https://example.com:8080/", "ftp://example.com/", "https://", "example.com",
@@ -123,7 +124,7 @@ async def test_no_redirect_and_not_more_than_a_little_is_read() -> None:
         assert app[SENT] == []
         assert (await outbound.post(str(server.make_url("/endless")), b"", {})).status == 200
         with pytest.raises(httpx.TransportError):
-            await outbound.post("http://127.0.0.1:9/", b"", {})
+            await outbound.post(f"http://127.0.0.1:{free_port()}/", b"", {})
         await outbound.close()
 
 
