@@ -197,8 +197,9 @@ def no_leaks(redis_client: redis.Redis, pool: str) -> Iterator[None]:
     prefix = f"emq:{{{pool}}}:"
     yield
     left = leaks(redis_client, prefix)
-    for key in redis_client.scan_iter(match=f"{prefix}*", count=1000):
-        redis_client.unlink(key)
+    keys = list(redis_client.scan_iter(match=f"{prefix}*", count=1000))
+    for begin in range(0, len(keys), 1000):
+        redis_client.unlink(*keys[begin : begin + 1000])
     assert not left, f"keys without TTL are left behind: {left}"
 
 

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -358,21 +358,25 @@ async def rough_life(queue: Queue, worker: SimulatedWorker, job: str, rng: rando
 
 
 async def follow(hubs: list[EventHub], job: str, rng: random.Random, patience: float) -> list[Event]:
-    """Listens to the end, now here, now there, remembering only the last id."""
+    """Listens to the end, now here, now there, remembering only the last id; who is refused a channel tries again."""
     got: list[Event] = []
-    after = None
     while True:
-        async with rng.choice(hubs).subscribe(job, after, until_end=True) as listener:
-            left = rng.expovariate(1 / patience)
-            async for item in listener:
-                assert isinstance(item, Event), item
-                got.append(item)
-                after = item.event_id
-                left -= 1
-                if left < 0:
-                    break
-            else:
-                return got
+        listener = rng.choice(hubs).subscribe(job, got[-1].event_id if got else None, until_end=True)
+        with suppress(Unavailable):
+            async with listener:
+                if await hear(listener, got, rng.expovariate(1 / patience)):
+                    return got
+
+
+async def hear(listener: Subscription, got: list[Event], most: float) -> bool:
+    """Add what a listener gets, about so many events; answers whether the listening has ended."""
+    async for item in listener:
+        assert isinstance(item, Event), item
+        got.append(item)
+        most -= 1
+        if most < 0:
+            return False
+    return True
 
 
 @pytest.mark.parametrize("seed", range(4))
