@@ -70,9 +70,9 @@ class Share:
 def data() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="emq-data-"))
     yield folder
-    pid = record(folder).get("pid") if (folder / "valkey.json").exists() else None
-    if pid and server_lives(folder):
-        os.kill(pid, signal.SIGKILL)
+    if (folder / "valkey" / "server.lock").exists() and server_lives(folder):
+        # Its broker may have died before it noted the process.
+        os.kill(server_pid(folder), signal.SIGKILL)
     shutil.rmtree(folder, ignore_errors=True)
 
 
