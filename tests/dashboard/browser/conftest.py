@@ -6,7 +6,6 @@ import os
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -53,15 +52,7 @@ async def browser() -> AsyncIterator[Browser]:
 async def start(valkey_server: RedisServer, pool: str, tmp_path: Path) -> AsyncIterator[Start]:
     """Starts brokers on one pool, with a lease that no page uses up: few workers here send heartbeats."""
     async with brokers(pool=pool, redis_url=valkey_server.url, data=tmp_path, lease_s=600.0) as starter:
-
-        async def start(**settings: Any) -> Broker:
-            broker = await starter(**settings)
-            # A browser leaves a page while its files come. aiohttp's test server, unlike a broker's, would cancel what
-            # sends them, and a file that a thread opens just then would stay open.
-            broker.serving.handler_cancellation = False
-            return broker
-
-        yield start
+        yield starter
 
 
 @pytest_asyncio.fixture(loop_scope="session")
