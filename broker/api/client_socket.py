@@ -74,6 +74,8 @@ class ClientSocket:
     async def run(self, *, stats: bool = False) -> None:
         """Read and answer until the client leaves; ``stats`` subscribes to the figures at once."""
         writer = asyncio.create_task(send_all(self._ws, self._outbox), name="socket-writer")
+        # The reader must not wait for room that nobody makes any more: it would not see that the socket has ended.
+        writer.add_done_callback(lambda _: self._outbox.end())
         try:
             if stats:
                 self._watch_stats(True)

@@ -26,7 +26,7 @@ class Outbox:
     it never overtakes a change of state. Frames without a key are never dropped; :meth:`room` bounds their number.
     """
 
-    __slots__ = ("_bytes", "_items", "_keyed", "_previews", "_room", "_some", "_write_now")
+    __slots__ = ("_bytes", "_ended", "_items", "_keyed", "_previews", "_room", "_some", "_write_now")
 
     def __init__(self, write_now: Callable[[str | bytes], bool] | None = None) -> None:
         """``write_now`` sends a frame without the writer, if it can at once: what lies here goes before."""
@@ -35,6 +35,7 @@ class Outbox:
         self._keyed: dict[tuple[str, str], _Item] = {}
         self._previews = 0
         self._bytes = 0
+        self._ended = False
         self._some = Flag()
         self._room = Flag(on=True)
 
@@ -66,8 +67,15 @@ class Outbox:
             await self._some.wait()
 
     async def room(self) -> None:
-        """Wait until the client has taken enough of what lies here."""
+        """Wait until the client has taken enough of what lies here, or takes no more."""
         await self._room.wait()
+
+    def end(self) -> None:
+        """Nobody takes any more: what lies here and what comes is dropped, and nobody waits for room."""
+        self._ended = True
+        self._items.clear()
+        self._keyed.clear()
+        self._room.set()
 
     def __len__(self) -> int:
         return sum(item.data is not None for item in self._items)
@@ -76,6 +84,8 @@ class Outbox:
         return not self._items and self._write_now is not None and self._write_now(text)
 
     def _replace(self, item: _Item) -> None:
+        if self._ended:
+            return
         assert item.key is not None
         old = self._keyed.get(item.key)
         if old is not None:
@@ -86,6 +96,8 @@ class Outbox:
         self._append(item)
 
     def _append(self, item: _Item) -> None:
+        if self._ended:
+            return
         self._items.append(item)
         self._bytes += len(item.data or b"")
         if self._bytes > HIGH_BYTES:

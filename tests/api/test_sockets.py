@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import socket
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -14,6 +15,7 @@ import pytest
 
 from broker.api import heartbeat, sending, websocket
 from broker.api.outbox import HIGH_BYTES, Outbox
+from broker.api.services import SERVICES
 from tests.api.conftest import GRAPH, Broker, Start, submit
 from tests.support.processes import idle_s
 from tests.support.waiting import PATIENCE_S, wait_until
@@ -140,6 +142,7 @@ async def test_a_client_that_takes_nothing_is_cut_off(broker: Broker, monkeypatc
             return writer.transport.is_closing()
 
         await wait_until(cut_off, what="the broker cuts the connection")
+    await wait_until(lambda: not broker.server.app[SERVICES].sockets, what="nothing of it is left")
     async with broker.client() as client:
         assert (await client.ask({"type": "request_stats"}))["type"] == "response_stats"
 
@@ -215,6 +218,19 @@ async def test_previews_go_first_when_a_client_lags() -> None:
     for _ in range(9):
         await box.get()
     await asyncio.wait_for(waiting, PATIENCE_S)
+
+
+async def test_nobody_waits_for_a_client_that_takes_no_more() -> None:
+    box = Outbox()
+    box.put("y" * (HIGH_BYTES + 1))
+    waiting = asyncio.create_task(box.room())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    box.end()
+    await asyncio.wait_for(waiting, PATIENCE_S)
+    for put in (box.put, partial(box.put_latest, "progress", "a"), partial(box.put_preview, "a")):
+        put("y" * (HIGH_BYTES + 1))
+    assert len(box) == 0
 
 
 async def test_a_client_that_lags_gets_everything_in_order_once_it_reads(broker: Broker) -> None:
