@@ -1,4 +1,7 @@
-"""How far tests look that make their own input: the same each time, or ``EMQ_FUZZ`` times further and at random."""
+"""How far tests look that make their own input: much the same each time, or ``EMQ_FUZZ`` times further and at random.
+
+Hypothesis takes constants of the modules that are loaded into its input, so other tests before these change some of it.
+"""
 
 from __future__ import annotations
 

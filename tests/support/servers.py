@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import random
 import re
 import shutil
@@ -56,7 +57,7 @@ def free_port() -> int:
     a cluster's server takes beside it (10,000 above), and a lock on a file keeps other test processes from it: a server
     may die and come back on its port.
     """
-    folder = Path(tempfile.gettempdir(), "emq-test-ports")
+    folder = Path(tempfile.gettempdir(), f"emq-test-ports-{os.getuid()}")  # another person's files cannot be locked
     folder.mkdir(exist_ok=True)
     for port in random.SystemRandom().sample(range(12_000, 22_000), 500):
         lock = (folder / str(port)).open("wb")
