@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 
 from broker.api.gateway_session import MODELS
 from tests.api.conftest import Broker
-from tests.api.test_gateway import job_of, worker_of
 from tests.api.test_malformed import TEXTS, anything
 from tests.support.depth import bounded
-from tests.support.gateway import GatewayWorker, capabilities
+from tests.support.gateway import GatewayWorker, capabilities, job_of, worker_of
 
 LONG = "x" * 600
 HELD: dict[str, Any] = {"job_id": "J", "lease": "L"}

@@ -1,66 +1,25 @@
-"""Events: nothing missing, nothing twice, in order, whatever breaks on the way."""
+"""Events: nothing missing, nothing twice, in order."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
 import random
-import secrets
-import shutil
-import tempfile
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 
-from broker.errors import NotFound, Unavailable
-from broker.queue.channels import Channels
+from broker.errors import NotFound
 from broker.queue.connection import Connection
-from broker.queue.events import Event, EventHub, Preview, Reset, Subscription
+from broker.queue.events import EventHub, Preview, Reset, Subscription
 from broker.queue.queue import Queue
 from tests.support.desk import an_event, text
 from tests.support.jobs import new_job
-from tests.support.proxy import proxy
-from tests.support.servers import RedisServer, valkey_binary
-from tests.support.simulated import Held, SimulatedWorker
-from tests.support.waiting import until_it_answers, wait_until
-
-StartHub = Callable[..., Awaitable[EventHub]]
-
-
-class Split:
-    """Pub/sub by one way, everything else by another."""
-
-    def __init__(self, wire: Connection, rest: Connection) -> None:
-        self._wire, self._rest = wire, rest
-        self.publish = rest.publish
-        self.read = rest.read
-
-    async def channels(self, key: str) -> Channels:
-        return await self._wire.channels(key)
-
-
-@pytest.fixture
-async def start_hub(connection: Connection, queue: Queue) -> AsyncIterator[StartHub]:
-    """Starts hubs on the test's pool, each with a connection of its own (replicas), pub/sub by ``url``."""
-    hubs, connections = [], []
-
-    async def start(url: str = "") -> EventHub:
-        wire = Connection(url) if url else connection
-        connections.append(wire)
-        hubs.append(EventHub(Split(wire, connection), queue))
-        await hubs[-1].start()
-        return hubs[-1]
-
-    yield start
-    for hub in hubs:
-        await hub.stop()
-    for one in connections:
-        await one.close()
+from tests.support.listeners import Split, StartHub, claim, names, submit, take
+from tests.support.simulated import SimulatedWorker
+from tests.support.waiting import wait_until
 
 
 class Counted(Split):
@@ -74,11 +33,6 @@ class Counted(Split):
     async def _counted(self, key: str, *commands: Any) -> list[Any]:
         self.reads += 1
         return await self._rest.read(key, *commands)
-
-
-@pytest.fixture
-async def hub(start_hub: StartHub) -> EventHub:
-    return await start_hub()
 
 
 async def test_logs_that_many_wait_for_are_read_together(connection: Connection, queue: Queue) -> None:
@@ -99,50 +53,6 @@ async def test_logs_that_many_wait_for_are_read_together(connection: Connection,
         await gone
     assert source.reads <= 5, "64 at once"
     await hub.stop()
-
-
-@pytest.fixture
-async def worker(queue: Queue) -> SimulatedWorker:
-    worker = SimulatedWorker(queue)
-    await worker.register()
-    return worker
-
-
-@pytest.fixture
-def own_server() -> Iterator[RedisServer]:
-    """A server that the test may kill."""
-    folder = Path(tempfile.mkdtemp(prefix="emq-own-"))
-    server = RedisServer("own", valkey_binary(), folder).start()
-    yield server
-    server.kill()
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-async def submit(queue: Queue, job_id: str = "") -> str:
-    (answer,) = await queue.submit("t", [new_job(job_id or secrets.token_hex(6), max_attempts=1000)])
-    assert answer.outcome == "ok", answer
-    return answer.text("job_id")
-
-
-async def claim(worker: SimulatedWorker, job_id: str) -> Held:
-    held = await worker.claim(job_id)
-    assert held is not None
-    return held
-
-
-async def take(listener: Subscription, last: str, timeout_s: float = 20) -> list[Any]:
-    """What a listener gets up to an event of the type ``last``."""
-    got: list[Any] = []
-    async with asyncio.timeout(timeout_s):
-        async for item in listener:
-            got.append(item)
-            if isinstance(item, Event) and item.type == last:
-                break
-    return got
-
-
-def names(items: list[Any]) -> list[str]:
-    return [item.data.get("status") or item.type if isinstance(item, Event) else type(item).__name__ for item in items]
 
 
 LIFE = ["pending", "claimed", "processing", "update_job_progress", "update_job_progress", "completed", "completed"]
@@ -327,206 +237,6 @@ async def test_state_events_are_never_dropped(hub: EventHub, queue: Queue, worke
         got = [an_event(await anext(slow)) for _ in range(361)]
     assert [event.n for event in got] == list(range(2, 363))
     assert names(got) == ["claimed", "pending"] * 180 + ["cancelled"]
-
-
-# -- faults -----------------------------------------------------------------------------------------------------------
-
-
-def check_order(items: list[Event]) -> None:
-    """Nothing missing, nothing twice, in order."""
-    ids = [(event.n, event.p) for event in items]
-    assert ids == sorted(set(ids)), ids
-    logged = [n for n, p in ids if p == 0]
-    assert logged == list(range(1, logged[-1] + 1))
-
-
-async def rough_life(queue: Queue, worker: SimulatedWorker, job: str, rng: random.Random) -> None:
-    """Several attempts with progress, then the end."""
-    for attempt in range(4):
-        held = await claim(worker, job)
-        progress = 0.0
-        for _ in range(rng.randint(0, 20)):
-            progress += rng.random()
-            await worker.report(held, progress, store=rng.random() < 0.3)
-            await asyncio.sleep(rng.random() * 0.1)
-        if attempt < 3:
-            if held.reports:
-                await worker.fail(held, hand_back=1)
-            else:
-                await worker.release(held)
-    await worker.finish(held)
-
-
-async def follow(hubs: list[EventHub], job: str, rng: random.Random, patience: float) -> list[Event]:
-    """Listens to the end, now here, now there, remembering only the last id; who is refused a channel tries again."""
-    got: list[Event] = []
-    while True:
-        listener = rng.choice(hubs).subscribe(job, got[-1].event_id if got else None, until_end=True)
-        with suppress(Unavailable):
-            async with listener:
-                if await hear(listener, got, rng.expovariate(1 / patience)):
-                    return got
-
-
-async def hear(listener: Subscription, got: list[Event], most: float) -> bool:
-    """Add what a listener gets, about so many events; answers whether the listening has ended."""
-    async for item in listener:
-        assert isinstance(item, Event), item
-        got.append(item)
-        most -= 1
-        if most < 0:
-            return False
-    return True
-
-
-@pytest.mark.parametrize("seed", range(4))
-async def test_lost_messages_and_reconnects_leave_no_gap_and_no_double(
-    start_hub: StartHub, redis_server: RedisServer, queue: Queue, seed: int
-) -> None:
-    rng = random.Random(seed)
-    async with proxy(redis_server.port) as between:
-        dropped = 0
-
-        def drop(reply: bytes) -> bytes:
-            nonlocal dropped
-            if b"smessage" in reply and b":echo:" not in reply and rng.random() < 0.15:
-                dropped += 1
-                return b""
-            return reply
-
-        between.replies = drop
-        hubs = [await start_hub(between.url), await start_hub(between.url)]
-        jobs = [await submit(queue) for _ in range(8)]
-        listeners = [
-            asyncio.create_task(follow(hubs, job, random.Random(f"{seed}-{job}-{i}"), 6 if i % 2 else 1e9))
-            for job in jobs
-            for i in range(4)
-        ]
-        cuts = asyncio.create_task(cut_now_and_then(between.cut, rng))
-        workers = [SimulatedWorker(queue, f"w{i}") for i in range(8)]
-        for worker in workers:
-            await worker.register()
-        await asyncio.gather(*(rough_life(queue, w, j, random.Random(j)) for w, j in zip(workers, jobs, strict=True)))
-        cuts.cancel()
-        async with asyncio.timeout(90):
-            results = await asyncio.gather(*listeners)
-        assert dropped > 0
-    for got in results:
-        check_order(got)
-        assert got[-1].type == "complete_job"
-
-
-async def cut_now_and_then(cut: Callable[[], None], rng: random.Random) -> None:
-    while True:
-        await asyncio.sleep(rng.uniform(0.3, 1.2))
-        cut()
-
-
-async def test_loss_of_the_last_message_is_noticed(
-    start_hub: StartHub, redis_server: RedisServer, queue: Queue, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("broker.queue.events.KEEP_S", 0.2)
-    async with proxy(redis_server.port) as between:
-        between.replies = lambda reply: b"" if b"smessage" in reply and b":ev:" in reply else reply
-        hub = await start_hub(between.url)
-        job = await submit(queue)
-        async with hub.subscribe(job) as listener:
-            assert names([await anext(listener)]) == ["pending"]
-            await queue.cancel(job)
-            async with asyncio.timeout(5):
-                assert names([await anext(listener)]) == ["cancelled"]
-
-
-async def test_a_loss_is_noticed_though_another_listener_has_read_the_log(
-    start_hub: StartHub, redis_server: RedisServer, queue: Queue, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("broker.queue.events.KEEP_S", 1.0)
-    async with proxy(redis_server.port) as between:
-        between.replies = lambda reply: b"" if b"smessage" in reply and b":ev:" in reply else reply
-        hub = await start_hub(between.url)
-        job = await submit(queue)
-        async with hub.subscribe(job) as listener:
-            assert names([await anext(listener)]) == ["pending"]
-            await queue.cancel(job)
-            async with hub.subscribe(job, until_end=True) as late:
-                assert names([item async for item in late]) == ["pending", "cancelled"]
-            async with asyncio.timeout(5):
-                assert names([await anext(listener)]) == ["cancelled"]
-
-
-async def test_silent_connection_is_noticed_and_replaced(
-    start_hub: StartHub, redis_server: RedisServer, queue: Queue, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Long before counters are compared, which would show it as well."""
-    monkeypatch.setattr("broker.queue.wire.ECHO_S", 0.2)
-    monkeypatch.setattr("broker.queue.wire.SILENT_S", 0.6)
-    monkeypatch.setattr("broker.queue.events.KEEP_S", 60.0)
-    async with proxy(redis_server.port) as between:
-        hub = await start_hub(between.url)
-        job = await submit(queue)
-        async with hub.subscribe(job) as listener:
-            assert names([await anext(listener)]) == ["pending"]
-            between.stall()
-            await queue.cancel(job)
-            async with asyncio.timeout(20):
-                assert names([await anext(listener)]) == ["cancelled"]
-
-
-async def test_restart_of_the_server_loses_nothing(own_server: RedisServer) -> None:
-    async with own_hub(own_server) as (hub, queue):
-        job = await submit(queue)
-        async with hub.subscribe(job) as listener:
-            assert names([await anext(listener)]) == ["pending"]
-            waiting = asyncio.create_task(listener.__anext__())
-            own_server.kill()
-            await asyncio.sleep(0.5)
-            own_server.start()
-            await until_it_answers(queue)
-            await queue.cancel(job)
-            assert names([await asyncio.wait_for(waiting, 10)]) == ["cancelled"]
-
-
-async def test_lost_data_ends_the_listening_and_new_jobs_are_heard(own_server: RedisServer) -> None:
-    async with own_hub(own_server) as (hub, queue):
-        job = await submit(queue)
-        async with hub.subscribe(job) as listener:
-            await anext(listener)
-            waiting = asyncio.create_task(listener.__anext__())
-            with redis.Redis.from_url(own_server.url) as admin:
-                admin.flushall()
-                await queue.configure(deployment="feed")
-                admin.client_kill_filter(_type="pubsub")
-            with pytest.raises(NotFound):
-                await asyncio.wait_for(waiting, 10)
-        job = await submit(queue)
-        async with hub.subscribe(job) as listener:
-            assert an_event(await anext(listener)).event_id == "feed.1-0"
-            await queue.cancel(job)
-            async with asyncio.timeout(10):
-                assert names([await anext(listener)]) == ["cancelled"]
-
-
-async def test_no_server_is_unavailable_in_time(own_server: RedisServer) -> None:
-    async with own_hub(own_server) as (hub, queue):
-        job = await submit(queue)
-        own_server.kill()
-        with pytest.raises(Unavailable):
-            async with asyncio.timeout(13), hub.subscribe(job):
-                pass
-
-
-@asynccontextmanager
-async def own_hub(server: RedisServer) -> AsyncIterator[tuple[EventHub, Queue]]:
-    connection = Connection(server.url)
-    queue = Queue(connection)
-    await queue.configure(deployment=secrets.token_hex(8))
-    hub = EventHub(connection, queue)
-    await hub.start()
-    try:
-        yield hub, queue
-    finally:
-        await hub.stop()
-        await connection.close()
 
 
 # -- coming and going -------------------------------------------------------------------------------------------------

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import struct
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
 
-from tests.support.waiting import PATIENCE_S
+from tests.api.conftest import Broker, Client, submit
+from tests.support.waiting import PATIENCE_S, wait_until
 
 NODES = ("EmptyImage", "SaveImage")
 
@@ -90,3 +93,38 @@ class GatewayWorker:
         """Send a preview frame in ComfyUI's format 4."""
         metadata = json.dumps({"job_id": job["job_id"], "node_id": "1", "image_type": "image/jpeg"}).encode()
         await self.ws.send_bytes(struct.pack(">II", 4, len(metadata)) + metadata + picture)
+
+
+@contextlib.asynccontextmanager
+async def worker_of(broker: Broker, worker_id: str = "gw-1", path: str = "/ws/worker") -> AsyncIterator[GatewayWorker]:
+    async with broker.http.ws_connect(broker.url + path, max_msg_size=0) as ws:
+        yield GatewayWorker(ws, worker_id)
+
+
+async def job_of(broker: Broker, **fields: Any) -> str:
+    status, body = await broker.json("POST", "/api/jobs", json={"payload": submit()["payload"], **fields})
+    assert status == 201, body
+    return str(body["job_id"])
+
+
+async def status_of(broker: Broker, job_id: str) -> str:
+    _, record = await broker.json("GET", f"/api/jobs/{job_id}")
+    return str(record["status"])
+
+
+async def becomes(broker: Broker, job_id: str, status: str, within: float = PATIENCE_S) -> None:
+    async def there() -> bool:
+        return await status_of(broker, job_id) == status
+
+    await wait_until(there, within, f"job is {status}")
+
+
+async def hears(client: Client, status: str) -> None:
+    """Read until a followed job has been in this state, for however short a time."""
+    while (await client.until("job_update"))["status"] != status:
+        pass
+
+
+async def fleet_state(broker: Broker, worker_id: str = "gw-1") -> str | None:
+    _, body = await broker.json("GET", "/api/workers")
+    return next((w["status"] for w in body["workers"] if w["worker_id"] == worker_id), None)
