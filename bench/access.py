@@ -26,6 +26,7 @@ from broker.access.store import AccessStore
 from broker.queue.connection import Connection
 from tests.access import test_messages, test_routes
 from tests.api import test_malformed, test_malformed_gateway
+from tests.support.malformed import BAD_TEXTS
 from tests.support.servers import valkey_binary
 
 KEYS = 100
@@ -40,9 +41,11 @@ def counts() -> list[Target]:
     routes, messages = len(test_routes.NEEDS), len(test_messages.NEEDS)
     scopes = len(test_routes.SCOPES)
     entrances = {
-        "the socket": len(test_malformed.SUBMITS) + len(test_malformed.MESSAGES) + len(test_malformed.TEXTS),
-        "HTTP": len(test_malformed.SUBMITS) + len(test_malformed.TEXTS),
-        "the gateway": sum(len(getattr(test_malformed_gateway, table)) for table in ("MESSAGES", "TEXTS", "FRAMES")),
+        "the socket": len(test_malformed.SUBMITS) + len(test_malformed.MESSAGES) + len(BAD_TEXTS),
+        "HTTP": len(test_malformed.SUBMITS) + len(BAD_TEXTS),
+        "the gateway": sum(
+            len(getattr(test_malformed_gateway, table)) for table in ("MESSAGES", "BAD_TEXTS", "FRAMES")
+        ),
     }
     corpus = sum(
         1 for path in Path(test_routes.__file__).parents[1].joinpath("fuzz/corpus").rglob("*") if path.is_file()

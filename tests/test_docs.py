@@ -23,6 +23,7 @@ from broker.protocol.schema import EVENTS, REPLIES
 from broker.queue import startup
 from broker.settings import Settings, default_data_dir
 from tests.support.servers import free_port, redis7_binary, valkey_binary
+from tests.support.tables import described_settings
 from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,15 +32,6 @@ UNSAID = {"type", "message_id", "timestamp"}
 """Fields of every message, described once."""
 NOTHING = "\N{EN DASH}"
 A_SETTING = re.compile(r"(EMQ|REDIS|COMFYUI|WORKER|MACHINE|GPU|LOG)_[A-Z_]*[A-Z]|COMFYUI")
-
-
-def rows(heading: str) -> dict[str, str]:
-    """Name → default of every row in a part of the configuration page."""
-    text = (ROOT / "docs/configuration.md").read_text()
-    part = re.split(r"^## ", text, flags=re.MULTILINE)
-    (found,) = [each for each in part if each.startswith(heading)]
-    cells = re.findall(r"^\| (`[A-Z].*?) \| (.*?) \| .+ \|$", found, re.MULTILINE)
-    return {name: default.strip("`") for names, default in cells for name in re.findall(r"`([A-Z_]+)`", names)}
 
 
 def name_of(field: FieldInfo) -> str:
@@ -57,7 +49,9 @@ def default_of(field: FieldInfo) -> str:
 
 
 def test_every_setting_of_a_broker_is_described_with_its_default() -> None:
-    assert rows("Broker") == {name_of(field): default_of(field) for field in Settings.model_fields.values()}
+    assert described_settings("Broker") == {
+        name_of(field): default_of(field) for field in Settings.model_fields.values()
+    }
 
 
 def test_every_setting_of_a_worker_is_described() -> None:
@@ -103,7 +97,7 @@ def test_example_workflows_are_those_of_the_code() -> None:
 
 def test_the_example_environment_names_every_setting() -> None:
     named = re.findall(r"^#?([A-Z_]+)=", (ROOT / "deploy/.env.example").read_text(), re.MULTILINE)
-    assert sorted(named) == sorted({*rows("Broker"), *rows("Worker")})
+    assert sorted(named) == sorted({*described_settings("Broker"), *described_settings("Worker")})
 
 
 @pytest.fixture(params=[valkey_binary, redis7_binary], ids=["valkey", "redis7"])

@@ -19,7 +19,8 @@ from broker.access.credentials import CREDENTIALS
 from broker.errors import Unauthorized
 from broker.protocol.base import now_ms
 from tests.access.conftest import Guarded, bearer, handshake
-from tests.api.conftest import Broker, submit
+from tests.api.conftest import submit
+from tests.support.access import log_in_with, session_of
 from tests.support.servers import RedisServer
 from tests.support.waiting import wait_until
 
@@ -27,26 +28,12 @@ ROOT = Path(__file__).resolve().parents[2]
 HTML = {"Accept": "text/html"}
 
 
-async def log_in(broker: Broker, key: str, **headers: str) -> tuple[int, str | None]:
-    """The status of a log-in and its Set-Cookie."""
-    url = broker.url + "/login"
-    async with broker.http.post(url, data={"key": key}, allow_redirects=False, headers=headers) as response:
-        return response.status, response.headers.get("Set-Cookie")
-
-
-async def cookie(broker: Broker, key: str) -> dict[str, str]:
-    """A request's headers in a fresh session."""
-    status, text = await log_in(broker, key)
-    assert (status, text is not None) == (303, True)
-    return {"Cookie": str(text).partition(";")[0]}
-
-
 async def test_without_a_key_everybody_here_may_do_everything(guarded: Guarded) -> None:
     for path in ("/", "/stats", "/api/keys", "/api/workers"):
         assert (await guarded.broker.http.get(guarded.broker.url + path)).status == 200
     assert (await guarded.ask(None, "POST", "/api/jobs", json=submit()))[0] == 201
     assert await handshake(guarded.broker) == 101
-    assert (await log_in(guarded.broker, "x"))[0] == 303
+    assert (await log_in_with(guarded.broker, "x"))[0] == 303
     assert (await guarded.ask(None, "GET", "/stats", headers={"Host": "evil.example"}))[0] == 403
 
 
@@ -135,7 +122,7 @@ async def test_a_foreign_origin_is_refused_whatever_key_it_brings(guarded: Guard
     for origin in ("https://evil.example", "null", "http://127.0.0.1:1"):
         assert await handshake(guarded.broker, headers={**bearer(key), "Origin": origin}) == 403
     assert await handshake(guarded.broker, headers={**bearer(key), **own}) == 101
-    session = await cookie(guarded.broker, key)
+    session = await session_of(guarded.broker, key)
     for headers, status in ((own, 101), ({}, 403), ({"Origin": "null"}, 403)):
         assert await handshake(guarded.broker, headers={**session, **headers}) == status
     for headers, status in ((own, 201), ({"Sec-Fetch-Site": "same-origin"}, 201), ({}, 403),
@@ -153,7 +140,7 @@ async def test_a_person_logs_in_and_out(guarded: Guarded) -> None:
         page = await response.text()
         assert 'method="post"' in page
         assert "http-equiv" not in page, "a page that loads itself anew would lose what is typed"
-    status, text = await log_in(broker, key)
+    status, text = await log_in_with(broker, key)
     assert status == 303
     assert re.fullmatch(r"emq=[\w-]{43}; HttpOnly; Path=/; SameSite=Strict", str(text))
     session = {"Cookie": str(text).partition(";")[0]}
@@ -161,7 +148,7 @@ async def test_a_person_logs_in_and_out(guarded: Guarded) -> None:
         assert (response.status, "Log out" in await response.text()) == (200, True)
     other = await guarded.another()
     assert (await other.json("GET", "/stats", headers=session))[0] == 200, "a session counts at every broker"
-    second = await log_in(broker, key, **session)
+    second = await log_in_with(broker, key, **session)
     assert second[1] != text, "a log-in has a new number always"
     assert (await broker.json("GET", "/stats", headers=session))[0] == 401, "and ends the one before"
     session = {"Cookie": str(second[1]).partition(";")[0]}
@@ -177,20 +164,20 @@ async def test_a_person_logs_in_and_out(guarded: Guarded) -> None:
 
 async def test_the_cookie_is_secure_behind_https_and_there_is_none_in_the_clear(guarded: Guarded) -> None:
     key = await guarded.key("read")
-    status, text = await log_in(guarded.broker, key, **{"X-Forwarded-Proto": "https", "Host": "emq.example"})
+    status, text = await log_in_with(guarded.broker, key, **{"X-Forwarded-Proto": "https", "Host": "emq.example"})
     assert status == 303
     assert re.fullmatch(r"__Host-emq=[\w-]{43}; HttpOnly; Path=/; SameSite=Strict; Secure", str(text))
-    assert await log_in(guarded.broker, key, Host="emq.example") == (403, None)
+    assert await log_in_with(guarded.broker, key, Host="emq.example") == (403, None)
 
 
 @pytest.mark.parametrize("what", ["", "nonsense", "emq_" + "0" * 16 + "_" + "A" * 43])
 async def test_a_log_in_without_a_valid_key_says_no_more(guarded: Guarded, what: str) -> None:
     await guarded.key("read")
-    assert await log_in(guarded.broker, what) == (401, None)
+    assert await log_in_with(guarded.broker, what) == (401, None)
     async with guarded.broker.http.post(guarded.broker.url + "/login", data=b"k" * 5000) as response:
         assert response.status == 413
     worker = await guarded.key("worker")
-    assert await log_in(guarded.broker, worker) == (403, None)
+    assert await log_in_with(guarded.broker, worker) == (403, None)
 
 
 async def test_the_secret_rests_nowhere(guarded: Guarded, own_valkey: RedisServer) -> None:
@@ -198,7 +185,7 @@ async def test_the_secret_rests_nowhere(guarded: Guarded, own_valkey: RedisServe
     key = await guarded.key("admin")
     secret = key.split("_", 2)[2]
     assert (await guarded.ask(key, "GET", "/stats"))[0] == 200
-    session = (await cookie(guarded.broker, key))["Cookie"].partition("=")[2]
+    session = (await session_of(guarded.broker, key))["Cookie"].partition("=")[2]
     ticket = (await guarded.ask(key, "POST", "/api/tickets"))[1]["ticket"]
     with Redis.from_url(own_valkey.url) as redis:
         dumped = b"".join(name + (redis.dump(name) or b"") for name in redis.scan_iter("*", count=1000))

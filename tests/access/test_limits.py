@@ -6,7 +6,6 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from blake3 import blake3
@@ -15,78 +14,60 @@ from broker.access.limits import Bucket, KeyLimits
 from broker.access.store import AccessStore
 from broker.queue.connection import Connection
 from tests.access.conftest import Guarded, bearer, handshake
-from tests.access.test_users import cli
-from tests.api.conftest import Broker, submit
+from tests.api.conftest import submit
+from tests.support.access import submit_with, with_limits
+from tests.support.commands import emq_says
 from tests.support.servers import RedisServer
 from tests.support.waiting import wait_until
-
-
-async def limited(guarded: Guarded, tenant: str = "own", **limits: Any) -> list[Broker]:
-    """Two brokers that know the limits."""
-    brokers = [guarded.broker, await guarded.another()] if len(guarded.brokers) == 1 else guarded.brokers
-    admin = bearer(await guarded.key("admin", tenant="ops"))
-    # Its answer comes when the queue knows, too.
-    assert (await brokers[0].json("PUT", f"/api/tenants/{tenant}", json=limits, headers=admin))[0] == 200
-
-    async def known() -> bool:
-        seen = [(await broker.json("GET", f"/api/tenants/{tenant}", headers=admin))[1]["set"] for broker in brokers]
-        return seen == [limits, limits]
-
-    await wait_until(known, 5, "both brokers know the limits")
-    return brokers
-
-
-async def send(broker: Broker, key: str, **fields: Any) -> tuple[int, dict[str, Any]]:
-    return await broker.json("POST", "/api/jobs", json=submit(**fields), headers=bearer(key))
 
 
 async def test_submits_a_second_of_a_tenant_over_two_replicas(guarded: Guarded) -> None:
     key = await guarded.key("submit")
     other = await guarded.key("submit", tenant="foreign")
-    brokers = await limited(guarded, submits_per_s=0.01)
-    first = await send(brokers[0], key, idempotency_key="k")
-    status, body = await send(brokers[1], key)
+    brokers = await with_limits(guarded, submits_per_s=0.01)
+    first = await submit_with(brokers[0], key, idempotency_key="k")
+    status, body = await submit_with(brokers[1], key)
     assert (first[0], status, body["code"]) == (201, 429, "rate_limited")
     assert 0 < body["retry_after_s"] <= 100
     assert body["details"]["scope"] == "tenant"
-    assert (await send(brokers[1], key, idempotency_key="k"))[0] == 200, "a repeated submit costs nothing"
-    assert (await send(brokers[1], other))[0] == 201, "another tenant has its own"
+    assert (await submit_with(brokers[1], key, idempotency_key="k"))[0] == 200, "a repeated submit costs nothing"
+    assert (await submit_with(brokers[1], other))[0] == 201, "another tenant has its own"
     async with guarded.client(key, brokers[1]) as client:
         reply = await client.ask({"type": "submit_jobs", "jobs": [submit(), submit()]})
         assert [result["code"] for result in reply["results"]] == ["rate_limited"] * 2
 
-    await limited(guarded, submits_per_s=1)
+    await with_limits(guarded, submits_per_s=1)
 
     async def again() -> bool:
-        return (await send(brokers[1], key))[0] == 201
+        return (await submit_with(brokers[1], key))[0] == 201
 
     await wait_until(again, 10, "the bucket fills again, faster by now")
 
 
 async def test_submits_a_second_of_a_key(guarded: Guarded) -> None:
     slow, fast = await guarded.key("submit", limits=KeyLimits(submits_per_s=0.01)), await guarded.key("submit")
-    assert [(await send(guarded.broker, slow))[0] for _ in range(2)] == [201, 429]
-    assert [(await send(guarded.broker, fast))[0] for _ in range(2)] == [201, 201]
-    assert (await send(guarded.broker, slow))[1]["details"]["scope"] == "key"
+    assert [(await submit_with(guarded.broker, slow))[0] for _ in range(2)] == [201, 429]
+    assert [(await submit_with(guarded.broker, fast))[0] for _ in range(2)] == [201, 201]
+    assert (await submit_with(guarded.broker, slow))[1]["details"]["scope"] == "key"
 
 
 async def test_waiting_jobs_and_their_bytes(guarded: Guarded) -> None:
     key = await guarded.key("submit", "read")
-    brokers = await limited(guarded, max_queued=2)
-    made = [await send(brokers[n % 2], key) for n in range(3)]
+    brokers = await with_limits(guarded, max_queued=2)
+    made = [await submit_with(brokers[n % 2], key) for n in range(3)]
     assert [status for status, _ in made] == [201, 201, 429]
     assert (made[2][1]["code"], made[2][1]["details"]["scope"]) == ("queue_full", "tenant")
     async with brokers[0].http.post(brokers[0].url + "/api/jobs", json=submit(), headers=bearer(key)) as response:
         assert int(response.headers["Retry-After"]) > 0
     job = made[0][1]["job_id"]
     assert (await brokers[1].json("POST", f"/api/jobs/{job}/cancel", headers=bearer(key)))[0] == 200
-    assert (await send(brokers[1], key))[0] == 201, "one that has ended makes room"
+    assert (await submit_with(brokers[1], key))[0] == 201, "one that has ended makes room"
     shown = (await brokers[0].json("GET", "/api/tenants/own", headers=bearer(key)))[1]
     assert shown["use"]["queued"] == 2
     assert shown["limits"]["max_queued"] == 2
     mb = (shown["use"]["queued_bytes"] + 10) / 1e6
-    await limited(guarded, max_queued_mb=mb)
-    status, body = await send(brokers[1], key)
+    await with_limits(guarded, max_queued_mb=mb)
+    status, body = await submit_with(brokers[1], key)
     assert (status, body["code"], body["details"]["scope"]) == (429, "queue_full", "bytes")
 
 
@@ -94,23 +75,23 @@ async def test_running_jobs_by_default_and_by_tenant(guarded: Guarded) -> None:
     broker, _ = await guarded.instead(tenant_max_running=1), await guarded.another(tenant_max_running=1)
     key = await guarded.key("submit", "read")
     for _ in range(3):
-        await send(broker, key)
+        await submit_with(broker, key)
     workers = [broker.worker(f"sim-{n}") for n in range(3)]
     for worker in workers:
         await worker.register()
     assert await workers[0].claim() is not None
     assert await workers[1].claim() is None, "the setting's default"
-    await limited(guarded, max_running=2)
+    await with_limits(guarded, max_running=2)
     assert await workers[1].claim() is not None
     assert await workers[2].claim() is None
-    await limited(guarded)
+    await with_limits(guarded)
     assert await workers[2].claim() is None, "back to the default"
     assert (await broker.json("GET", "/api/tenants/own", headers=bearer(key)))[1]["use"]["running"] == 2
 
 
 async def test_sockets_of_a_tenant_and_of_a_key_over_two_replicas(guarded: Guarded) -> None:
     key, small = await guarded.key("read"), await guarded.key("read", limits=KeyLimits(max_sockets=1))
-    brokers = await limited(guarded, max_sockets=2)
+    brokers = await with_limits(guarded, max_sockets=2)
     async with guarded.client(small, brokers[0]):
         assert await handshake(brokers[1], headers=bearer(small)) == 429, "the key's"
         async with guarded.client(key, brokers[1]):
@@ -136,7 +117,7 @@ async def test_what_a_dead_broker_had_open_is_free_again(guarded: Guarded, own_v
 
 async def test_subscriptions_of_a_tenant_over_two_replicas(guarded: Guarded) -> None:
     key = await guarded.key("submit", "read")
-    brokers = await limited(guarded, max_subscriptions=2)
+    brokers = await with_limits(guarded, max_subscriptions=2)
     async with guarded.client(key, brokers[0]) as here, guarded.client(key, brokers[1]) as there:
         jobs = [(await here.ask(submit()))["job_id"] for _ in range(2)]
         assert (await there.ask(submit()))["code"] == "rate_limited"
@@ -157,7 +138,7 @@ async def test_subscriptions_of_a_tenant_over_two_replicas(guarded: Guarded) -> 
 @pytest.mark.parametrize("announced", [True, False])
 async def test_bytes_uploaded_an_hour(guarded: Guarded, announced: bool) -> None:
     key = await guarded.key("submit")
-    brokers = await limited(guarded, upload_mb_per_h=0.1)
+    brokers = await with_limits(guarded, upload_mb_per_h=0.1)
     statuses = []
     for n in range(3):
         data = bytes([n]) * 60_000
@@ -211,11 +192,11 @@ async def test_tenants_over_http(guarded: Guarded) -> None:
 
 async def test_tenants_on_the_command_line(guarded: Guarded, own_valkey: RedisServer, tmp_path: Path) -> None:
     where = ("--redis", own_valkey.url)
-    assert "max_queued 7" in await cli("tenants", "set", "own", "--max-queued", "7", "--weight", "2", *where)
-    out = await cli("tenants", "set", "own", "--weight", "default", "--max-running", "3", *where)
+    assert "max_queued 7" in await emq_says("tenants", "set", "own", "--max-queued", "7", "--weight", "2", *where)
+    out = await emq_says("tenants", "set", "own", "--weight", "default", "--max-running", "3", *where)
     assert {"max_queued 7", "max_running 3", "weight 1"} <= set(out.splitlines())
-    assert "max_queued=7 max_running=3" in await cli("tenants", "list", *where)
-    assert await cli("tenants", "show", "own", *where) == out
+    assert "max_queued=7 max_running=3" in await emq_says("tenants", "list", *where)
+    assert await emq_says("tenants", "show", "own", *where) == out
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "broker", "tenants", "set", "own", "--max-queued", "many", *where,
         stderr=asyncio.subprocess.PIPE,
@@ -228,7 +209,7 @@ async def test_tenants_on_the_command_line(guarded: Guarded, own_valkey: RedisSe
 async def test_a_tenant_that_never_submitted_can_be_paused(guarded: Guarded) -> None:
     admin, key = await guarded.key("admin", tenant="ops"), await guarded.key("submit")
     assert (await guarded.ask(admin, "POST", "/api/pause", json={"scope": "tenant", "id": "own"}))[0] == 200
-    await send(guarded.broker, key)
+    await submit_with(guarded.broker, key)
     worker = guarded.broker.worker("sim-1")
     await worker.register()
     assert await worker.claim() is None

@@ -9,8 +9,8 @@ import time
 import aiohttp
 
 from tests.access.conftest import Guarded, bearer
-from tests.access.test_credentials import cookie
 from tests.api.conftest import submit
+from tests.support.access import session_of
 from tests.support.gateway import GatewayWorker, capabilities
 from tests.support.waiting import wait_until
 
@@ -28,7 +28,7 @@ async def test_revoking_closes_sockets_and_streams_on_two_replicas(guarded: Guar
         for broker in guarded.brokers:
             for path in ("/ws", "/ws/client/c", "/ws/monitor/m", "/ws/worker"):
                 opened.append((await stack.enter_async_context(broker.client(path, headers=bearer(key)))).ws)
-            session = {**await cookie(broker, key), "Origin": broker.url}
+            session = {**await session_of(broker, key), "Origin": broker.url}
             ticket = (await broker.json("POST", "/api/tickets", headers=bearer(key)))[1]["ticket"]
             offered = ("emq.v1", f"emq.bearer.{key}")
             for path, options in (("/ws", {"headers": session}), (f"/ws?ticket={ticket}", {}),

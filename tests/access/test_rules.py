@@ -11,9 +11,9 @@ from broker.errors import InvalidWorkflow
 from broker.jobs.rules import Rules
 from comfyui_emq_node.rules import broken_rule
 from tests.access.conftest import Guarded
-from tests.access.test_limits import limited, send
-from tests.access.test_users import cli
 from tests.api.conftest import GRAPH, submit
+from tests.support.access import submit_with, with_limits
+from tests.support.commands import emq_says
 from tests.support.servers import RedisServer
 
 CORE = Rules(
@@ -75,18 +75,18 @@ def test_no_file_outside_of_its_folder_is_named(inputs: dict[str, Any]) -> None:
 
 async def test_a_tenants_rules_hold_at_every_broker_and_reach_the_worker(guarded: Guarded) -> None:
     own, other = await guarded.key("submit", "read"), await guarded.key("submit", tenant="foreign")
-    brokers = await limited(guarded, node_allow=["EmptyImage"], node_deny=[])
+    brokers = await with_limits(guarded, node_allow=["EmptyImage"], node_deny=[])
     for broker in brokers:
-        status, body = await send(broker, own)
+        status, body = await submit_with(broker, own)
         assert (status, body["code"], body["details"]["reason"]) == (400, "invalid_workflow", "not_allowed")
         assert list(body["details"]["node_errors"]) == ["2"]
-        assert (await send(broker, own, dry_run=True))[0] == 400
-    assert (await send(brokers[0], other))[0] == 201, "another tenant's are its own"
+        assert (await submit_with(broker, own, dry_run=True))[0] == 400
+    assert (await submit_with(brokers[0], other))[0] == 201, "another tenant's are its own"
     async with guarded.client(own) as client:
         reply = await client.ask({"type": "submit_jobs", "jobs": [submit(), submit()]})
         assert [result["code"] for result in reply["results"]] == ["invalid_workflow"] * 2
-    await limited(guarded, node_allow=["EmptyImage", "Save*"])
-    assert (await send(brokers[1], own))[0] == 201
+    await with_limits(guarded, node_allow=["EmptyImage", "Save*"])
+    assert (await submit_with(brokers[1], own))[0] == 201
     worker = brokers[0].worker("sim-1")
     await worker.register()
     rules: dict[str, str] = {}
@@ -113,7 +113,7 @@ async def test_a_template_is_no_way_round_the_rules(guarded: Guarded) -> None:
     job = {"payload": {"template": "x", "params": {"prefix": "../../x"}}}
     status, body = await guarded.broker.json("POST", "/api/jobs", json=job, headers=auth)
     assert (status, body["details"]["node_errors"]["2"]["errors"][0]["type"]) == (400, "path_not_allowed")
-    brokers = await limited(guarded, node_allow=["EmptyImage"])
+    brokers = await with_limits(guarded, node_allow=["EmptyImage"])
     job = {"payload": {"template": "x", "params": {"prefix": "x"}}}
     status, body = await brokers[0].json("POST", "/api/jobs", json=job, headers=auth)
     assert (status, body["details"]["reason"]) == (400, "not_allowed")
@@ -122,18 +122,18 @@ async def test_a_template_is_no_way_round_the_rules(guarded: Guarded) -> None:
 async def test_rules_of_the_settings_hold_for_everybody(guarded: Guarded, own_valkey: RedisServer) -> None:
     broker = await guarded.another(node_deny="Save*,Exec", model_allow="sd15.safetensors")
     key = await guarded.key("submit", "read")
-    assert (await send(broker, key))[0] == 400
+    assert (await submit_with(broker, key))[0] == 400
     graph = {**GRAPH, "2": node("LoadX", ckpt_name="flux.safetensors")}
     status, body = await broker.json(
         "POST", "/api/jobs", json=submit(graph), headers={"Authorization": f"Bearer {key}"}
     )
     assert (status, body["details"]["node_errors"]["2"]["errors"][0]["type"]) == (400, "model_not_allowed")
     where = ("--redis", own_valkey.url)
-    out = await cli("tenants", "set", "own", "--node-deny", "", "--node-allow", "EmptyImage,SaveImage", *where)
+    out = await emq_says("tenants", "set", "own", "--node-deny", "", "--node-allow", "EmptyImage,SaveImage", *where)
     assert "node_allow EmptyImage, SaveImage" in out
 
     async def allowed() -> bool:
-        return (await send(broker, key))[0] == 201
+        return (await submit_with(broker, key))[0] == 201
 
     from tests.support.waiting import wait_until
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from broker.access.users import hashed, matches
 from broker.errors import BadMessage, Conflict, NotFound
 from tests.access.conftest import Guarded, bearer
 from tests.api.conftest import Broker, submit
+from tests.support.commands import emq_says
 from tests.support.servers import RedisServer
 from tests.support.waiting import wait_until
 
@@ -172,13 +172,13 @@ async def test_who_did_what_is_written_down(guarded: Guarded) -> None:
 
 async def test_people_on_the_command_line(own_valkey: RedisServer, tmp_path: Path) -> None:
     where = ("--redis", own_valkey.url)
-    out = await cli("users", "create", "ada", "--role", "operator", *where)
+    out = await emq_says("users", "create", "ada", "--role", "operator", *where)
     password = out.splitlines()[-1]
     assert len(password) == 16
-    assert "ben" in await cli(
+    assert "ben" in await emq_says(
         "users", "create", "ben", "--scopes", "read,submit", "--password-stdin", *where, stdin=PASSWORD
     )
-    listed = await cli("users", "list", *where)
+    listed = await emq_says("users", "list", *where)
     assert listed.count("operator") == 2
     assert password not in listed
 
@@ -187,18 +187,9 @@ async def test_people_are_changed_on_the_command_line(guarded: Guarded, own_valk
     where = ("--redis", own_valkey.url)
     for name in ("ada", "ben"):
         await guarded.store.create_user(name, "own", "viewer", PASSWORD)
-    drawn = (await cli("users", "password", "ada", *where)).splitlines()[-1]
+    drawn = (await emq_says("users", "password", "ada", *where)).splitlines()[-1]
     assert matches(drawn, (await guarded.store.user("ada")).password)
-    await cli("users", "remove", "ben", *where)
-    listed = await cli("users", "list", *where)
+    await emq_says("users", "remove", "ben", *where)
+    listed = await emq_says("users", "list", *where)
     assert ("ada" in listed, "ben" in listed) == (True, False)
-    assert await cli("audit", *where) == "nothing\n"
-
-
-async def cli(*words: str, stdin: str = "") -> str:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "broker", *words, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
-    )
-    out, _ = await process.communicate(f"{stdin}\n".encode())
-    assert process.returncode == 0
-    return out.decode()
+    assert await emq_says("audit", *where) == "nothing\n"

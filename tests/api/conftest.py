@@ -24,6 +24,7 @@ from tests.support.jobs import profile
 from tests.support.servers import RedisServer, valkey_binary
 from tests.support.simulated import SimulatedWorker
 from tests.support.waiting import PATIENCE_S
+from tests.support.webhooks import Receiver
 
 GRAPH: dict[str, Any] = {
     "1": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 255}},
@@ -175,3 +176,14 @@ def own_valkey() -> Iterator[RedisServer]:
     yield server
     server.kill()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    """A receiver of webhooks on this machine."""
+    one = Receiver()
+    app = web.Application()
+    app.router.add_post("/hook", one.take)
+    async with TestServer(app, host="127.0.0.1") as server:
+        one.url = str(server.make_url("/hook"))
+        yield one

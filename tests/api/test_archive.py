@@ -10,7 +10,7 @@ from typing import Any
 
 from broker.app import SIGNER
 from tests.api.conftest import Broker, Start
-from tests.files.test_names import HOSTILE
+from tests.support.files import HOSTILE_NAMES
 from tests.support.outputs import fetch, held_job, put
 from tests.support.s3 import Bucket
 
@@ -51,7 +51,7 @@ async def test_a_zip_has_every_file_as_it_is(broker: Broker) -> None:
 
 
 async def test_hostile_names_stay_inside_the_folder_it_is_unpacked_in(broker: Broker) -> None:
-    job = await finished(broker, [(name, b"x") for name in HOSTILE if name and "\ud800" not in name])
+    job = await finished(broker, [(name, b"x") for name in HOSTILE_NAMES if name and "\ud800" not in name])
     _, body = await fetch(broker, f"/api/jobs/{job}/outputs.zip")
     names = opened(body).namelist()
     assert len({name.casefold() for name in names}) == len(names)

@@ -15,19 +15,13 @@ from broker.app import STORE, create_app
 from broker.errors import ConfigurationError
 from broker.settings import Settings
 from comfyui_emq_node.files import Courier, Gathered, Output
-from comfyui_emq_node.queue import Claimed
 from comfyui_emq_node.side import SideProcess
 from tests.api.conftest import Broker, Start
-from tests.support.outputs import PNG, fetch, held_job, put
+from tests.support.outputs import PNG, claimed, fetch, held_job, put
 from tests.support.s3 import Bucket
 from tests.support.simulated import Held
 
 VIDEO = b"\x00\x00\x00\x1cftypisom" + os.urandom(9 << 20)
-
-
-def claimed(held: Held) -> Claimed:
-    """The job as the worker's own code holds it."""
-    return Claimed("default", held.job_id, held.attempt, held.token, b"{}")
 
 
 async def deliver(broker: Broker, held: Held, paths: list[Path]) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from tests.api.conftest import Broker, submit
-from tests.api.test_listing import emq
+from tests.support.commands import emq_at
 
 
 async def bury(broker: Broker) -> str:
@@ -47,11 +47,11 @@ async def test_dead_letters_are_listed_with_evidence_and_replayed(broker: Broker
 
 async def test_the_command_line_shows_and_replays_them(broker: Broker) -> None:
     job = await bury(broker)
-    code, out = await emq(broker, "jobs", "dead")
+    code, out = await emq_at(broker, "jobs", "dead")
     assert code == 0, out
     assert job in out
     assert "w1 at 1 EmptyImage, w2 at 1 EmptyImage, w3 at 1 EmptyImage" in out
-    code, out = await emq(broker, "jobs", "dead", "--retry", "--json")
+    code, out = await emq_at(broker, "jobs", "dead", "--retry", "--json")
     assert (code, json.loads(out)["retried"]) == (0, 1)
-    code, out = await emq(broker, "jobs", "dead")
+    code, out = await emq_at(broker, "jobs", "dead")
     assert (code, out.strip()) == (0, "no dead letters")

@@ -6,13 +6,7 @@ import json
 from typing import Any
 
 from tests.api.conftest import Broker, submit
-from tests.support.commands import emq_here
-
-
-async def emq(broker: Broker, *args: str) -> tuple[int, str]:
-    """``python -m broker …`` against this broker: exit code and everything it prints."""
-    code, out, err = await emq_here(*args, "--broker", broker.url)
-    return code, out + err
+from tests.support.commands import emq_at
 
 
 async def jobs(broker: Broker) -> list[str]:
@@ -63,17 +57,17 @@ async def test_what_is_no_filter_is_refused(broker: Broker) -> None:
 
 async def test_the_command_line_lists_by_the_same_filters(broker: Broker) -> None:
     first, second, third = await jobs(broker)
-    code, out = await emq(broker, "jobs", "list", "--metadata", "order=17", "--worker", "gpu-7", "--json")
+    code, out = await emq_at(broker, "jobs", "list", "--metadata", "order=17", "--worker", "gpu-7", "--json")
     assert code == 0, out
     assert [job["job_id"] for job in json.loads(out)["jobs"]] == [second, first]
-    code, out = await emq(broker, "jobs", "list", "--limit", "1", "--since", "2h")
+    code, out = await emq_at(broker, "jobs", "list", "--limit", "1", "--since", "2h")
     assert code == 0
     assert third in out
     cursor = out.split("--cursor ")[1].strip()
-    code, out = await emq(broker, "jobs", "list", "--cursor", cursor, "--error", "node_error")
+    code, out = await emq_at(broker, "jobs", "list", "--cursor", cursor, "--error", "node_error")
     assert code == 0
     assert second in out
     assert first not in out
-    code, out = await emq(broker, "jobs", "list", "--since", "soon")
+    code, out = await emq_at(broker, "jobs", "list", "--since", "soon")
     assert code == 1
     assert "90s, 15m" in out

@@ -12,13 +12,7 @@ from hypothesis import strategies as st
 from broker.api.commands import MODELS
 from tests.api.conftest import GRAPH, Broker, submit
 from tests.support.depth import bounded
-
-
-def nested(depth: int) -> Any:
-    value: Any = 1
-    for _ in range(depth):
-        value = [value]
-    return value
+from tests.support.malformed import BAD_TEXTS, MESSAGE_KEYS, any_json
 
 
 def node(**fields: Any) -> dict[str, Any]:
@@ -130,35 +124,6 @@ SUBMITS: dict[str, tuple[Any, str]] = {
     "message id long": (submit(message_id="m" * 129), "bad_message"),
 }  # fmt: skip
 
-TEXTS: dict[str, tuple[bytes, str]] = {
-    "empty": (b"", "bad_json"),
-    "no json": (b"hello", "bad_json"),
-    "half": (b'{"type":', "bad_json"),
-    "two values": (b"{} {}", "bad_json"),
-    "single quotes": (b"{'type':'submit_job'}", "bad_json"),
-    "trailing comma": (b'{"type":"request_stats",}', "bad_json"),
-    "nan": (b'{"type":"request_stats","x":NaN}', "bad_json"),
-    "infinity": (b'{"type":"request_stats","x":-Infinity}', "bad_json"),
-    "overflow": (b'{"type":"request_stats","x":1e999}', "bad_json"),
-    "huge integer": (b'{"type":"request_stats","x":' + b"9" * 5000 + b"}", "bad_json"),
-    "integer over 64 bits": (b'{"type":"request_stats","x":36893488147419103232}', "bad_json"),
-    "duplicate key": (b'{"type":"request_stats","type":"submit_job"}', "bad_json"),
-    "deep": (json.dumps({"type": "request_stats", "x": nested(40)}).encode(), "bad_json"),
-    "very deep": (b'{"type":"request_stats","x":' + b"[" * 200_000 + b"]" * 200_000 + b"}", "bad_json"),
-    "very deep, open": (b"[" * 100_000, "bad_json"),
-    "lone surrogate": (b'{"type":"request_stats","x":"\\ud800"}', "bad_json"),
-    "nul": (b'{"type":"request_stats","x":"\\u0000"}', "bad_json"),
-    "nul key": (b'{"type":"request_stats","\\u0000":1}', "bad_json"),
-    "raw control": (b'{"type":"request_stats","x":"\x01"}', "bad_json"),
-    "not utf-8": (b'{"type":"request_stats","x":"\xff\xfe"}', "bad_json"),
-    "overlong utf-8": (b'{"type":"request_stats","x":"\xc0\x80"}', "bad_json"),
-    "bom": (b'\xef\xbb\xbf{"type":"request_stats"}', "bad_json"),
-    "list": (b"[1]", "bad_message"),
-    "number": (b"5", "bad_message"),
-    "text": (b'"submit_job"', "bad_message"),
-    "null": (b"null", "bad_message"),
-}
-
 MESSAGES: dict[str, tuple[Any, str]] = {
     "no type": ({}, "bad_message"),
     "type null": ({"type": None}, "bad_message"),
@@ -206,7 +171,7 @@ async def test_over_the_socket(broker: Broker, caplog: pytest.LogCaptureFixture)
             assert (answer["type"], answer.get("code")) == ("error", code), f"{name}: {answer}"
             assert answer["error"], name
         writer = client.ws._writer
-        for name, (raw, code) in TEXTS.items():
+        for name, (raw, code) in BAD_TEXTS.items():
             await writer.send_frame(raw, 1)
             answer = await client.next()
             assert (answer["type"], answer.get("code")) == ("error", code), f"{name}: {answer}"
@@ -224,7 +189,7 @@ async def test_over_http(broker: Broker, caplog: pytest.LogCaptureFixture) -> No
         status, answer = await broker.json("POST", "/api/jobs", json=message)
         assert (status, answer.get("code")) == (statuses.get(code, 400), code), f"{name}: {answer}"
         assert answer["type"] == "error"
-    for name, (raw, code) in TEXTS.items():
+    for name, (raw, code) in BAD_TEXTS.items():
         status, answer = await broker.json("POST", "/api/jobs", data=raw)
         assert (status, answer.get("code")) == (400, code), f"{name}: {answer}"
     assert await state(broker) == before
@@ -244,19 +209,10 @@ async def test_an_error_names_the_message_that_it_answers(broker: Broker) -> Non
         assert set(error) == {"type", "message", "details", "extra_info"}
 
 
-KEYS = [
-    "payload", "workflow", "prompt", "inputs", "class_type", "requirements", "models", "metadata", "priority",
-    "job_id", "jobs", "group", "scope", "id", "depends_on", "strict", "message_id", "1", "extra_data",
-]  # fmt: skip
-anything = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=4), inner),
-    max_leaves=12,
-)
 messages = st.builds(
     lambda kind, fields: {**fields, "type": kind},
     st.sampled_from(sorted(MODELS)),
-    st.dictionaries(st.sampled_from(KEYS), anything, max_size=5),
+    st.dictionaries(st.sampled_from(MESSAGE_KEYS), any_json, max_size=5),
 )
 
 
@@ -265,7 +221,7 @@ async def test_no_message_at_all_is_the_broker_s_fault(broker: Broker, caplog: p
     found: list[Any] = []
 
     @bounded(300)
-    @given(messages | anything)
+    @given(messages | any_json)
     def collect(message: Any) -> None:
         found.append(message)
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from broker.api.gateway_session import MODELS
 from tests.api.conftest import Broker
-from tests.api.test_malformed import TEXTS, anything
 from tests.support.depth import bounded
 from tests.support.gateway import GatewayWorker, capabilities, job_of, worker_of
+from tests.support.malformed import BAD_TEXTS, any_json
 
 LONG = "x" * 600
 HELD: dict[str, Any] = {"job_id": "J", "lease": "L"}
@@ -190,7 +190,7 @@ async def test_over_the_gateway(broker: Broker, caplog: pytest.LogCaptureFixture
             await worker.ws.send_str(json.dumps(real(message, job)))
             reply = await refused(worker)
             assert (reply["code"], bool(reply["error"])) == (code, True), f"{name}: {reply}"
-        for name, (raw, code) in TEXTS.items():
+        for name, (raw, code) in BAD_TEXTS.items():
             await worker.ws._writer.send_frame(raw.replace(b"request_stats", b"worker_heartbeat"), 1)
             assert (await refused(worker))["code"] == code, name
         for frame in FRAMES:
@@ -198,7 +198,7 @@ async def test_over_the_gateway(broker: Broker, caplog: pytest.LogCaptureFixture
             assert (await refused(worker))["code"] == "bad_message", frame
         await worker.heartbeat(job)
         assert await state(broker) == before
-        assert len(MESSAGES) + len(TEXTS) + len(FRAMES) >= 120
+        assert len(MESSAGES) + len(BAD_TEXTS) + len(FRAMES) >= 120
         assert (await worker.about("complete_job", job, result={"outputs": []}))["status"] == "completed"
     assert not [record for record in caplog.records if record.exc_info]
 
@@ -207,7 +207,7 @@ NAMES = sorted({name for model in MODELS.values() for name in model.model_fields
 messages = st.builds(
     lambda kind, fields: {**fields, "type": kind},
     st.sampled_from(sorted(MODELS)),
-    st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=4), anything, max_size=6),
+    st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=4), any_json, max_size=6),
 )
 
 
@@ -216,7 +216,7 @@ async def test_no_message_of_a_worker_is_the_broker_s_fault(broker: Broker, capl
     found: list[Any] = []
 
     @bounded(200)
-    @given(messages | anything)
+    @given(messages | any_json)
     def collect(message: Any) -> None:
         found.append(message)
 

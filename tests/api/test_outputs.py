@@ -19,8 +19,7 @@ from broker.api import outputs
 from broker.app import SIGNER, STORE
 from broker.files.cleanup import Cleaner
 from tests.api.conftest import Broker, Start
-from tests.files.test_names import HOSTILE
-from tests.files.test_types import DOWNLOADS, INLINE
+from tests.support.files import DOWNLOAD_CONTENTS, HOSTILE_NAMES, INLINE_CONTENTS
 from tests.support.outputs import PNG, fetch, held_job, put, stored_files, ticket
 from tests.support.waiting import wait_until
 
@@ -106,7 +105,7 @@ async def test_conditions(broker: Broker) -> None:
         assert (await fetch(broker, path, Range="bytes=0-1", **{"If-Range": '"x"'}))[0].status == 200
 
 
-@pytest.mark.parametrize(("head", "content_type"), INLINE)
+@pytest.mark.parametrize(("head", "content_type"), INLINE_CONTENTS)
 async def test_the_content_says_the_type_whatever_the_name(broker: Broker, head: bytes, content_type: str) -> None:
     async with held_job(broker) as (_, held):
         _, stored = await put(broker, held, data=head, name="page.html")
@@ -115,7 +114,7 @@ async def test_the_content_says_the_type_whatever_the_name(broker: Broker, head:
         assert not stored["name"].endswith(".html")
 
 
-@pytest.mark.parametrize("head", DOWNLOADS)
+@pytest.mark.parametrize("head", DOWNLOAD_CONTENTS)
 async def test_what_may_hold_a_script_is_a_download(broker: Broker, head: bytes) -> None:
     async with held_job(broker) as (_, held):
         _, stored = await put(broker, held, data=head, name="cat.png")
@@ -128,7 +127,7 @@ async def test_what_may_hold_a_script_is_a_download(broker: Broker, head: bytes)
 
 async def test_hostile_names_are_labels_and_nothing_else(broker: Broker, tmp_path: Path) -> None:
     async with held_job(broker) as (_, held):
-        for number, name in enumerate(HOSTILE):
+        for number, name in enumerate(HOSTILE_NAMES):
             raw = name.encode("utf-8", "surrogatepass")
             path = f"/api/jobs/{held.job_id}/outputs/1/{number}/{quote(raw, safe='')}"
             async with broker.http.put(URL(broker.url + path, encoded=True), data=PNG, headers=ticket(held)) as answer:
@@ -147,7 +146,7 @@ async def test_hostile_names_are_labels_and_nothing_else(broker: Broker, tmp_pat
         assert not any(p.is_symlink() for p in root.rglob("*"))
 
 
-@pytest.mark.parametrize("name", [quote(n, safe="") for n in HOSTILE if n and "\ud800" not in n])
+@pytest.mark.parametrize("name", [quote(n, safe="") for n in HOSTILE_NAMES if n and "\ud800" not in n])
 async def test_hostile_names_find_nothing(broker: Broker, name: str) -> None:
     async with held_job(broker) as (_, held):
         await put(broker, held)

@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-import json
-from pathlib import Path
-
-import jsonschema
 import pytest
 
 from broker.protocol import messages, schema
 from broker.protocol.base import Message
 from tests.api.conftest import Broker, submit
-
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+from tests.support.schema import SCHEMA, validator
 
 
 def test_the_schema_in_docs_is_the_models() -> None:
-    assert (DOCS / "schema.json").read_text() == schema.text(), "run: python -m broker.protocol.schema docs/schema.json"
-
-
-@functools.cache
-def validator(family: str, kind: str) -> jsonschema.Draft202012Validator:
-    """Checks messages of one type."""
-    document = json.loads((DOCS / "schema.json").read_text())
-    for name in document["$defs"][family]["oneOf"]:
-        definition = document["$defs"][name["$ref"].rsplit("/", 1)[1]]
-        if definition["properties"]["type"].get("const") == kind:
-            return jsonschema.Draft202012Validator({"$ref": name["$ref"], "$defs": document["$defs"]})
-    raise AssertionError(f"{family} has no {kind}")
+    assert SCHEMA.read_text() == schema.text(), "run: python -m broker.protocol.schema docs/schema.json"
 
 
 async def test_what_a_client_hears_fits_the_schema(broker: Broker, valkey_url: str) -> None:

@@ -19,7 +19,7 @@ from broker.jobs.payloads import decode_payload
 from broker.jobs.templates import MAX_VERSIONS
 from tests.access.conftest import Guarded, guarded
 from tests.api.conftest import Broker, own_valkey, start_broker
-from tests.api.test_schema import validator
+from tests.support.schema import validator
 
 __all__ = ["guarded", "own_valkey", "start_broker"]
 

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
-from aiohttp import web
-from aiohttp.test_utils import TestServer
-from standardwebhooks import Webhook
 
 from broker.files.opening import open_stores
 from broker.jobs import webhooks
@@ -21,37 +16,7 @@ from broker.jobs.export import Exporter, Stores
 from broker.settings import Settings
 from tests.api.conftest import Broker, Start, submit
 from tests.support.waiting import wait_until
-
-
-@dataclass
-class Receiver:
-    """A receiver of webhooks that answers as it is told."""
-
-    url: str = ""
-    answers: list[int] = field(default_factory=list)
-    got: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
-    hold: asyncio.Event | None = None
-
-    async def take(self, request: web.Request) -> web.Response:
-        body = await request.read()
-        if self.hold is not None:
-            await self.hold.wait()
-        self.got.append((dict(request.headers), body))
-        return web.Response(status=self.answers.pop(0) if self.answers else 204)
-
-    def events(self, secret: str) -> list[dict[str, Any]]:
-        """What came, every signature checked."""
-        return [Webhook(secret).verify(body, {k.lower(): v for k, v in headers.items()}) for headers, body in self.got]
-
-
-@pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
-    one = Receiver()
-    app = web.Application()
-    app.router.add_post("/hook", one.take)
-    async with TestServer(app, host="127.0.0.1") as server:
-        one.url = str(server.make_url("/hook"))
-        yield one
+from tests.support.webhooks import Receiver
 
 
 @pytest.fixture

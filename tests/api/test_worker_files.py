@@ -23,9 +23,8 @@ from comfyui_emq_node.inputs import Inputs
 from comfyui_emq_node.queue import Claimed, StaleLease
 from comfyui_emq_node.side import SideProcess
 from tests.api.conftest import Broker, Start
-from tests.api.test_bucket import claimed
 from tests.support.comfyui import BrokerProcess
-from tests.support.outputs import held_job, stored_files
+from tests.support.outputs import claimed, held_job, stored_files
 from tests.support.processes import children
 from tests.support.proxy import Proxy, proxy
 from tests.support.s3 import Bucket

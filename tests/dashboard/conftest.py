@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.api.conftest import Start, broker, brokers, own_valkey
+from tests.api.conftest import Start, broker, brokers, own_valkey, receiver
 
-__all__ = ["broker", "own_valkey", "start_broker"]
+__all__ = ["broker", "own_valkey", "receiver", "start_broker"]
 
 
 @pytest.fixture

@@ -7,13 +7,10 @@ from blake3 import blake3
 
 from broker.jobs import webhooks
 from tests.api.conftest import Start, submit
-from tests.api.test_webhooks import Receiver, receiver
-from tests.dashboard.conftest import start_broker
 from tests.dashboard.html import page, post
-from tests.dashboard.test_live import tab
+from tests.support.pages import page_stream
 from tests.support.waiting import wait_until
-
-__all__ = ["receiver", "start_broker"]
+from tests.support.webhooks import Receiver
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
 GRAPH = {
@@ -69,7 +66,7 @@ async def test_deliveries_are_listed_and_made_again(
 async def test_an_open_job_hears_of_its_deliveries(start_broker: Start, receiver: Receiver) -> None:
     broker = await start_broker(webhook_urls="any", reap_s=0.05)
     job = (await broker.json("POST", "/api/jobs", json=submit(webhook_url=receiver.url)))[1]["job_id"]
-    async with tab(broker, f"job&job_id={job}") as open_page:
+    async with page_stream(broker, f"job&job_id={job}") as open_page:
         await open_page.until(lambda _, __, data: 'id="job-webhooks"' in data)
         await broker.queue.cancel(job)
         await open_page.until(lambda _, __, data: "/redeliver" in data)

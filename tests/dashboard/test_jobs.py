@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import Any
 
 import aiohttp
@@ -12,7 +11,8 @@ import pytest
 from tests.access.conftest import Guarded, bearer, guarded, own_valkey
 from tests.api.conftest import Broker, submit
 from tests.dashboard.conftest import start_broker
-from tests.dashboard.html import EVIL, Element, page, post
+from tests.dashboard.html import Element, page, post
+from tests.support.pages import evil_jobs
 
 __all__ = ["guarded", "own_valkey", "start_broker"]
 
@@ -234,25 +234,6 @@ async def test_a_result_of_any_form_is_shown(broker: Broker, told: dict[str, Any
     await page(broker)
     await worker.finish(held, told)
     await page(broker, f"/jobs/{job}")
-
-
-async def evil_jobs(broker: Broker) -> Sequence[str]:
-    """Jobs whose every text is hostile: one waits, one runs, one has failed."""
-    name = EVIL[:-1]  # of nodes and classes only printable names are taken
-    worker = broker.worker(EVIL, nodes=(name,))
-    await worker.register()
-    graph = {name: {"class_type": name, "inputs": {"x": EVIL}, "_meta": {"title": EVIL}}}
-    fields: dict[str, Any] = {"group": EVIL, "metadata": {EVIL: EVIL}, "max_attempts": 1}
-    jobs = [await new(broker, graph=graph, **fields) for _ in range(2)]
-    held = await worker.claim(jobs[0])
-    assert held is not None
-    await worker.report(held, 3, node={"id": EVIL, "class_type": EVIL, "value": 1, "max": 2})
-    await worker.fail(held, EVIL, EVIL)
-    held = await worker.claim(jobs[1])
-    assert held is not None
-    await worker.report(held, 3, node={"id": EVIL, "class_type": EVIL, "value": 1, "max": 2})
-    stuck = await new(broker, graph=graph, **fields, requirements={"models": [EVIL], "tags": [EVIL]})
-    return [*jobs, stuck]
 
 
 async def test_whatever_a_job_says_is_text_everywhere(broker: Broker) -> None:

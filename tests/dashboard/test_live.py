@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import gc
 import time
 import weakref
 import zlib
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
 
-import aiohttp
 import jinja2
 import pytest
 from markupsafe import Markup
@@ -23,6 +18,7 @@ from broker.dashboard.live import GZIP_HEAD, Feed, Feeds
 from broker.dashboard.parts import Parts
 from tests.access.conftest import Guarded, bearer, guarded, own_valkey
 from tests.api.conftest import Broker, start_broker, submit
+from tests.support.pages import page_stream
 from tests.support.waiting import wait_until
 
 __all__ = ["guarded", "own_valkey", "start_broker"]
@@ -234,38 +230,10 @@ def test_two_parts_of_one_name_are_refused() -> None:
         rendered(("a", "1"), ("a", "1"))
 
 
-@dataclass
-class Tab:
-    """A tab's stream."""
-
-    response: aiohttp.ClientResponse
-    heard: list[tuple[str, str, str]] = field(default_factory=list)
-
-    async def until(self, fits: Callable[[str, str, str], bool], seconds: float = 20) -> tuple[str, str, str]:
-        """Read to the first message (event, id, data) that fits."""
-        async with asyncio.timeout(seconds):
-            while True:
-                found = {"event": "", "id": "", "data": ""}
-                while line := (await self.response.content.readline()).decode().rstrip("\n"):
-                    name, _, value = line.partition(": ")
-                    found[name] = found.get(name, "") + value
-                assert found["event"] or found["data"] or not self.response.content.at_eof(), self.heard
-                self.heard.append((found["event"], found["id"], found["data"]))
-                if fits(*self.heard[-1]):
-                    return self.heard[-1]
-
-
-@contextlib.asynccontextmanager
-async def tab(broker: Broker, page: str = "fleet", **headers: str) -> AsyncIterator[Tab]:
-    async with broker.http.get(f"{broker.url}/ui/events?page={page}", headers=headers) as response:
-        assert (response.status, response.content_type) == (200, "text/event-stream")
-        yield Tab(response)
-
-
 async def test_an_open_page_hears_what_changes(broker: Broker) -> None:
     worker = broker.worker("gpu-7")
     await worker.register()
-    async with tab(broker) as one, tab(broker) as two:
+    async with page_stream(broker) as one, page_stream(broker) as two:
         for each in (one, two):
             await each.until(lambda _, __, data: "gpu-7" in data)
         await broker.json("POST", "/api/jobs", json=submit())
@@ -276,7 +244,7 @@ async def test_an_open_page_hears_what_changes(broker: Broker) -> None:
         assert messages[0] == messages[1], "rendered once for both"
         assert 'hx-target="#fleet"' not in messages[0][2], "the card, not the fleet"
         seen = messages[0][1]
-    async with tab(broker, **{"Last-Event-ID": seen}) as again:
+    async with page_stream(broker, **{"Last-Event-ID": seen}) as again:
         await worker.report(held, 60, node={"id": "3", "class_type": "KSampler", "value": 15, "max": 20})
         await again.until(lambda _, __, data: "15/20" in data)
         assert all('hx-target="#fleet"' not in data for _, __, data in again.heard), "it goes on where it was"
@@ -293,7 +261,7 @@ async def test_an_open_gallery_shows_what_is_made_and_what_goes(broker: Broker) 
         await worker.finish(held, {"outputs": [{"node_id": "1", "kind": "text", "text": text}], "timings": {}})
         return str(job["job_id"])
 
-    async with tab(broker, "gallery") as open_page:
+    async with page_stream(broker, "gallery") as open_page:
         first = await made("the first words")
         await open_page.until(lambda _, __, data: "the first words" in data)
         await made("other words")
@@ -305,7 +273,7 @@ async def test_an_open_gallery_shows_what_is_made_and_what_goes(broker: Broker) 
 
 
 async def test_an_open_admin_page_hears_what_is_decided(broker: Broker) -> None:
-    async with tab(broker, "admin") as open_page:
+    async with page_stream(broker, "admin") as open_page:
         await open_page.until(lambda _, __, data: "hx-partial" in data)
         await broker.json("PUT", "/api/tenants/k8", json={"max_queued": 4711})
         await open_page.until(lambda _, __, data: "k8" in data)
@@ -313,14 +281,14 @@ async def test_an_open_admin_page_hears_what_is_decided(broker: Broker) -> None:
 
 @pytest.mark.parametrize(("accepts", "encoding"), [("gzip, br", "gzip"), ("identity", None)])
 async def test_a_quiet_page_hears_a_beat(broker: Broker, accepts: str, encoding: str | None) -> None:
-    async with tab(broker, **{"Accept-Encoding": accepts}) as quiet:
+    async with page_stream(broker, **{"Accept-Encoding": accepts}) as quiet:
         assert quiet.response.headers.get("Content-Encoding") == encoding
         await quiet.until(lambda event, *_: event == "beat")
 
 
 async def test_a_session_that_ends_is_told(guarded: Guarded) -> None:
     text = await guarded.key("read")
-    async with tab(guarded.broker, **bearer(text)) as open_tab:
+    async with page_stream(guarded.broker, **bearer(text)) as open_tab:
         await open_tab.until(lambda _, __, data: 'id="strip"' in data)
         await guarded.store.revoke(guarded.keys[0].key_id)
         await open_tab.until(lambda event, *_: event == "bye")

@@ -22,11 +22,11 @@ from broker.files.meter import Expected
 from broker.files.opening import open_objects, open_store
 from broker.files.store import DIRECT_FROM, FileStore
 from tests.files.conftest import Announce, Stream
+from tests.support.files import ANY_CONTENT
 from tests.support.proxy import proxy
 from tests.support.s3 import Bucket
 from tests.support.waiting import wait_until
 
-ANY = Expected(limit=1 << 30)
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 40
 BIG = bytes(range(256)) * (13 << 12)
 """13 MB: three parts."""
@@ -60,7 +60,7 @@ async def test_a_file_comes_back(cloud: FileStore, bucket: Bucket, stream: Strea
 async def test_a_small_file_that_is_refused_leaves_nothing_and_keeps_the_old_one(
     cloud: FileStore, bucket: Bucket, stream: Stream, announce: Announce
 ) -> None:
-    await cloud.put("t/j/1", "0", stream(b"old"), label="x", expected=ANY)
+    await cloud.put("t/j/1", "0", stream(b"old"), label="x", expected=ANY_CONTENT)
     before = sorted(bucket.listed())
 
     async def refuse() -> None:
@@ -74,7 +74,7 @@ async def test_a_small_file_that_is_refused_leaves_nothing_and_keeps_the_old_one
 
 async def test_a_big_file_goes_in_parts(cloud: FileStore, bucket: Bucket, stream: Stream) -> None:
     pieces = [BIG[i : i + (1 << 20)] for i in range(0, len(BIG), 1 << 20)]
-    file, _ = await cloud.put("t/j/1", "0", stream(*pieces), label="x", expected=ANY)
+    file, _ = await cloud.put("t/j/1", "0", stream(*pieces), label="x", expected=ANY_CONTENT)
     assert (file.size, await content(cloud, file.key, 6_000_000, 6_000_010)) == (len(BIG), BIG[6_000_000:6_000_010])
     entity_tag = bucket.server.client.head_object(Bucket=bucket.name, Key=f"pre/fix/pool/outputs/{file.data}")["ETag"]
     assert entity_tag.endswith('-3"')
@@ -95,7 +95,7 @@ async def test_an_upload_that_is_refused_or_given_up_leaves_no_parts(
         arrived.set()
         await asyncio.Event().wait()
 
-    upload = asyncio.create_task(cloud.put("t/j/1", "1", hanging(), label="x", expected=ANY))
+    upload = asyncio.create_task(cloud.put("t/j/1", "1", hanging(), label="x", expected=ANY_CONTENT))
     await asyncio.wait_for(arrived.wait(), 60)
     await wait_until(bucket.unfinished, what="parts arrive")
     upload.cancel()
@@ -107,7 +107,7 @@ async def test_an_upload_that_is_refused_or_given_up_leaves_no_parts(
 
 async def test_a_deleted_folder_is_gone_from_the_bucket(cloud: FileStore, bucket: Bucket, stream: Stream) -> None:
     for job in ("j1", "j12"):
-        await cloud.put(f"t/{job}/1", "0", stream(b"x"), label="x", expected=ANY)
+        await cloud.put(f"t/{job}/1", "0", stream(b"x"), label="x", expected=ANY_CONTENT)
     assert await cloud.folders("t") == ["t/j1", "t/j12"]
     assert await cloud.last_modified("t/j1") is not None
     assert await cloud.delete_folder("t/j1") == 2
@@ -117,8 +117,8 @@ async def test_a_deleted_folder_is_gone_from_the_bucket(cloud: FileStore, bucket
 
 
 async def test_a_reader_may_be_sent_to_the_bucket(cloud: FileStore, stream: Stream) -> None:
-    shown, _ = await cloud.put("t/j/1", "0", stream(PNG), label="cät.png", expected=ANY)
-    page, _ = await cloud.put("t/j/1", "1", stream(b"<html>"), label="x.png", expected=ANY)
+    shown, _ = await cloud.put("t/j/1", "0", stream(PNG), label="cät.png", expected=ANY_CONTENT)
+    page, _ = await cloud.put("t/j/1", "1", stream(b"<html>"), label="x.png", expected=ANY_CONTENT)
     async with aiohttp.ClientSession() as http:
         for file, kind, disposition in (
             (shown, "image/png", "inline; filename=\"c_t.png\"; filename*=UTF-8''c%C3%A4t.png"),
@@ -157,7 +157,7 @@ async def test_a_sender_may_be_sent_to_the_bucket(cloud: FileStore, bucket: Buck
     assert await cloud.promise("t/j/1", "0", label="a.mp4", expected=expected) == (seen, None)
     assert await cloud.stat(file.key) == seen
     assert await content(cloud, file.key, 0, 12) == video[:12]
-    await cloud.put("t/j/1", "0", stream(b"other"), label="x", expected=ANY)
+    await cloud.put("t/j/1", "0", stream(b"other"), label="x", expected=ANY_CONTENT)
     assert len(bucket.listed()) == 2
 
 
@@ -168,7 +168,7 @@ async def test_a_download_goes_on_when_the_bucket_s_connection_breaks(
     async with proxy(port, resp=False) as way:
         store = open_store(tmp_path, "o", f"s3://{bucket.name}?endpoint=http://127.0.0.1:{way.port}")
         pieces = [BIG[i : i + (1 << 20)] for i in range(0, len(BIG), 1 << 20)]
-        file, _ = await store.put("t", "0", stream(*pieces), label="x", expected=ANY)
+        file, _ = await store.put("t", "0", stream(*pieces), label="x", expected=ANY_CONTENT)
         got = bytearray()
         async for chunk in store.read(file):
             if not got:
@@ -238,7 +238,7 @@ async def test_a_bucket_that_is_not_there_is_told_at_the_start(bucket: Bucket, t
 
 async def test_a_folder_by_url(tmp_path: Path, stream: Stream) -> None:
     store = open_store(Path("/nowhere"), "outputs", f"file://{tmp_path}/a%20b")
-    await store.put("t", "0", stream(b"x"), label="x", expected=ANY)
+    await store.put("t", "0", stream(b"x"), label="x", expected=ANY_CONTENT)
     assert (tmp_path / "a b/outputs/t/0").is_file()
 
 

@@ -17,7 +17,7 @@ from broker.files.meter import Expected
 from broker.files.store import FileStore
 from broker.queue.queue import Answer
 from tests.files.conftest import Stream
-from tests.files.test_store import ANY, files_below
+from tests.support.files import ANY_CONTENT, files_below
 
 
 class NoRecords:
@@ -86,7 +86,7 @@ async def test_a_stream_that_fails_leaves_nothing_and_says_why(
         raise ConnectionResetError("the worker is gone")
 
     with pytest.raises(ConnectionResetError, match="the worker is gone"):
-        await store.put("t/j/1", "0", broken(), label="x", expected=ANY)
+        await store.put("t/j/1", "0", broken(), label="x", expected=ANY_CONTENT)
     assert files_below(tmp_path) == []
 
 
@@ -99,11 +99,11 @@ async def test_a_streamed_file_whose_half_is_swept_is_to_be_sent_again(
         yield b"y"
 
     with pytest.raises(Unavailable, match="send it again") as caught:
-        await store.put("t/j/1", "0", swept(), label="x", expected=ANY)
+        await store.put("t/j/1", "0", swept(), label="x", expected=ANY_CONTENT)
     assert (caught.value.code, caught.value.http_status) == ("unavailable", 503)
     assert caught.value.details == {"reason": "swept"}
     assert files_below(tmp_path) == []
-    file, new = await store.put("t/j/1", "0", stream(b"x", b"y"), label="x", expected=ANY)
+    file, new = await store.put("t/j/1", "0", stream(b"x", b"y"), label="x", expected=ANY_CONTENT)
     assert (file.size, new) == (2, True)
 
 
@@ -111,7 +111,7 @@ async def test_a_reader_that_is_cancelled_leaves_no_file_open(store: FileStore, 
     def opened() -> int:
         return len([link for link in Path("/proc/self/fd").iterdir() if "/t/j/1/~" in os.path.realpath(link)])
 
-    await store.put("t/j/1", "0", stream(bytes(3 * PIECE)), label="x", expected=ANY)
+    await store.put("t/j/1", "0", stream(bytes(3 * PIECE)), label="x", expected=ANY_CONTENT)
     file = await store.stat("t/j/1/0")
     began = asyncio.Event()
 

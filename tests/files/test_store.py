@@ -19,13 +19,9 @@ from broker.files.meter import Expected
 from broker.files.opening import open_store
 from broker.files.store import FileStore
 from tests.files.conftest import Announce, Stream
+from tests.support.files import ANY_CONTENT, files_below
 
-ANY = Expected(limit=1 << 30)
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
-
-
-def files_below(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 async def content(store: FileStore, key: str, *span: int) -> bytes:
@@ -114,10 +110,10 @@ async def test_a_small_file_whose_half_is_swept_is_written_again(
 
 
 async def test_a_reader_of_a_replaced_file_keeps_what_it_reads(store: FileStore, stream: Stream) -> None:
-    await store.put("t/j/1", "0", stream(b"a" * 3_000_000), label="x", expected=ANY)
+    await store.put("t/j/1", "0", stream(b"a" * 3_000_000), label="x", expected=ANY_CONTENT)
     reading = store.read(await store.stat("t/j/1/0"))
     got = await anext(reading)
-    await store.put("t/j/1", "0", stream(b"b" * 3_000_000), label="x", expected=ANY)
+    await store.put("t/j/1", "0", stream(b"b" * 3_000_000), label="x", expected=ANY_CONTENT)
     got += b"".join([chunk async for chunk in reading])
     assert got == b"a" * 3_000_000
 
@@ -142,7 +138,7 @@ async def test_what_is_not_as_announced_leaves_nothing(
 async def test_a_refusal_at_the_end_keeps_the_old_file(
     store: FileStore, stream: Stream, tmp_path: Path, announce: Announce
 ) -> None:
-    await store.put("t/j/1", "0", stream(b"old"), label="x", expected=ANY)
+    await store.put("t/j/1", "0", stream(b"old"), label="x", expected=ANY_CONTENT)
 
     async def refuse() -> None:
         raise Conflict("no longer yours")
@@ -161,7 +157,7 @@ async def test_a_cancelled_upload_leaves_nothing(store: FileStore, tmp_path: Pat
         arrived.set()
         await asyncio.Event().wait()
 
-    upload = asyncio.create_task(store.put("t/j/1", "0", hanging(), label="x", expected=ANY))
+    upload = asyncio.create_task(store.put("t/j/1", "0", hanging(), label="x", expected=ANY_CONTENT))
     await asyncio.wait_for(arrived.wait(), 10)
     upload.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -198,13 +194,13 @@ async def test_an_upload_that_is_cancelled_at_its_last_step_leaves_a_whole_file_
 
 async def test_a_file_named_by_its_content(store: FileStore, stream: Stream) -> None:
     digest = blake3(b"abc").hexdigest()
-    file, _ = await store.put("t", None, stream(b"abc"), label="x", expected=ANY)
+    file, _ = await store.put("t", None, stream(b"abc"), label="x", expected=ANY_CONTENT)
     assert file.key == f"t/{digest}"
 
 
 async def test_deleting_a_folder_takes_only_its_files(store: FileStore, stream: Stream, tmp_path: Path) -> None:
     for job in ("j1", "j12"):
-        await store.put(f"t/{job}/1", "0", stream(b"x"), label="x", expected=ANY)
+        await store.put(f"t/{job}/1", "0", stream(b"x"), label="x", expected=ANY_CONTENT)
     assert await store.folders("t") == ["t/j1", "t/j12"]
     assert await store.delete_folder("t/j1") == 2
     assert await store.folders("t") == ["t/j12"]
@@ -243,7 +239,7 @@ async def half_written(folder: Path) -> list[Path]:
 async def test_what_a_killed_broker_left_half_written_goes_with_its_job(
     store: FileStore, stream: Stream, tmp_path: Path
 ) -> None:
-    await store.put("t/j/1", "1", stream(b"x"), label="x", expected=ANY)
+    await store.put("t/j/1", "1", stream(b"x"), label="x", expected=ANY_CONTENT)
     assert len(await half_written(tmp_path)) == 3
     assert await store.delete_folder("t/j") == 2
     assert files_below(tmp_path) == []
@@ -253,7 +249,7 @@ async def test_what_a_killed_broker_left_half_written_goes_with_its_job(
 async def test_what_a_killed_broker_left_half_written_goes_with_what_is_unused(stream: Stream, tmp_path: Path) -> None:
     """Also bytes whose document was never written. What is in use, or has just come, stays."""
     store = open_store(tmp_path, "outputs", keep_unused_s=100)
-    used, _ = await store.put("t/j/1", None, stream(b"used"), label="x", expected=ANY)
+    used, _ = await store.put("t/j/1", None, stream(b"used"), label="x", expected=ANY_CONTENT)
     [rest] = set(await half_written(tmp_path)) - {tmp_path / "objects/outputs" / name for name in (used.key, used.data)}
     orphan = rest.with_name("~" + "0" * 24)
     orphan.write_bytes(b"no document")
@@ -274,11 +270,11 @@ async def test_a_key_that_is_not_plain_is_no_file(store: FileStore, stream: Stre
     with pytest.raises(NotFound):
         await store.stat(key)
     with pytest.raises(NotFound):
-        await store.put(key, "0", stream(b"x"), label="x", expected=ANY)
+        await store.put(key, "0", stream(b"x"), label="x", expected=ANY_CONTENT)
 
 
 async def test_links_in_the_store_are_no_files(store: FileStore, stream: Stream, tmp_path: Path) -> None:
-    await store.put("t/j/1", "0", stream(b"x"), label="x", expected=ANY)
+    await store.put("t/j/1", "0", stream(b"x"), label="x", expected=ANY_CONTENT)
     root = tmp_path / "objects" / "outputs"
     secret = tmp_path / "secret.json"
     secret.write_text("{}")
@@ -298,10 +294,10 @@ async def test_links_in_the_store_are_no_files(store: FileStore, stream: Stream,
 async def test_a_full_disk_is_said_clearly_and_leaves_nothing(small_disk: Path, stream: Stream) -> None:
     store = open_store(small_disk, "outputs")
     with pytest.raises(StorageFull) as caught:
-        await store.put("t/j/1", "0", stream(*[b"x" * 1_000_000] * 12), label="x", expected=ANY)
+        await store.put("t/j/1", "0", stream(*[b"x" * 1_000_000] * 12), label="x", expected=ANY_CONTENT)
     assert caught.value.http_status == 507
     assert files_below(small_disk) == []
-    await store.put("t/j/1", "0", stream(b"small"), label="x", expected=ANY)
+    await store.put("t/j/1", "0", stream(b"small"), label="x", expected=ANY_CONTENT)
 
 
 async def test_memory_stays_flat_while_a_big_file_passes(store: FileStore) -> None:
@@ -319,7 +315,7 @@ async def test_memory_stays_flat_while_a_big_file_passes(store: FileStore) -> No
             yield chunk
 
     before = resident()
-    file, _ = await store.put("t/j/1", "0", big(), label="x", expected=ANY)
+    file, _ = await store.put("t/j/1", "0", big(), label="x", expected=ANY_CONTENT)
     size = 0
     async for piece in store.read(file):
         size += len(piece)

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from compose_spec import PyCompose
 
-from tests.test_docs import rows
+from tests.support.tables import described_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -47,7 +47,7 @@ def test_the_pods_are_probed_and_run_without_rights() -> None:
     assert pod["securityContext"]["runAsNonRoot"]
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     (keys,) = [one["data"] for one in manifests("broker.yaml") if one["kind"] == "ConfigMap"]
-    assert set(keys) <= set(rows("Broker"))
+    assert set(keys) <= set(described_settings("Broker"))
 
 
 def test_scaling_asks_for_metrics_that_there_are() -> None:
@@ -71,7 +71,7 @@ def test_compose_takes_the_file_and_its_files_exist() -> None:
     # The certificate and the users with their passwords are the operator's.
     assert [path for path in mounted - {"tls", "redis-users.acl"} if not (DEPLOY / path).exists()] == []
     for named in re.findall(r"^    (EMQ_\w+|REDIS_\w+):", text, re.MULTILINE):
-        assert named in rows("Broker")
+        assert named in described_settings("Broker")
 
 
 def test_the_image_runs_as_nobody_special_and_copies_what_there_is() -> None:

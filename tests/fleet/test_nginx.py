@@ -23,7 +23,7 @@ from broker.settings import Settings
 from comfyui_emq_node.carrier import Carrier, Errand
 from tests.api.conftest import NODES, submit
 from tests.support.browser import browser_page
-from tests.support.commands import Served, emq, serving
+from tests.support.commands import Replica, emq, serving
 from tests.support.jobs import profile
 from tests.support.nginx import Nginx, nginx
 from tests.support.servers import free_port
@@ -35,31 +35,6 @@ CONF = (ROOT / "deploy/nginx.conf").read_text()
 PAGE_MS = 30_000
 # Each starts several brokers, some ten of them.
 pytestmark = pytest.mark.timeout(300)
-
-
-@dataclass
-class Replica:
-    """A broker process that can be started again on its port."""
-
-    port: int
-    options: tuple[str, ...]
-    env: dict[str, str]
-    stack: contextlib.AsyncExitStack
-    served: Served | None = None
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    async def start(self) -> None:
-        self.served = await self.stack.enter_async_context(serving("--port", str(self.port), *self.options, **self.env))
-
-    async def end(self, number: int) -> None:
-        """Send a signal, wait for the end, and say how it ended."""
-        assert self.served is not None
-        self.served.process.send_signal(number)
-        code = await asyncio.wait_for(self.served.process.wait(), 30)
-        assert code == (0 if number == signal.SIGTERM else -number)
 
 
 @dataclass

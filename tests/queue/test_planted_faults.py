@@ -14,11 +14,10 @@ import redis
 
 from broker.queue import invariants
 from broker.queue.loader import library
-from tests.queue.test_state_machine import machine
 from tests.support import audit
 from tests.support.audit import Broken
 from tests.support.history import play
-from tests.support.machine_whole import QueueMachine
+from tests.support.machine_whole import QueueMachine, machine_on
 from tests.support.servers import RedisServer, valkey_binary
 
 HISTORIES = 2000
@@ -198,7 +197,7 @@ def test_a_planted_fault_is_found(faulty: redis.Redis, name: str) -> None:
     faulty.function_load(text.replace(good, bad), replace=True)
     seen = Counter[str]()
     for seed in range(HISTORIES):
-        seen[broken := broken_by(machine(faulty), seed)] += 1
+        seen[broken := broken_by(machine_on(faulty), seed)] += 1
         if broken in rules:
             return
     pytest.fail(f"the histories break none of {sorted(rules)}, but {dict(seen)}")

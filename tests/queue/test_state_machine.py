@@ -17,7 +17,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from broker.queue.loader import library
 from tests.support.history import STEPS, play
-from tests.support.machine_whole import QueueMachine
+from tests.support.machine_whole import QueueMachine, machine_on
 from tests.support.servers import RedisServer
 
 SEARCH = os.environ.get("EMQ_HISTORIES")
@@ -34,10 +34,6 @@ def search(kind: type[QueueMachine], histories: int) -> None:
     run_state_machine_as_test(kind, settings=profile)
 
 
-def machine(client: redis.Redis) -> type[QueueMachine]:
-    return type("Machine", (QueueMachine,), {"client": client, "called": set()})
-
-
 @pytest.fixture
 def machine_client(redis_server: RedisServer) -> Iterator[redis.Redis]:
     """A database of one's own, by the Unix socket: the machine empties it before each history."""
@@ -49,7 +45,7 @@ def machine_client(redis_server: RedisServer) -> Iterator[redis.Redis]:
 
 @pytest.mark.timeout(1800)
 def test_random_histories(machine_client: redis.Redis) -> None:
-    kind = machine(machine_client)
+    kind = machine_on(machine_client)
     if SEARCH:
         search(kind, int(SEARCH))
     else:
@@ -59,5 +55,5 @@ def test_random_histories(machine_client: redis.Redis) -> None:
 
 
 def test_a_history_is_the_same_each_time(machine_client: redis.Redis) -> None:
-    told = [play(machine(machine_client), seed) for seed in (1, 2, 1)]
+    told = [play(machine_on(machine_client), seed) for seed in (1, 2, 1)]
     assert told[0] == told[2] != told[1]

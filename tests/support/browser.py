@@ -7,7 +7,7 @@ import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from playwright.async_api import Page, async_playwright
+from playwright.async_api import Page, async_playwright, expect
 from playwright.async_api import TimeoutError as PageTimeout
 
 OPTIONS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
@@ -42,3 +42,15 @@ async def open_comfyui(page: Page, url: str, faults: list[str]) -> None:
         faults.clear()
         await page.reload()
         await page.wait_for_function(ready)
+
+
+async def open_live(page: Page, url: str) -> None:
+    """Open one of EMQ's pages and wait until it is live; a mark shows later that it was never loaded again."""
+    await page.goto(url)
+    await expect(page.locator("#live")).to_have_text("live")
+    await page.evaluate("window.mark = 1")
+
+
+async def not_reloaded(page: Page) -> bool:
+    """Whether the page is the one that ``open_live`` marked."""
+    return bool(await page.evaluate("window.mark === 1"))

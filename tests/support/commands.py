@@ -14,6 +14,10 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.api.conftest import Broker
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S = 90.0
@@ -49,6 +53,19 @@ async def emq_here(*args: str) -> tuple[int, str, str]:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = await asyncio.to_thread(main, list(args))
     return code, out.getvalue(), err.getvalue()
+
+
+async def emq_says(*args: str, stdin: str = "") -> str:
+    """What a command prints that must end well."""
+    code, out, err = await emq_reading(f"{stdin}\n".encode(), *args)
+    assert code == 0, err
+    return out
+
+
+async def emq_at(broker: Broker, *args: str) -> tuple[int, str]:
+    """A command in this process, against this broker: exit code and everything it prints."""
+    code, out, err = await emq_here(*args, "--broker", broker.url)
+    return code, out + err
 
 
 @dataclass
@@ -91,3 +108,30 @@ async def serving_in(cwd: Path, *args: str, **env: str) -> AsyncIterator[Served]
         if process.returncode is None:
             process.kill()
             await process.communicate()
+
+
+@dataclass
+class Replica:
+    """A broker process that can be started again on its port."""
+
+    port: int
+    options: tuple[str, ...]
+    env: dict[str, str]
+    stack: contextlib.AsyncExitStack
+    served: Served | None = None
+
+    @property
+    def url(self) -> str:
+        """Its own address, past what balances."""
+        return f"http://127.0.0.1:{self.port}"
+
+    async def start(self) -> None:
+        """Start it, for the first time or again."""
+        self.served = await self.stack.enter_async_context(serving("--port", str(self.port), *self.options, **self.env))
+
+    async def end(self, number: int) -> None:
+        """Send a signal, wait for the end, and say how it ended."""
+        assert self.served is not None
+        self.served.process.send_signal(number)
+        code = await asyncio.wait_for(self.served.process.wait(), 30)
+        assert code == (0 if number == signal.SIGTERM else -number)

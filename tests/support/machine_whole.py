@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+import redis
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
@@ -252,3 +253,8 @@ class QueueMachine(Submitting, Working, Controlling, Looking):
                 self.call("report", {job}, job=job, token=self.token(job), p=1, data='{"progress":1}', store=1)
                 self._end("finish", job, False, False, result="{}", exec_ms=1, cold=0)
         return did
+
+
+def machine_on(client: redis.Redis) -> type[QueueMachine]:
+    """The machine on this database, with a record of its own of what it has called."""
+    return type("Machine", (QueueMachine,), {"client": client, "called": set()})

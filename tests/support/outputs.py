@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import aiohttp
 
+from comfyui_emq_node.queue import Claimed
 from tests.api.conftest import Broker, submit
 from tests.support.simulated import Held, SimulatedWorker
 
@@ -32,6 +33,11 @@ async def held_job(broker: Broker, worker_id: str = "sim-1") -> AsyncIterator[tu
 def ticket(held: Held) -> dict[str, str]:
     """The header by which a worker shows its lease."""
     return {"Authorization": f"Lease {held.job_id}.{held.attempt}.{held.token}"}
+
+
+def claimed(held: Held) -> Claimed:
+    """The job as the worker's own code holds it."""
+    return Claimed("default", held.job_id, held.attempt, held.token, b"{}")
 
 
 async def put(

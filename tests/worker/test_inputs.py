@@ -17,13 +17,7 @@ from PIL import Image
 from broker.trial.workflows import plain_image
 from comfyui_emq_node.payload import stray_name
 from tests.support.comfyui import LONG, Client, ComfyProcess, node, slow
-
-
-def picture(colour: tuple[int, int, int]) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (20, 10), colour).save(buffer, "PNG")
-    return buffer.getvalue()
-
+from tests.support.files import picture
 
 GRAPH: dict[str, Any] = {
     "7": node("LoadImage", image="will be replaced"),

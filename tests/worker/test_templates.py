@@ -13,7 +13,7 @@ from broker.trial.picture import paper_cut
 from broker.trial.workflows import text_to_image
 from tests.support.browser import browser_page, open_comfyui
 from tests.support.comfyui import Client, ComfyProcess, node
-from tests.worker.test_inputs import picture
+from tests.support.files import picture
 
 GRAPH: dict[str, Any] = {
     "1": node("EMQTextInput", name="prompt", value="a cat", description="What to draw"),

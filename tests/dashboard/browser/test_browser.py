@@ -19,7 +19,8 @@ from broker.queue.series import Series
 from tests.api.conftest import Broker, Start, submit
 from tests.dashboard.browser.conftest import WATCH
 from tests.dashboard.html import EVIL
-from tests.dashboard.test_jobs import evil_jobs
+from tests.support.browser import not_reloaded, open_live
+from tests.support.pages import evil_jobs
 from tests.support.servers import free_port
 from tests.support.simulated import Held, SimulatedWorker
 
@@ -49,19 +50,8 @@ async def working(broker: Broker, name: str = "gpu-7") -> tuple[SimulatedWorker,
     return worker, held
 
 
-async def opened(tab: Page, url: str) -> None:
-    """Open a page and wait until it is live; a mark shows later that it was never loaded again."""
-    await tab.goto(url)
-    await expect(tab.locator("#live")).to_have_text("live")
-    await tab.evaluate("window.mark = 1")
-
-
-async def not_reloaded(tab: Page) -> bool:
-    return bool(await tab.evaluate("window.mark === 1"))
-
-
 async def test_the_fleet_changes_while_it_is_open(desk: Broker, tab: Page) -> None:
-    await opened(tab, desk.url)
+    await open_live(tab, desk.url)
     await expect(tab.locator("#fleet")).to_contain_text("No worker is connected yet.")
     worker, held = await working(desk)
     await expect(tab.locator("article.gpu")).to_contain_text("KSampler 12/20")
@@ -81,7 +71,7 @@ async def test_what_has_just_happened_is_no_future_however_long_the_page_took_to
         await route.continue_()
 
     await tab.route("**/emq.js", slowly)
-    await opened(tab, desk.url)
+    await open_live(tab, desk.url)
     await tab.evaluate("document.querySelector('main').innerHTML = `<time id=new data-at=${Date.now()}>?</time>`")
     await expect(tab.locator("#new")).not_to_have_text("?")
     text, passed_s = await tab.evaluate(
@@ -92,7 +82,7 @@ async def test_what_has_just_happened_is_no_future_however_long_the_page_took_to
 
 async def test_buttons_act_without_leaving_the_page(desk: Broker, tab: Page) -> None:
     _, held = await working(desk)
-    await opened(tab, desk.url)
+    await open_live(tab, desk.url)
     await tab.get_by_role("button", name="Pause", exact=True).click()
     await expect(tab.locator("#said")).to_have_text("gpu-7 takes no more jobs.")
     await expect(tab.locator("article.gpu .state.paused")).to_be_visible()
@@ -113,7 +103,7 @@ async def test_buttons_act_without_leaving_the_page(desk: Broker, tab: Page) -> 
 
 async def test_a_refusal_is_said_on_the_page(desk: Broker, tab: Page) -> None:
     job = await new(desk)
-    await opened(tab, f"{desk.url}/jobs/{job}")
+    await open_live(tab, f"{desk.url}/jobs/{job}")
     # From here on the page is old, and keeps the button: whatever its stream brings is not shown any more.
     await tab.evaluate("document.querySelectorAll('#stream').forEach(e => e.remove())")
     await desk.queue.cancel(job)
@@ -124,7 +114,7 @@ async def test_a_refusal_is_said_on_the_page(desk: Broker, tab: Page) -> None:
 async def test_jobs_are_moved_cancelled_retried_and_copied(desk: Broker, tab: Page) -> None:
     await desk.worker("gpu-7").register()
     job = await new(desk)
-    await opened(tab, f"{desk.url}/jobs/{job}")
+    await open_live(tab, f"{desk.url}/jobs/{job}")
     await tab.get_by_role("button", name="Priority +1").click()
     await expect(tab.locator("#said")).to_contain_text("has priority 1")
     await tab.get_by_role("button", name="Cancel").click()
@@ -140,7 +130,7 @@ async def test_jobs_are_moved_cancelled_retried_and_copied(desk: Broker, tab: Pa
 async def test_focus_ticks_and_typed_text_outlive_updates(desk: Broker, tab: Page) -> None:
     await desk.worker("gpu-7").register()
     first, second = await new(desk), await new(desk)
-    await opened(tab, f"{desk.url}/queue")
+    await open_live(tab, f"{desk.url}/queue")
     box = tab.get_by_label(f"select {first[:12]}")
     await box.check()
     await box.focus()
@@ -151,7 +141,7 @@ async def test_focus_ticks_and_typed_text_outlive_updates(desk: Broker, tab: Pag
     await desk.queue.set_priority(first, priority=6)
     await expect(tab.locator("#rows tr").first).to_contain_text(first[:12])
     assert await box.is_checked()
-    await opened(tab, f"{desk.url}/jobs")
+    await open_live(tab, f"{desk.url}/jobs")
     await tab.keyboard.press("/")
     await tab.keyboard.type("status:fai")
     await new(desk)
@@ -163,7 +153,7 @@ async def test_focus_ticks_and_typed_text_outlive_updates(desk: Broker, tab: Pag
 async def test_the_jobs_page_is_searched_and_acts_on_what_it_finds(desk: Broker, tab: Page) -> None:
     for number in range(4):
         await new(desk, metadata={"shop": "eu" if number else "us"})
-    await opened(tab, f"{desk.url}/jobs")
+    await open_live(tab, f"{desk.url}/jobs")
     await tab.locator("#q").fill("shop:eu")
     await tab.keyboard.press("Enter")
     await expect(tab.locator("#rows tr")).to_have_count(3)
@@ -179,7 +169,7 @@ async def test_the_jobs_page_is_searched_and_acts_on_what_it_finds(desk: Broker,
 async def test_a_broker_that_goes_and_comes_back_is_seen_without_a_reload(start: Start, tab: Page) -> None:
     port = free_port()
     first = await start(port=port)
-    await opened(tab, first.url)
+    await open_live(tab, first.url)
     await first.server.close()
     await expect(tab.locator("#live")).to_contain_text("reconnecting since")
     second = await start(port=port)
@@ -191,7 +181,7 @@ async def test_a_broker_that_goes_and_comes_back_is_seen_without_a_reload(start:
 
 async def test_the_keyboard_is_enough(desk: Broker, tab: Page) -> None:
     await working(desk)
-    await opened(tab, desk.url)
+    await open_live(tab, desk.url)
     await tab.keyboard.press("Tab")
     await expect(tab.locator(".skip")).to_be_focused()
     await tab.keyboard.press("Enter")
@@ -227,7 +217,7 @@ async def test_hostile_strings_stay_text_on_every_page(desk: Broker, tab: Page) 
     tab.on("dialog", lambda dialog: dialogs.append(dialog.message))
     named = ("", "/?layout=table", "/queue", "/jobs", *(f"/jobs/{job}" for job in jobs), *NAMING)
     for path in (*named, "/gallery", "/models", "/metrics-view", "/admin"):
-        await opened(tab, desk.url + path)
+        await open_live(tab, desk.url + path)
         if path in named:
             await expect(tab.locator("main")).to_contain_text("{{7*7}}")
         assert await tab.locator("img[src=x]").count() == 0

@@ -10,8 +10,8 @@ from playwright.async_api import Page, expect
 
 from broker.queue.connection import Connection
 from broker.queue.queue import Queue
-from tests.dashboard.browser.test_browser import not_reloaded, opened
-from tests.fleet.test_nginx import Replica
+from tests.support.browser import not_reloaded, open_live
+from tests.support.commands import Replica
 from tests.support.nginx import nginx
 from tests.support.servers import RedisServer, free_port
 from tests.support.simulated import SimulatedWorker
@@ -32,7 +32,7 @@ async def test_a_tab_moves_to_the_next_replica(
         connection = Connection(valkey_server.url)
         stack.push_async_callback(connection.close)
         queue = Queue(connection, pool)
-        await opened(tab, front.url)
+        await open_live(tab, front.url)
         await one.end(signal.SIGKILL)
         await SimulatedWorker(queue, "gpu-first").register()
         await expect(tab.locator("#fleet")).to_contain_text("gpu-first")
