@@ -10,7 +10,7 @@ from aiohttp import BodyPartReader, web
 
 from broker.api.serving import serve_file
 from broker.api.tickets import FileAccess
-from broker.api.uploads import body, expected_file, parse_hash
+from broker.api.uploads import Pace, body, expected_file, parse_hash
 from broker.errors import BadMessage
 from broker.files.meter import Expected
 from broker.files.objects import CHUNK
@@ -65,13 +65,14 @@ class AssetRoutes:
         known = await self._announced(tenant, request)
         files: list[StoredFile] = []
         any_new = False
-        async for part in _file_parts(request):
+        pace = Pace(request.content)
+        async for part in _file_parts(request, pace):
             if len(files) == MAX_PARTS:
                 raise BadMessage(f"A form may have at most {MAX_PARTS} files; the first {MAX_PARTS} were kept.")
             file, new = await self.store.put(
                 tenant_folder(tenant),
                 None,
-                _chunks(part) if known else self._counted(tenant, _chunks(part)),
+                _chunks(part, pace) if known else self._counted(tenant, _chunks(part, pace)),
                 label=part.filename or "file",
                 expected=Expected(self.max_bytes),
             )
@@ -95,20 +96,20 @@ class AssetRoutes:
             yield chunk
 
 
-async def _file_parts(request: web.Request) -> AsyncIterator[BodyPartReader]:
+async def _file_parts(request: web.Request, pace: Pace) -> AsyncIterator[BodyPartReader]:
     """The parts of a form that have a file name."""
     try:
         reader = await request.multipart()
-        while (part := await reader.next()) is not None:
+        while (part := await pace.next(reader.next())) is not None:
             if isinstance(part, BodyPartReader) and part.filename is not None:
                 yield part
-    except ValueError as error:
-        raise BadMessage("The multipart form is malformed.") from error
+    except (ValueError, web.RequestPayloadError, ConnectionError) as error:
+        raise BadMessage("The multipart form ended early or is malformed.") from error
 
 
-async def _chunks(part: BodyPartReader) -> AsyncIterator[bytes]:
+async def _chunks(part: BodyPartReader, pace: Pace) -> AsyncIterator[bytes]:
     try:
-        while chunk := await part.read_chunk(CHUNK):
+        while chunk := await pace.next(part.read_chunk(CHUNK)):
             yield bytes(chunk)
     except (ValueError, web.RequestPayloadError, ConnectionError) as error:
         raise BadMessage("The multipart form ended early or is malformed.") from error

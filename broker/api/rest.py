@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, TypeVar
 
 from aiohttp import web
@@ -63,13 +64,22 @@ def asks(request: web.Request, scope: Scope) -> tuple[Operations, Identity]:
     return services(request).operations, current(request).require(scope)
 
 
-async def read_body(request: web.Request) -> bytes:
-    """The whole body; raises ``BadMessage`` when it takes its sender longer than a minute."""
+@contextlib.asynccontextmanager
+async def in_time() -> AsyncIterator[None]:
+    """Around reading a whole body; raises ``BadMessage`` when its sender takes longer than a minute, or leaves."""
     try:
         async with asyncio.timeout(BODY_S):
-            return await request.read()
+            yield
     except TimeoutError:
         raise BadMessage(f"The body did not arrive within {BODY_S:g} seconds; send it again.") from None
+    except (web.RequestPayloadError, ConnectionError):
+        raise BadMessage("The body ended early; send it again.") from None
+
+
+async def read_body(request: web.Request) -> bytes:
+    """The whole body; raises ``BadMessage`` when it does not come in time."""
+    async with in_time():
+        return await request.read()
 
 
 async def read_json(request: web.Request, *, empty: bool = False) -> dict[str, Any]:

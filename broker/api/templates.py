@@ -8,7 +8,7 @@ from aiohttp import web
 
 from broker.access.identity import Identity, Scope, current
 from broker.api import commands
-from broker.api.rest import answer, read_json
+from broker.api.rest import answer, read_body, read_json
 from broker.api.services import services
 from broker.errors import BadMessage
 from broker.jobs.pictures import is_picture
@@ -72,7 +72,7 @@ async def put_template(request: web.Request) -> web.Response:
 
 async def _read(request: web.Request) -> PutTemplate:
     """The template of a body: JSON, or a picture with a workflow in it."""
-    raw = await request.read()
+    raw = await read_body(request)
     if is_picture(raw):
         message = from_picture(raw, services(request).settings.max_payload_kb * 1024)
         message.description = request.query.get("description", "")[:2000]

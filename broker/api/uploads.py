@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Awaitable
+from typing import TypeVar
 
 from aiohttp import ClientPayloadError, HttpVersion11, StreamReader, hdrs, web
 
@@ -13,7 +15,10 @@ from broker.files.meter import Expected, too_large
 from broker.files.objects import CHUNK
 
 IDLE_S = 60.0
-"""A sender that is silent for so long has left."""
+"""A sender that is silent for so long has left; and one of whom no more than drops come: each holds a file open."""
+LEAST = 4096
+"""Bytes that have to come while so long is waited for them."""
+T = TypeVar("T")
 _HASH = re.compile(r"(?:blake3:)?([0-9a-f]{64})", re.IGNORECASE)
 
 
@@ -47,11 +52,33 @@ def parse_hash(text: str) -> str:
     return f"blake3:{found[1].lower()}"
 
 
+class Pace:
+    """Waits for what is sent, and not for ever. What the store takes its time for is not counted."""
+
+    def __init__(self, content: StreamReader) -> None:
+        self._content = content
+        self._waited_s = 0.0
+        self._had = content.total_bytes
+
+    async def next(self, step: Awaitable[T]) -> T:
+        """What a reading brings; raises ``BadMessage`` when too little has come for too long."""
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(IDLE_S - self._waited_s):
+                return await step
+        except TimeoutError as error:
+            raise BadMessage(f"Nearly nothing arrived for {IDLE_S:g} seconds; send the file again.") from error
+        finally:
+            self._waited_s += time.monotonic() - began
+            if self._content.total_bytes - self._had >= LEAST:
+                self._waited_s, self._had = 0.0, self._content.total_bytes
+
+
 async def body(content: StreamReader) -> AsyncIterator[bytes]:
     """The body in pieces of about a megabyte; raises ``BadMessage`` when the sender stops or leaves."""
     pieces: list[bytes] = []
-    held = 0
-    while piece := await _next_piece(content):
+    held, pace = 0, Pace(content)
+    while piece := await _next_piece(content, pace):
         pieces.append(piece)
         held += len(piece)
         if held >= CHUNK:
@@ -61,13 +88,10 @@ async def body(content: StreamReader) -> AsyncIterator[bytes]:
         yield b"".join(pieces)
 
 
-async def _next_piece(content: StreamReader) -> bytes:
+async def _next_piece(content: StreamReader, pace: Pace) -> bytes:
     if content.at_eof():
         return b""
     try:
-        async with asyncio.timeout(IDLE_S):
-            return await content.readany()
-    except TimeoutError as error:
-        raise BadMessage(f"Nothing arrived for {IDLE_S:g} seconds; send the file again.") from error
+        return await pace.next(content.readany())
     except (ClientPayloadError, web.RequestPayloadError, ConnectionError) as error:
         raise BadMessage("The body ended early; send the file again.") from error

@@ -8,6 +8,7 @@ from urllib.parse import parse_qs, quote, unquote
 from aiohttp import web
 from markupsafe import Markup
 
+from broker.api.rest import in_time
 from broker.errors import BadMessage, PayloadTooLarge
 
 MAX_BYTES = 65_536
@@ -22,10 +23,11 @@ Form = dict[str, list[str]]
 async def read_form(request: web.Request) -> Form:
     """A posted form's fields; what is no form has none. Raises ``PayloadTooLarge``, ``BadMessage``."""
     raw = b""
-    async for chunk in request.content.iter_any():
-        raw += chunk
-        if len(raw) > MAX_BYTES:
-            raise PayloadTooLarge("The form is too large.")
+    async with in_time():
+        async for chunk in request.content.iter_any():
+            raw += chunk
+            if len(raw) > MAX_BYTES:
+                raise PayloadTooLarge("The form is too large.")
     try:
         return parse_qs(raw.decode("utf-8", "replace"), max_num_fields=MAX_FIELDS)
     except ValueError:

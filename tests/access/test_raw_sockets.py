@@ -7,16 +7,19 @@ import contextlib
 import json
 import socket
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 
 import pytest
-from aiohttp import web
+from aiohttp import StreamReader, web
+from aiohttp.base_protocol import BaseProtocol
 
-from broker.api import kernel, sending
+from broker.api import kernel, rest, sending, uploads
 from broker.cli import serve
+from broker.errors import BadMessage
 from broker.settings import Settings
 from tests.access.conftest import Guarded
 from tests.api.conftest import UPGRADE, Broker, Start, broker
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE_S, wait_until
 
 __all__ = ["broker"]
 
@@ -189,3 +192,82 @@ async def test_a_connection_does_not_idle_for_ever(next_one: bytes, monkeypatch:
                 await reader.read()
     finally:
         await runner.cleanup()
+
+
+def handled() -> int:
+    """Requests in the middle of which this process is."""
+    return sum("_handle_request" in repr(task.get_coro()) for task in asyncio.all_tasks())
+
+
+FORM = b"Content-Type: multipart/form-data; boundary=x\r\n"
+PART = b"--x\r\nContent-Disposition: form-data; name=a; filename=a.png\r\n\r\n"
+BODIES = {
+    "message": (b"POST /api/jobs", b"", b"{"),
+    "template": (b"PUT /api/templates/a", b"", b"{"),
+    "page's form": (b"POST /ui/theme", b"Sec-Fetch-Site: same-origin\r\n", b"theme="),
+    "file": (b"PUT /api/assets/" + b"a" * 64, b"", b"\x89PNG"),
+    "files": (b"POST /api/assets", FORM, PART + b"\x89PNG"),
+    "files' names": (b"POST /api/assets", FORM, PART[:30]),
+    "files' beginning": (b"POST /api/assets", FORM, b""),
+}
+
+
+def begun(what: str) -> bytes:
+    """A request's header and the beginning of its body."""
+    asked, header, first = BODIES[what]
+    return asked + b" HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 999999\r\n" + header + b"\r\n" + first
+
+
+@pytest.mark.parametrize("what", BODIES)
+async def test_a_body_that_does_not_come_is_not_waited_for(
+    broker: Broker, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rest, "BODY_S", 0.2)
+    monkeypatch.setattr(uploads, "IDLE_S", 0.2)
+    async with connected(port_of(broker), begun(what)) as (reader, _), asyncio.timeout(PATIENCE_S):
+        assert b" 400 " in await reader.readline()
+
+
+@pytest.mark.parametrize("what", BODIES)
+async def test_who_leaves_in_the_middle_of_a_body_leaves_nothing(
+    broker: Broker, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with connected(port_of(broker), begun(what)):
+        await wait_until(handled, what="the request is being handled")
+    await wait_until(lambda: not handled(), what="nobody waits for the rest")
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+@pytest.mark.parametrize("what", ["file", "files", "files' names"])
+async def test_an_upload_of_drops_is_not_waited_for(broker: Broker, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "IDLE_S", 0.5)
+    async with connected(port_of(broker), begun(what)) as (reader, writer), asyncio.timeout(PATIENCE_S):
+        answer = asyncio.ensure_future(reader.readline())
+        while not answer.done():
+            writer.write(b"x")
+            await asyncio.wait([answer], timeout=0.01)
+        assert b" 400 " in answer.result()
+
+
+async def test_an_upload_that_is_slow_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has come counts, not how long all of it takes."""
+    monkeypatch.setattr(uploads, "IDLE_S", 10.0)
+    content = StreamReader(BaseProtocol(asyncio.get_running_loop()), 1 << 16)
+    pace = uploads.Pace(content)
+
+    async def piece(size: int, took_s: float) -> None:
+        async def step() -> None:
+            clock[0] += took_s
+            content.feed_data(bytes(size))
+
+        await pace.next(step())
+
+    clock = [0.0]
+    monkeypatch.setattr(uploads, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    for _ in range(20):
+        await piece(uploads.LEAST // 2, 4)
+    clock[0] += 1000  # the store's
+    await piece(1, 4)
+    await piece(1, 5)
+    with pytest.raises(BadMessage, match="Nearly nothing"):
+        await pace.next(asyncio.sleep(PATIENCE_S))
