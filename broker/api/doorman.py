@@ -66,8 +66,10 @@ class Doorman(asyncio.Protocol):
         """Look for the header's end."""
         assert self._transport is not None
         self._size += len(data)
-        end = _END in self._tail + data
-        self._tail = (self._tail + data)[-3:]
+        # Empty lines may come before a request, and are no header.
+        text = self._tail + data if self._tail else data.lstrip(b"\r\n")
+        end = _END in text
+        self._tail = text[-3:]
         if end:
             self._done()
             self._transport.set_protocol(self._inner)

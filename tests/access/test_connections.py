@@ -57,7 +57,10 @@ HEADER_S = 2.0
 """Long enough for a header that is sent at once, also where this process has to wait for its turn."""
 
 
-@pytest.mark.parametrize("first", [b"", b"GET /health HT", b"GET /health HTTP/1.1\r\nHost: a\r\nX: y\r\n"])
+@pytest.mark.parametrize(
+    "first",
+    [b"", b"GET /health HT", b"GET /health HTTP/1.1\r\nHost: a\r\nX: y\r\n", b"\r\n\r\n", b"\r\n\r\nGET /health HT"],
+)
 async def test_a_header_that_does_not_come_is_not_waited_for(guarded: Guarded, first: bytes) -> None:
     async with door(guarded.broker, HEADER_S) as port, connected(port, 99, first) as silent:
         started = time.monotonic()  # before the last one comes, whose time begins when it is let in
