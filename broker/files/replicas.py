@@ -51,7 +51,9 @@ class Replicas:
         """A request to another replica, as a context manager."""
         if self._session is None:
             timeout = aiohttp.ClientTimeout(total=None, sock_connect=3, sock_read=30)
-            self._session = aiohttp.ClientSession(timeout=timeout)
+            # As many as are wanted: a file takes as long as its reader does, and a few slow ones must not stop all.
+            connector = aiohttp.TCPConnector(limit=0)
+            self._session = aiohttp.ClientSession(timeout=timeout, connector=connector)
         signed = self._signer.sign(path, "", SIGNED_S, method=method)
         return self._session.request(method, f"{replica.rstrip('/')}{signed}", allow_redirects=False, **options)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import os
+import socket
 import zipfile
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -23,6 +25,7 @@ from tests.api.conftest import Broker, Start
 from tests.support.outputs import PNG, fetch, held_job, put
 from tests.support.proxy import proxy
 from tests.support.servers import free_port
+from tests.support.waiting import PATIENCE_S
 
 SECRET = "the same at both replicas"
 Replica = Callable[..., Awaitable[Broker]]
@@ -116,6 +119,35 @@ async def test_reading_goes_on_after_a_broken_connection(start_replica: Replica)
                 got += piece
         assert way.connections > 1
         assert bytes(got) == content
+
+
+async def test_who_reads_slowly_keeps_nobody_from_files_elsewhere(start_replica: Replica) -> None:
+    one, other = await start_replica("one"), await start_replica("other")
+    async with held_job(one) as (_, held):
+        assert (await put(one, held, data=io.BytesIO(bytes(4_000_000)), name="x.bin"))[0] == 201
+    path = f"/api/jobs/{held.job_id}/outputs/1-0.bin"
+    async with contextlib.AsyncExitStack() as slow:
+        for _ in range(100):  # as many connections as an HTTP client commonly has
+            reader = await slow.enter_async_context(beginning(other, path))
+            assert b" 200 " in await reader.readline()
+        async with asyncio.timeout(PATIENCE_S):
+            part, some = await fetch(other, path, Range="bytes=5-9")
+        assert (part.status, some) == (206, bytes(5))
+
+
+@contextlib.asynccontextmanager
+async def beginning(broker: Broker, path: str) -> AsyncIterator[asyncio.StreamReader]:
+    """A download of which little is taken."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", broker.server.port))
+    reader, writer = await asyncio.open_connection(sock=sock, limit=1024)
+    try:
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+        yield reader
+    finally:
+        writer.transport.abort()
 
 
 async def test_only_a_replica_s_own_signature_opens_the_way_between_them(start_replica: Replica) -> None:
