@@ -10,6 +10,8 @@ UNTAKEN_S = 60
 """A peer that takes nothing of what waits for it for so long is gone: a download, or a worker that hangs."""
 UNTAKEN_LIVE_S = 20
 """The same for clients that follow something live."""
+DEAD_S = 27
+"""A worker's host that confirms nothing for so long is gone."""
 
 
 def end_untaken(connection: socket.socket, seconds: int = UNTAKEN_S) -> None:
@@ -28,13 +30,16 @@ def end_untaken_soon(request: web.Request) -> None:
 
 
 def find_dead_hosts(request: web.Request) -> None:
-    """Let the kernel end a connection whose other host is gone, within half a minute.
+    """Let the kernel end a connection whose other host is gone, within some half a minute.
 
-    A missed pong says nothing: a worker whose interpreter is held by C code answers none and is well.
+    A missed pong says nothing: a worker whose interpreter is held by C code answers none and is well. Its kernel
+    confirms pings all the same. While one is not confirmed no probes are sent, so the time for what is not taken
+    counts; and with probes that time counts, too, not their number.
     """
     if (connection := _connection(request)) is not None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         _set(connection, ("TCP_KEEPIDLE", 12), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
+        end_untaken(connection, DEAD_S)
 
 
 def _connection(request: web.Request) -> socket.socket | None:

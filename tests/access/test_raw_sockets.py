@@ -175,6 +175,14 @@ async def test_answers_that_are_not_taken_are_not_kept_for_ever(guarded: Guarded
         server.close()
 
 
+async def test_a_worker_s_host_that_is_gone_is_found(broker: Broker) -> None:
+    """By what it does not confirm: the kernel asks for no sign of life while a ping is on its way."""
+    async with broker.client("/ws/worker"):
+        (one,) = broker.serving.connections
+        held = one.transport.get_extra_info("socket")  # type: ignore[union-attr]
+        assert held.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == kernel.DEAD_S * 1000
+
+
 @pytest.mark.parametrize("next_one", [b"", b"GET / HT"], ids=["nothing", "half a request"])
 async def test_a_connection_does_not_idle_for_ever(next_one: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     assert 60 < serve.BETWEEN_REQUESTS_S < 120, "NGINX keeps its own for 60 s"
