@@ -28,6 +28,8 @@ HEADERS = {
 }
 UNAUDITED = frozenset({"/api/jobs", "/api/assets", "/api/assets/{hash}", "/api/tickets", "/login", "/logout"})
 """Submits and uploads are no acts of administration; log-ins are noted where they happen."""
+LEFT = 499
+"""What the log has of who left before the end of an answer, as NGINX's has."""
 GUARD = web.AppKey("guard", OriginGuard)
 
 
@@ -40,17 +42,27 @@ async def add_headers(request: web.BaseRequest, response: web.StreamResponse) ->
 
 @web.middleware
 async def errors_to_responses(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer every error in one form."""
+    """Answer every error in one form; one in the middle of an answer ends the connection."""
     try:
-        return await handler(request)
+        response = await handler(request)
     except EmqError as error:
-        return errors.response(error)
+        response = errors.response(error)
     except web.HTTPException as exc:
-        return errors.from_http(exc)
+        response = errors.from_http(exc)
     except ConnectionError:
-        raise
+        if not _has_begun(request):
+            raise
+        response = web.Response(status=LEFT)
     except Exception as exc:
-        return errors.response(errors.unexpected(exc, f"{request.method} {request.path}"[:200]))
+        response = errors.response(errors.unexpected(exc, f"{request.method} {request.path}"[:200]))
+    if _has_begun(request) and not response.prepared and request.transport is not None:
+        # A second answer would be taken for the rest of the first, and who still misses some of that would wait.
+        request.transport.abort()
+    return response
+
+
+def _has_begun(request: web.Request) -> bool:
+    return request.writer.output_size > 0
 
 
 @web.middleware

@@ -17,6 +17,7 @@ from broker.api.kernel import end_untaken_soon
 from broker.api.seats import seat
 from broker.api.services import SERVICES, services
 from broker.api.streams import Item, picture_of, wished_px
+from broker.errors import EmqError
 from broker.protocol.base import TERMINAL, JobStatus
 
 KEEPALIVE_S = 15.0
@@ -43,7 +44,8 @@ async def events(request: web.Request) -> web.StreamResponse:
             response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"})
             await response.prepare(request)
             end_untaken_soon(request)
-            with contextlib.suppress(ConnectionError, TimeoutError), until_the_end(request) as stop:
+            # A client of a job that is deleted, say, comes again and is told.
+            with contextlib.suppress(ConnectionError, TimeoutError, EmqError), until_the_end(request) as stop:
                 await send(response, text_of(first) if first else b": events of the job\n\n")
                 await _pump(response, stream, stop)
     return response

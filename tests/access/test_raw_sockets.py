@@ -202,11 +202,6 @@ async def test_a_connection_does_not_idle_for_ever(next_one: bytes, monkeypatch:
         await runner.cleanup()
 
 
-def handled() -> int:
-    """Requests in the middle of which this process is."""
-    return sum("_handle_request" in repr(task.get_coro()) for task in asyncio.all_tasks())
-
-
 FORM = b"Content-Type: multipart/form-data; boundary=x\r\n"
 PART = b"--x\r\nContent-Disposition: form-data; name=a; filename=a.png\r\n\r\n"
 BODIES = {
@@ -241,8 +236,8 @@ async def test_who_leaves_in_the_middle_of_a_body_leaves_nothing(
     broker: Broker, what: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with connected(port_of(broker), begun(what)):
-        await wait_until(handled, what="the request is being handled")
-    await wait_until(lambda: not handled(), what="nobody waits for the rest")
+        await wait_until(broker.handles, what="the request is being handled")
+    await wait_until(lambda: not broker.handles(), what="nobody waits for the rest")
     assert not [record for record in caplog.records if record.exc_info]
 
 

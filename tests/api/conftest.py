@@ -104,6 +104,10 @@ class Broker:
         assert self.server.runner.server is not None
         return self.server.runner.server
 
+    def handles(self) -> int:
+        """In the middle of how many requests it is, or another one of this process."""
+        return sum("_handle_request" in repr(task.get_coro()) for task in asyncio.all_tasks())
+
     @contextlib.asynccontextmanager
     async def client(self, path: str = "/ws", **options: Any) -> AsyncIterator[Client]:
         async with self.http.ws_connect(self.url + path, max_msg_size=0, **options) as ws:

@@ -17,11 +17,14 @@ from yarl import URL
 
 from broker.api import outputs
 from broker.app import SIGNER, STORE
+from broker.errors import Unavailable
 from broker.files.cleanup import Cleaner
+from broker.files.replicas import ReplicatedStore
+from broker.files.store import FileStore, StoredFile
 from tests.api.conftest import Broker, Start
 from tests.support.files import DOWNLOAD_CONTENTS, HOSTILE_NAMES, INLINE_CONTENTS
 from tests.support.outputs import PNG, fetch, held_job, put, stored_files, ticket
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE_S, wait_until
 
 
 async def test_an_uploaded_output_comes_back(broker: Broker) -> None:
@@ -242,6 +245,41 @@ async def test_an_upload_that_breaks_off_leaves_nothing_and_can_be_repeated(brok
         del reader
         await wait_until(lambda: not stored_files(tmp_path), what="the broken upload is gone")
         assert (await put(broker, held))[0] == 201
+
+
+@pytest.mark.parametrize("name", ["outputs/1-0.bin", "outputs.zip"])
+async def test_a_download_that_breaks_off_ends_its_connection(
+    broker: Broker, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is wrong is not told in the middle of the file, whose reader would take it for the rest, or wait for it."""
+    async with held_job(broker) as (worker, held):
+        _, stored = await put(broker, held, data=io.BytesIO(bytes(600_000)), name="x.bin")
+        await worker.finish(held, {"outputs": [{"node_id": "2", "kind": "image", **stored}]})
+    read = FileStore.read
+
+    async def breaks(
+        store: FileStore, file: StoredFile, start: int = 0, end: int | None = None
+    ) -> AsyncIterator[bytes]:
+        yield await anext(read(store, file, start, end))
+        raise Unavailable("The store has gone.")
+
+    monkeypatch.setattr(ReplicatedStore, "read", breaks)
+    answer = await broker.http.get(f"{broker.url}/api/jobs/{held.job_id}/{name}")
+    assert answer.status == 200
+    with pytest.raises(aiohttp.ClientError):
+        await asyncio.wait_for(answer.read(), PATIENCE_S)
+
+
+async def test_who_leaves_in_the_middle_of_a_download_is_no_fault(
+    broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with held_job(broker) as (_, held):
+        await put(broker, held, data=io.BytesIO(bytes(20_000_000)), name="x.bin")
+    async with broker.http.get(f"{broker.url}/api/jobs/{held.job_id}/outputs/1-0.bin") as answer:
+        await answer.content.readexactly(1000)
+        answer.close()
+    await wait_until(lambda: not broker.handles(), what="the broker notices")
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 async def test_a_record_has_signed_urls_that_need_no_credential(broker: Broker) -> None:

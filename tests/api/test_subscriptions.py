@@ -6,12 +6,15 @@ import asyncio
 import contextlib
 import json
 import struct
+from collections.abc import AsyncGenerator
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 from broker.api.services import SERVICES
+from broker.api.streams import Item, Streams
+from broker.errors import NotFound
 from tests.api.conftest import Broker, Client, Start, submit
 from tests.support.simulated import SimulatedWorker
 from tests.support.waiting import PATIENCE_S, wait_until
@@ -180,6 +183,20 @@ async def test_no_preview_is_204(broker: Broker) -> None:
             assert response.status == 204
         status, answer = await broker.json("GET", "/api/jobs/nope/preview")
         assert (status, answer["code"]) == (404, "not_found")
+
+
+async def test_a_stream_whose_job_goes_ends(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is wrong is not told in the middle of it: a client that comes again is answered."""
+
+    async def gone(*_: Any, **__: Any) -> AsyncGenerator[Item, None]:
+        raise NotFound("There is no such job.")
+        yield Item()
+
+    async with broker.client() as client:
+        job = await new_job(client)
+    monkeypatch.setattr(Streams, "follow", gone)
+    async with broker.http.get(f"{broker.url}/api/jobs/{job}/events") as response:
+        assert await asyncio.wait_for(response.read(), PATIENCE_S) == b": events of the job\n\n"
 
 
 async def read_sse(response: Any, until: str) -> list[dict[str, Any]]:
