@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 import redis
@@ -12,6 +15,7 @@ from broker.queue.events import EventHub
 from broker.queue.queue import Queue
 from tests.support.desk import LEASE_MS, Desk
 from tests.support.listeners import Split, StartHub
+from tests.support.servers import RedisServer, valkey_binary
 from tests.support.simulated import SimulatedWorker
 
 
@@ -51,3 +55,13 @@ async def worker(queue: Queue) -> SimulatedWorker:
     worker = SimulatedWorker(queue)
     await worker.register()
     return worker
+
+
+@pytest.fixture
+def own_server() -> Iterator[RedisServer]:
+    """A server that the test may kill."""
+    folder = Path(tempfile.mkdtemp(prefix="emq-own-"))
+    server = RedisServer("own", valkey_binary(), folder).start()
+    yield server
+    server.kill()
+    shutil.rmtree(folder, ignore_errors=True)

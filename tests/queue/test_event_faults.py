@@ -5,11 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-import shutil
-import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 
 import pytest
 import redis
@@ -21,19 +18,9 @@ from broker.queue.queue import Queue
 from tests.support.desk import an_event
 from tests.support.listeners import StartHub, claim, names, submit
 from tests.support.proxy import proxy
-from tests.support.servers import RedisServer, valkey_binary
+from tests.support.servers import RedisServer
 from tests.support.simulated import SimulatedWorker
 from tests.support.waiting import until_it_answers
-
-
-@pytest.fixture
-def own_server() -> Iterator[RedisServer]:
-    """A server that the test may kill."""
-    folder = Path(tempfile.mkdtemp(prefix="emq-own-"))
-    server = RedisServer("own", valkey_binary(), folder).start()
-    yield server
-    server.kill()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_order(items: list[Event]) -> None:

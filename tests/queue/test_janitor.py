@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -20,18 +20,9 @@ from broker.queue.queue import Queue
 from broker.queue.startup import pool_config
 from broker.settings import Settings
 from tests.support.jobs import new_job
-from tests.support.servers import RedisServer, valkey_binary
+from tests.support.servers import RedisServer
 from tests.support.simulated import SimulatedWorker
 from tests.support.waiting import wait_until
-
-
-@pytest.fixture
-def own_server() -> Iterator[RedisServer]:
-    folder = Path(tempfile.mkdtemp(prefix="emq-own-"))
-    server = RedisServer("own", valkey_binary(), folder).start()
-    yield server
-    server.kill()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @asynccontextmanager
