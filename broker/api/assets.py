@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,19 +99,24 @@ class AssetRoutes:
 
 async def _file_parts(request: web.Request, pace: Pace) -> AsyncIterator[BodyPartReader]:
     """The parts of a form that have a file name."""
-    try:
+    with _well_formed():
         reader = await request.multipart()
         while (part := await pace.next(reader.next())) is not None:
             if isinstance(part, BodyPartReader) and part.filename is not None:
                 yield part
-    except (ValueError, web.RequestPayloadError, ConnectionError) as error:
-        raise BadMessage("The multipart form ended early or is malformed.") from error
 
 
 async def _chunks(part: BodyPartReader, pace: Pace) -> AsyncIterator[bytes]:
-    try:
+    with _well_formed():
         while chunk := await pace.next(part.read_chunk(CHUNK)):
             yield bytes(chunk)
+
+
+@contextmanager
+def _well_formed() -> Iterator[None]:
+    """Around reading a form; raises ``BadMessage`` for what is none."""
+    try:
+        yield
     except (ValueError, web.RequestPayloadError, ConnectionError) as error:
         raise BadMessage("The multipart form ended early or is malformed.") from error
 

@@ -113,13 +113,19 @@ async def cut_now_and_then(cut: Callable[[], None], rng: random.Random) -> None:
         cut()
 
 
+@asynccontextmanager
+async def deaf(start_hub: StartHub, redis_server: RedisServer) -> AsyncIterator[EventHub]:
+    """A hub whose way to the server loses every event."""
+    async with proxy(redis_server.port) as between:
+        between.replies = lambda reply: b"" if b"smessage" in reply and b":ev:" in reply else reply
+        yield await start_hub(between.url)
+
+
 async def test_loss_of_the_last_message_is_noticed(
     start_hub: StartHub, redis_server: RedisServer, queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("broker.queue.events.KEEP_S", 0.2)
-    async with proxy(redis_server.port) as between:
-        between.replies = lambda reply: b"" if b"smessage" in reply and b":ev:" in reply else reply
-        hub = await start_hub(between.url)
+    async with deaf(start_hub, redis_server) as hub:
         job = await submit(queue)
         async with hub.subscribe(job) as listener:
             assert names([await anext(listener)]) == ["pending"]
@@ -132,9 +138,7 @@ async def test_a_loss_is_noticed_though_another_listener_has_read_the_log(
     start_hub: StartHub, redis_server: RedisServer, queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("broker.queue.events.KEEP_S", 1.0)
-    async with proxy(redis_server.port) as between:
-        between.replies = lambda reply: b"" if b"smessage" in reply and b":ev:" in reply else reply
-        hub = await start_hub(between.url)
+    async with deaf(start_hub, redis_server) as hub:
         job = await submit(queue)
         async with hub.subscribe(job) as listener:
             assert names([await anext(listener)]) == ["pending"]
